@@ -1,0 +1,15 @@
+"""Types shared by the package; image arrays are `[..., H, W, C]` unless said otherwise."""
+
+from typing import Any, NamedTuple
+
+PyTree = Any
+"""Any nest of dicts, tuples and lists whose leaves are arrays."""
+
+
+class Batch(NamedTuple):
+    """Images and their masks, as they stand in the records (numpy on the host, jax on a device)."""
+
+    image: Any
+    """uint8 `[B, H, W, 3]`."""
+    mask: Any
+    """uint8 `[B, H, W, 1]`, 0 or 1."""
