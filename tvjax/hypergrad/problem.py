@@ -1,0 +1,139 @@
+"""The bilevel problem, and the one signature that all hypergradient estimators share.
+
+    minimise over hyper   L_out(theta*(hyper))      where  theta*(hyper) = argmin L_in(theta, hyper)
+
+An estimator is a value. All are called alike and return the same record:
+
+    estimate = estimator(problem, state, hyper, inner_batches, outer_batch, carry)
+
+It takes `estimator.steps` steps of the inner optimiser, one per inner batch, and returns the state
+they lead to together with dL_out/dhyper there. Nothing here knows images or nets: parameters and
+hyperparameters are any pytrees, the optimiser is any optax optimiser.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax import lax
+
+from tvjax.types import PyTree
+
+
+class InnerState(NamedTuple):
+    """What one inner step reads and writes."""
+
+    params: PyTree
+    opt_state: PyTree
+    model_state: PyTree = ()
+    """What the loss itself updates, such as the running statistics of BatchNorm."""
+
+
+class Bilevel(NamedTuple):
+    """A bilevel problem.
+
+    `inner_loss(params, hyper, batch) -> loss` and `outer_loss(params, batch) -> loss`, both
+    scalars. With `stateful=True` they also take and return what else a training step needs:
+    `inner_loss(params, hyper, batch, model_state) -> (loss, (model_state, aux))` and
+    `outer_loss(params, batch, model_state) -> (loss, aux)`, where `aux` is any pytree of metrics.
+
+    With `axis_name` both losses are those of one device's share of the batch, and everything is
+    averaged over the axis where it must be: gradients before the optimiser's nonlinearity, and
+    the hypergradient after the inner product with a step that is already global.
+    """
+
+    inner_loss: Callable[..., Any]
+    outer_loss: Callable[..., Any]
+    optimizer: optax.GradientTransformation
+    stateful: bool = False
+    axis_name: str | None = None
+
+    def init(self, params: PyTree, model_state: PyTree = ()) -> InnerState:
+        """The state before the first step."""
+        return InnerState(params, self.optimizer.init(params), model_state)
+
+    def inner(self, params: PyTree, hyper: PyTree, batch: PyTree, model_state: PyTree):
+        """`inner_loss` in the stateful form, whichever form it was given in."""
+        if self.stateful:
+            return self.inner_loss(params, hyper, batch, model_state)
+        return self.inner_loss(params, hyper, batch), (model_state, None)
+
+    def outer(self, params: PyTree, batch: PyTree, model_state: PyTree):
+        """`outer_loss` in the stateful form, whichever form it was given in."""
+        if self.stateful:
+            return self.outer_loss(params, batch, model_state)
+        return self.outer_loss(params, batch), None
+
+    def mean(self, tree: PyTree) -> PyTree:
+        """The mean over the devices of the axis; `tree` itself without one."""
+        return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)
+
+    def inner_gradient(self, state: InnerState, hyper: PyTree, batch: PyTree):
+        """`(grad_theta L_in, (model_state, aux))`, averaged over devices."""
+        return self.mean(
+            jax.grad(self.inner, has_aux=True)(state.params, hyper, batch, state.model_state)
+        )
+
+    def inner_step(self, state: InnerState, hyper: PyTree, batch: PyTree):
+        """One step of the optimiser: `(state, aux)`. Differentiable in `state` and `hyper`."""
+        gradient, (model_state, aux) = self.inner_gradient(state, hyper, batch)
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
+        return InnerState(optax.apply_updates(state.params, updates), opt_state, model_state), aux
+
+    def outer_gradient(self, state: InnerState, batch: PyTree):
+        """`((L_out, aux), grad_theta L_out)`, averaged over devices."""
+        return self.mean(
+            jax.value_and_grad(self.outer, has_aux=True)(state.params, batch, state.model_state)
+        )
+
+
+class Estimate(NamedTuple):
+    """What every estimator returns."""
+
+    gradient: PyTree
+    """dL_out/dhyper at the new state; the structure of `hyper`."""
+    outer_loss: jax.Array
+    """L_out at the new state."""
+    state: InnerState
+    """The state after the inner steps."""
+    aux: PyTree
+    """`(inner aux of the last step, outer aux)`; None where the losses give none."""
+    carry: PyTree = ()
+    """What the estimator itself remembers until its next call."""
+
+
+class Estimator(NamedTuple):
+    """A way of estimating dL_out/dhyper, as a value.
+
+    `estimate(problem, state, hyper, inner_batches, outer_batch, carry) -> Estimate` is pure and
+    runs under `jit`, `pmap` and `vmap`.
+    """
+
+    estimate: Callable[..., Estimate]
+    steps: int = 1
+    """How many inner batches one call takes, and so how many inner steps it makes."""
+    init: Callable[[Bilevel, InnerState, PyTree], PyTree] = lambda problem, state, hyper: ()
+    """The first `carry`."""
+
+    def __call__(
+        self,
+        problem: Bilevel,
+        state: InnerState,
+        hyper: PyTree,
+        inner_batches: Sequence[PyTree],
+        outer_batch: PyTree,
+        carry: PyTree = None,
+    ) -> Estimate:
+        """Calls `estimate`, with the first carry where none is given.
+
+        Raises:
+          ValueError: if the number of inner batches is not `steps`.
+        """
+        if len(inner_batches) != self.steps:
+            raise ValueError(
+                f"this estimator takes {self.steps} inner batches a call, got {len(inner_batches)}"
+            )
+        if carry is None:
+            carry = self.init(problem, state, hyper)
+        return self.estimate(problem, state, hyper, inner_batches, outer_batch, carry)
