@@ -1,0 +1,215 @@
+"""The training steps: pure functions `(state, batches) -> (state, metrics)`.
+
+Plain and bilevel training differ in these functions and in what a batch holds, nowhere else. Each
+is written once for one device's share of the batch; with an axis name, means over devices stand
+where they must (see `tvjax.hypergrad.problem`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from tvjax import metrics
+from tvjax.hypergrad import Bilevel, Estimator
+from tvjax.models.heads import Head
+from tvjax.training.state import TrainState
+from tvjax.tv.variation import total_variation
+from tvjax.types import Batch, PyTree
+
+
+class Regularizer(NamedTuple):
+    """Where total variation enters, and how its weight lambda is read from `state.hyper`."""
+
+    place: str
+    """`"loss"` (LU-Net, eq. 9), `"head"` (RU-Net, eq. 7) or `"none"` (U-Net)."""
+    kind: str
+    """As in `total_variation`."""
+    reduction: str
+    """Of TV in the loss: `"sum"` over pixels and batch, `"image"` (mean of images), `"pixel"`."""
+    parametrization: str
+    """`"log"`: hyper is alpha = log lambda (the paper's note 7); `"linear"`: lambda itself, kept
+    at 0 or above by projection after each update."""
+
+    def weight(self, hyper: jax.Array) -> jax.Array:
+        """Lambda."""
+        return jnp.exp(hyper) if self.parametrization == "log" else hyper
+
+    def project(self, hyper: jax.Array) -> jax.Array:
+        """The nearest admissible value after an update."""
+        return hyper if self.parametrization == "log" else jnp.maximum(hyper, 0)
+
+    def pixel_weight(self, lam: float, batch: tuple[int, ...]) -> float:
+        """The weight of one pixel's TV against one pixel's cross-entropy (both as means).
+
+        `"sum"` makes it grow with the batch: lambda * B * H * W for `batch = (B, H, W)`.
+        """
+        b, h, w = batch[:3]
+        return lam * {"sum": b * h * w, "image": h * w, "pixel": 1}[self.reduction]
+
+
+def make_problem(
+    net: nn.Module,
+    head: Head,
+    optimizer: optax.GradientTransformation,
+    regularizer: Regularizer,
+    *,
+    statistics: str = "batch",
+    axis_name: str | None = None,
+) -> Bilevel:
+    """Segmentation as a bilevel problem (eqs 15 to 17).
+
+        inner: cross-entropy + lambda TV of the training batch     outer: cross-entropy of the
+        validation batch
+
+    Args:
+      net: `net.apply(variables, images, train=...)` -> logits; may hold `batch_stats`.
+      head: from logits to probabilities and loss.
+      optimizer: of the inner problem.
+      regularizer: where TV enters.
+      statistics: BatchNorm's in the outer loss: `"batch"` or `"running"`. The two give different
+        hypergradients. In one step the running ones come from theta(t) and carry no derivative.
+      axis_name: the axis over which the batch is spread, if any.
+    """
+
+    def apply(params, model_state, batch, train):
+        variables = {"params": params, "batch_stats": model_state["batch_stats"]}
+        # BatchNorm also writes its running statistics when only its batch's are wanted.
+        logits, new = net.apply(
+            variables, to_float(batch.image), train=train, mutable=["batch_stats"]
+        )
+        return logits, new.get("batch_stats", {})
+
+    def scores(logits, lam, mask):
+        probabilities = lax.stop_gradient(head.probabilities(logits, lam))
+        return {"iou": jnp.mean(metrics.iou(probabilities, mask))}
+
+    def inner_loss(params, hyper, batch: Batch, model_state):
+        lam = regularizer.weight(hyper)
+        logits, batch_stats = apply(params, model_state, batch, True)
+        bce = jnp.mean(head.cross_entropy(logits, lam, batch.mask))
+        tv = _reduce(
+            total_variation(head.probabilities(logits, lam), kind=regularizer.kind),
+            regularizer.reduction,
+            batch.image.shape[1] * batch.image.shape[2],
+            axis_name,
+        )
+        loss = bce + lam * tv if regularizer.place == "loss" else bce
+        aux = {"loss": loss, "bce": bce, "tv": tv} | scores(logits, lam, batch.mask)
+        return loss, (model_state_of(batch_stats, lam), aux)
+
+    def outer_loss(params, batch: Batch, model_state):
+        logits, _ = apply(params, model_state, batch, statistics == "batch")
+        lam = model_state["lam"]
+        loss = jnp.mean(head.cross_entropy(logits, lam, batch.mask))
+        return loss, scores(logits, lam, batch.mask)
+
+    return Bilevel(inner_loss, outer_loss, optimizer, stateful=True, axis_name=axis_name)
+
+
+def model_state_of(batch_stats: PyTree, lam: jax.Array) -> PyTree:
+    """What the losses carry besides parameters.
+
+    Lambda rides along because the outer loss takes no hyperparameter, while a TV-softmax head
+    needs it there: so it arrives with its derivative, the direct term of eq. 18.
+    """
+    return {"batch_stats": batch_stats, "lam": lam}
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """uint8 in 0..255 -> float32 in [0, 1]; floats as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def _reduce(tv: jax.Array, reduction: str, pixels: int, axis_name: str | None) -> jax.Array:
+    """TV per image `[B]` -> a local value whose mean over devices is the global one."""
+    if reduction == "sum":
+        devices = 1 if axis_name is None else lax.axis_size(axis_name)
+        return devices * jnp.sum(tv)
+    return jnp.mean(tv) / (pixels if reduction == "pixel" else 1)
+
+
+def plain_step(problem: Bilevel, regularizer: Regularizer) -> Callable:
+    """`(state, [inner batch]) -> (state, metrics)`: one step at the present lambda."""
+
+    def step(state: TrainState, inner_batches):
+        inner, aux = problem.inner_step(state.inner, state.hyper, inner_batches[0])
+        state = state._replace(step=state.step + 1, inner=inner)
+        return state, aux | {"lambda": regularizer.weight(state.hyper)}
+
+    return step
+
+
+def bilevel_step(
+    problem: Bilevel,
+    regularizer: Regularizer,
+    estimator: Estimator,
+    hyper_optimizer: optax.GradientTransformation,
+) -> Callable:
+    """`(state, inner batches, outer batch) -> (state, metrics)`: Algorithm 1.
+
+    First the parameters, then lambda by the hypergradient at the new ones.
+    """
+
+    def step(state: TrainState, inner_batches, outer_batch):
+        estimate = estimator(
+            problem, state.inner, state.hyper, inner_batches, outer_batch, state.carry
+        )
+        updates, hyper_opt_state = hyper_optimizer.update(
+            estimate.gradient, state.hyper_opt_state, state.hyper
+        )
+        hyper = regularizer.project(optax.apply_updates(state.hyper, updates))
+        inner_aux, outer_aux = estimate.aux
+        aux = inner_aux | {
+            "lambda": regularizer.weight(state.hyper),
+            "hypergradient": estimate.gradient,
+            "outer_loss": estimate.outer_loss,
+            "outer_iou": outer_aux["iou"],
+        }
+        state = TrainState(
+            state.step + estimator.steps, estimate.state, hyper, hyper_opt_state, estimate.carry
+        )
+        return state, aux
+
+    return step
+
+
+def evaluation_step(
+    net: nn.Module, head: Head, regularizer: Regularizer, *, axis_name: str | None = None
+) -> Callable[[TrainState, Batch, jax.Array], PyTree]:
+    """`(state, batch, weight [B]) -> sums` over the batch's images, to be added up.
+
+    Weight 0 marks padding. Uses the running statistics.
+    """
+    predict = prediction_step(net, head, regularizer)
+
+    def step(state: TrainState, batch: Batch, weight: jax.Array):
+        logits, probabilities = predict(state, batch.image)
+        lam = regularizer.weight(state.hyper)
+        counts = metrics.counts(probabilities, batch.mask)
+        per_image = {
+            "images": jnp.ones_like(weight),
+            "bce": head.cross_entropy(logits, lam, batch.mask),
+            "iou": counts.iou,
+            **counts._asdict(),
+        }
+        sums = jax.tree.map(lambda x: jnp.sum(weight * x), per_image)
+        return sums if axis_name is None else lax.psum(sums, axis_name)
+
+    return step
+
+
+def prediction_step(net: nn.Module, head: Head, regularizer: Regularizer) -> Callable:
+    """`(state, images [B, H, W, 3]) -> (logits, probabilities [B, H, W, 1])`."""
+
+    def step(state: TrainState, images: jax.Array):
+        batch_stats = state.inner.model_state["batch_stats"]
+        variables = {"params": state.inner.params, "batch_stats": batch_stats}
+        logits = net.apply(variables, to_float(images), train=False)
+        return logits, head.probabilities(logits, regularizer.weight(state.hyper))
+
+    return step
