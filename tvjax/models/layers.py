@@ -32,7 +32,9 @@ class Upsample(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         # Flax's convolution is a correlation: the tap of output (i, j) is kernel[1-i, 1-j].
-        kernel = kernel[::-1, ::-1].astype(x.dtype).transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
+        kernel = (
+            kernel[::-1, ::-1].astype(x.dtype).transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
+        )
         y = (x.reshape(-1, c) @ kernel).reshape(b, h, w, 2, 2, self.features)
         y = y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
         return y + bias.astype(x.dtype).reshape(1, 1, 1, -1)

@@ -1,6 +1,6 @@
 """What a training run carries from step to step, and the optimisers that move it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,24 +46,37 @@ def create(
     )
 
 
-OPTIMIZERS: dict[str, Any] = {
-    "adam": hypergrad.adam,
-    "adamw": hypergrad.adamw,
-    "sgd": optax.sgd,
-}
-
-
-def make_optimizer(*, name: str, learning_rate: float, **options: Any):
-    """The optimiser of this name, e.g. `name="sgd", learning_rate=0.1, momentum=0.9`.
+def make_optimizer(
+    *,
+    name: str,
+    learning_rate: float,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+) -> optax.GradientTransformation:
+    """The optimiser of this name.
 
     `adam` and `adamw` are those of `tvjax.hypergrad`: optax's, with a derivative that is finite.
 
+    Args:
+      name: `"adam"`, `"adamw"` or `"sgd"`.
+      learning_rate: step size.
+      b1: of adam and adamw.
+      b2: of adam and adamw.
+      eps: of adam and adamw.
+      weight_decay: of adamw.
+      momentum: of sgd.
+
     Raises:
-      UserError: for an unknown name, or an option that the optimiser does not have.
+      UserError: for an unknown name.
     """
-    if name not in OPTIMIZERS:
-        raise UserError(f"optimizer.name={name!r} is unknown; choose one of {sorted(OPTIMIZERS)}")
-    try:
-        return OPTIMIZERS[name](learning_rate, **options)
-    except TypeError as error:
-        raise UserError(f"optimizer {name!r}: {error}") from error
+    moments = {"b1": b1, "b2": b2, "eps": eps}
+    if name == "adam":
+        return hypergrad.adam(learning_rate, **moments)
+    if name == "adamw":
+        return hypergrad.adamw(learning_rate, weight_decay=weight_decay, **moments)
+    if name == "sgd":
+        return optax.sgd(learning_rate, momentum=momentum or None)
+    raise UserError(f"optimizer.name={name!r} is unknown; choose one of adam, adamw, sgd")

@@ -1,0 +1,128 @@
+"""Every field of a run, with its unit and the meaning of its values.
+
+A config is its difference from this one. The values here are those of the small embedded set; what
+`paper()` changes makes them the paper's (section 5), for COCO data in `config.data.directory`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """A plain U-Net on the embedded set."""
+    config = ConfigDict()
+
+    config.name = "unet"  # of the run; also of its folder under runs/
+    config.seed = 0  # of the initial parameters and of the order of the batches
+
+    config.data = ConfigDict(
+        dict(
+            # Prepared records (tvjax.data.prepare), or a folder with annotation.json and images/,
+            # prepared at first use. None: the embedded set, drawn at first use.
+            directory=placeholder(str),
+            cache="~/.cache/tvjax",  # where sets that are made at first use are kept
+            size=64,  # pixels, height and width of the tiles, if they are prepared at first use
+            limit=placeholder(int),  # how many tiles of a folder to draw; None: all
+            seed=0,  # of the draw, of the splits, and of the embedded scenes
+            resident=True,  # keep the tiles on the device; False: stream them from the records
+        )
+    )
+    config.model = ConfigDict(
+        dict(
+            name="unet",
+            head="sigmoid",
+            width=16,  # filters of the first block; they double with each one
+            depth=2,  # number of times that the size is halved
+            momentum=0.9,  # decay of BatchNorm's running statistics
+            dtype="float32",  # of the net's computation: float32 or bfloat16
+        )
+    )
+    config.regularizer = ConfigDict(
+        dict(
+            place="none",  # of total variation: none (U-Net), loss (LU-Net), head (RU-Net)
+            weight=1e-6,  # lambda, or the value from which it is learned
+            kind="anisotropic",  # anisotropic (eq. 2), isotropic or huber
+            # TV in the loss is summed over pixels and batch (sum), over pixels with a mean over
+            # images (image), or is a mean over pixels (pixel); only the first makes lambda = 1e-6
+            # matter. Summed, its weight grows with the batch.
+            reduction="sum",
+            parametrization="log",  # learn log lambda (log), or lambda clipped at 0 (linear)
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            name="adam",  # adam, adamw or sgd
+            learning_rate=1e-3,
+            b1=0.9,  # of adam and adamw, as are b2 and eps
+            b2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,  # of adamw
+            momentum=0.0,  # of sgd
+        )
+    )
+    config.hypergrad = ConfigDict(
+        dict(
+            # none: lambda is fixed. exact: through the optimiser's step. sgd_formula: eq. 26 at
+            # theta(t). paper: Algorithm 1 as printed, at theta(t+1).
+            method="none",
+            learning_rate=0.02,  # of Adam on log lambda
+            warmup=50,  # steps before lambda's first update; Adam's first steps tell nothing of it
+            every=1,  # steps from one update of lambda to the next
+            batch_size=16,  # validation images in an update
+            statistics="batch",  # of BatchNorm in the validation loss: batch or running
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            steps=600,
+            batch_size=16,  # images in a step, over all devices
+            log_every=10,  # steps; what is logged is their mean
+        )
+    )
+    config.evaluation = ConfigDict(
+        dict(
+            every=100,  # steps from one evaluation on the validation split to the next
+            batch_size=16,
+            panels=4,  # validation tiles shown in predictions.png
+        )
+    )
+    config.checkpoint = ConfigDict(
+        dict(
+            every=100,  # steps
+            keep=3,  # checkpoints, the newest
+        )
+    )
+    config.parallel = ConfigDict(
+        dict(
+            map="pmap",  # over several devices: pmap, or jit over NamedSharding
+        )
+    )
+    return config.lock()  # a field that a config or a flag mistypes is refused
+
+
+def paper(config: ConfigDict) -> ConfigDict:
+    """The paper's sizes: 100 pixels, width 64, batch 16, Adam 5e-5, 30 epochs of 4,000 tiles."""
+    config.name += "_paper"
+    config.data.size = 100
+    config.data.limit = 5000
+    config.data.directory = ""  # to be given: --config.data.directory=DIR
+    config.model.width = 64
+    config.optimizer.learning_rate = 5e-5
+    config.train.steps = 7500
+    config.train.log_every = 25
+    config.evaluation.every = 250
+    config.checkpoint.every = 250
+    config.hypergrad.warmup = 250
+    return config
+
+
+def with_preset(config: ConfigDict, preset: str | None) -> ConfigDict:
+    """The config itself, or with the preset named after the colon of `--config=FILE:PRESET`.
+
+    Raises:
+      ValueError: for a preset that does not exist.
+    """
+    presets = {None: lambda config: config, "": lambda config: config, "paper": paper}
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r} of config {config.name!r}; there is: paper")
+    return presets[preset](config)

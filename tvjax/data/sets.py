@@ -1,0 +1,59 @@
+"""From the config's data section to prepared records, made at first use where they must be."""
+
+import hashlib
+from pathlib import Path
+
+from tvjax.data import builder, manifest, synthetic
+from tvjax.data.records import Split, open_split
+from tvjax.errors import UserError
+
+EMBEDDED_TILES = 600
+EMBEDDED_VERSION = 1
+"""Of the embedded scenes; raise it when `synthetic` draws them otherwise."""
+
+
+def open_sets(
+    *, directory: str | None, cache: str, size: int, limit: int | None, seed: int
+) -> dict[str, Split]:
+    """Opens the splits `train`, `val` and `test`.
+
+    Args:
+      directory: prepared records, or a folder with `annotation.json` and `images/`, or None for
+        the embedded set.
+      cache: the folder that keeps what is prepared here.
+      size: pixels, height and width of tiles that are prepared here.
+      limit: how many tiles of a folder to draw; None takes all.
+      seed: of the draw, the splits and the embedded scenes.
+
+    Raises:
+      UserError: there is nothing usable in `directory`, or the cache cannot be written.
+    """
+    if directory == "":
+        raise UserError(
+            "data.directory is not set: give prepared tiles or a folder with annotation.json and "
+            "images/ by --config.data.directory=DIR"
+        )
+    prepared = Path(directory).expanduser() if directory else None
+    if prepared is None or not (prepared / manifest.FILE).exists():
+        prepared = _prepare(prepared, Path(cache).expanduser(), size, limit, seed)
+    return {name: open_split(prepared, name) for name in ("train", "val", "test")}
+
+
+def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, seed: int) -> Path:
+    if source is None:
+        name = f"embedded-{EMBEDDED_VERSION}-{EMBEDDED_TILES}-seed{seed}"
+        source, limit = cache / name, None
+        synthetic.write(source, tiles=EMBEDDED_TILES, seed=seed)
+    elif not (source / "annotation.json").exists():
+        raise UserError(
+            f"data.directory={source} holds neither prepared tiles ({manifest.FILE}) nor "
+            f"annotation.json and images/; see python -m tvjax.data.prepare --help"
+        )
+    else:
+        path = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+        name = f"{source.resolve().name}-{path}-limit{limit}-seed{seed}"
+    out = cache / f"{name}-{size}px"
+    builder.build(
+        source / "annotation.json", source / "images", out, size=size, limit=limit, seed=seed
+    )
+    return out

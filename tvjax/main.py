@@ -1,0 +1,42 @@
+"""Trains and evaluates: `python -m tvjax.main --config=configs/lunet_bilevel.py`.
+
+The same command again resumes where the last one stopped. In the workdir: `config.json`,
+`metrics.jsonl`, `checkpoints/`, `tensorboard/`, `summary.json`, `curves.png`, `lambda.png` and
+`predictions.png`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+
+from tvjax import program
+from tvjax.errors import UserError
+from tvjax.training import loop, rundir
+
+_CONFIG = program.define_config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
+
+INTERRUPTED = 75
+"""Exit status after Ctrl-C or SIGTERM: saved, run the same command again (EX_TEMPFAIL)."""
+
+
+def main(argv: list[str]) -> None:
+    """Trains, evaluates, writes and prints the summary."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
+    logging.set_verbosity(logging.WARNING)
+    config = _CONFIG.value.copy_and_resolve_references()
+    workdir = Path(_WORKDIR.value or Path("runs") / config.name)
+    try:
+        summary = loop.run(config, workdir)
+    except loop.Interrupted as interrupted:
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    print(rundir.format_summary(summary, workdir))
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    program.run(main)

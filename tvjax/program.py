@@ -1,0 +1,69 @@
+"""What the command-line programs share: flags, one-line errors, and the compilation cache."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from tvjax.errors import UserError, exit_with_one_line
+
+
+def define_config_flag() -> flags.FlagHolder[ConfigDict]:
+    """`--config=FILE.py[:PRESET]`, and `--config.section.field=value` for its fields."""
+    return config_flags.DEFINE_config_file("config", None, "The config, e.g. configs/unet.py.")
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """Runs a program's `main`: a mistake in flags, config or data is one line and status 2."""
+    app.run(exit_with_one_line(main), flags_parser=exit_with_one_line(_parse))
+
+
+def cache_compilations(directory: str | Path) -> None:
+    """Keeps compiled programs in a folder, so that a second run starts at once."""
+    jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(_explain(error, argv)) from error
+    if "config" in flags.FLAGS and flags.FLAGS.config is None:
+        raise UserError("--config is missing: give one of configs/, e.g. configs/lunet_bilevel.py")
+    return rest
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """One line for whatever absl and ml_collections raise about a flag."""
+    for name, _, value in (a.lstrip("-").partition("=") for a in argv[1:]):
+        file = Path(value.partition(":")[0])
+        if name == "config" and not file.is_file():
+            near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.py")])
+            return f"--config: {file} does not exist" + (
+                f"; did you mean {file.parent / near[0]}?" if near else ""
+            )
+        if name.startswith("config.") and name not in _fields():
+            near = difflib.get_close_matches(name, _fields(), n=1, cutoff=0.0)
+            hint = f"; did you mean --{near[0]}?" if near else ""
+            return f"--{name}: the config has no such field{hint}"
+    # An error inside a config file comes with its whole traceback: the last line says it.
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{first} {rest[-1]}" if rest else first
+
+
+def _fields() -> list[str]:
+    config = flags.FLAGS["config"].value
+    return [] if config is None else ["config." + path for path in field_paths(config)]
+
+
+def field_paths(config: ConfigDict, prefix: str = "") -> list[str]:
+    """`["seed", "train.steps", ...]`."""
+    paths = []
+    for key, value in config.items():
+        inner = isinstance(value, ConfigDict)
+        paths += field_paths(value, f"{prefix}{key}.") if inner else [prefix + key]
+    return paths

@@ -1,0 +1,43 @@
+"""Where a result comes from: commit, versions, hardware and seed."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def describe(seed: int) -> dict[str, Any]:
+    """A JSON dict to be stored with every result."""
+    device = jax.devices()[0]
+    return {
+        "seed": seed,
+        "tvjax": importlib.metadata.version("tvjax"),
+        "commit": _commit(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "hardware": f"{jax.device_count()} x {_kind(device)}, {os.cpu_count()} CPU cores",
+    }
+
+
+def _kind(device: jax.Device) -> str:
+    return platform.machine() + " CPU" if device.platform == "cpu" else device.device_kind
+
+
+def _commit() -> str | None:
+    """Of the checkout that this file lies in, with `+` where it has changes; None outside one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,92 @@
+"""The pictures of a run: learning curves, lambda over time, and predictions beside the truth."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # a training job has no screen
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+COLORS = {"train": "#4c78a8", "val": "#f58518", "lambda": "#54a24b", "truth": "#00d0ff"}
+
+
+def learning_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss and IoU over steps, from the lines of `metrics.jsonl`."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for axis, name, label in zip(axes, ("bce", "iou"), ("cross-entropy", "IoU"), strict=True):
+        for kind in ("train", "val"):
+            steps, values = _series(metrics, kind, name)
+            style = {"marker": "o", "markersize": 3} if kind == "val" else {"alpha": 0.8}
+            axis.plot(steps, values, color=COLORS[kind], label=kind, **style)
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    save(figure, path)
+
+
+def lambda_over_time(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Lambda, and the hypergradient that moved it, over steps."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    axes[0].plot(*_series(metrics, "train", "lambda"), color=COLORS["lambda"])
+    axes[0].set(xlabel="step", ylabel="lambda")
+    steps, gradients = _series(metrics, "train", "hypergradient")
+    axes[1].plot(steps, gradients, color=COLORS["lambda"], alpha=0.8)
+    axes[1].axhline(0, color="0.5", linewidth=0.8)
+    axes[1].set(xlabel="step", ylabel="hypergradient")
+    lambdas = [v for v in axes[0].lines[0].get_ydata() if v]
+    if lambdas and min(lambdas) > 0:
+        axes[0].set_yscale("log")
+    for axis in axes:
+        axis.grid(alpha=0.3, which="both")
+    save(figure, path)
+
+
+def predictions(images: np.ndarray, masks: np.ndarray, probabilities: np.ndarray) -> Figure:
+    """One row a tile: image, truth, probability, and both contours on the image.
+
+    Args:
+      images: uint8 `[N, H, W, 3]`.
+      masks: `[N, H, W, 1]`, 0 or 1.
+      probabilities: `[N, H, W, 1]` in [0, 1].
+    """
+    titles = ("image", "truth", "probability", "contour (truth dashed)")
+    figure, axes = plt.subplots(
+        len(images), 4, figsize=(8, 2.05 * len(images) + 0.2), squeeze=False, layout="constrained"
+    )
+    for row, image, mask, probability in zip(axes, images, masks, probabilities, strict=True):
+        row[0].imshow(image)
+        row[1].imshow(mask[..., 0], cmap="gray", vmin=0, vmax=1)
+        row[2].imshow(probability[..., 0], cmap="magma", vmin=0, vmax=1)
+        row[3].imshow(image)
+        for field, style, color in ((mask, "--", COLORS["truth"]), (probability, "-", "#ff2d55")):
+            if field.min() <= 0.5 < field.max():  # else there is no contour to draw
+                row[3].contour(field[..., 0], [0.5], colors=color, linestyles=style, linewidths=1.2)
+        for axis in row:
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes and closes a figure; an earlier one stays whole until the new one is."""
+    temporary = path.with_name("." + path.name)
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)
+    plt.close(figure)
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as uint8 `[H, W, 3]`."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # pyright: ignore
+
+
+def _series(metrics: Sequence[dict[str, Any]], kind: str, name: str):
+    lines = [m for m in metrics if m["kind"] == kind and m.get(name) is not None]
+    return [m["step"] for m in lines], [m[name] for m in lines]

@@ -1,0 +1,94 @@
+"""The folder of a run: the config it belongs to, and its summary."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tvjax.errors import UserError
+
+# What may differ when a run is resumed: none of these changes what a step computes.
+_MAY_CHANGE = (
+    "train.steps", "train.log_every", "evaluation.", "checkpoint.", "parallel.", "data.directory",
+    "data.cache", "data.resident",
+)  # fmt: skip
+
+
+def open_run(workdir: Path, config: ConfigDict) -> None:
+    """Makes the folder and stores the config, or checks that it is a run of the same config.
+
+    Raises:
+      UserError: the folder cannot be written, or holds a run of another config.
+    """
+    path = workdir / "config.json"
+    wanted = _flat(config.to_dict())
+    stored = _read(path)
+    if stored is not None:
+        found = _flat(stored)
+        for field in sorted(found.keys() | wanted.keys()):
+            if found.get(field) != wanted.get(field) and not field.startswith(_MAY_CHANGE):
+                raise UserError(
+                    f"{workdir} holds a run with {field}={found.get(field)!r}, this config has "
+                    f"{wanted.get(field)!r}; use another --workdir"
+                )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write(path, config.to_dict())
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
+def read_summary(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """The summary of a finished run of as many steps, or None."""
+    summary = _read(workdir / "summary.json")
+    done = summary is not None and summary["steps"] >= config.train.steps
+    return summary if done else None
+
+
+def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
+    """Writes `summary.json`."""
+    _write(workdir / "summary.json", summary)
+
+
+def format_summary(summary: dict[str, Any], workdir: Path) -> str:
+    """The summary for the reader of a terminal."""
+    base = summary["test_baselines"]
+    lines = [
+        "",
+        "            mean IoU  pooled IoU",
+        *(
+            f"{name:<10}{s['iou']:>10.4f}{s['pooled_iou']:>12.4f}   {int(s['images'])} tiles"
+            for name, s in summary["splits"].items()
+        ),
+        f"{'test, all background':<22}{base['all_background']:.4f}",
+        f"{'test, all foreground':<22}{base['all_foreground']:.4f}",
+        f"lambda {summary['lambda']:.4g}, which weighs TV by {summary['lambda_per_pixel']:.3g} "
+        f"a pixel; {summary['steps']} steps in {summary['seconds']:.0f} s",
+        f"curves, lambda and predictions: {workdir}/*.png",
+    ]
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); move it away") from error
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name("." + path.name)
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train.steps": 600, ...}`."""
+    flat = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat

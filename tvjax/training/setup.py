@@ -1,0 +1,203 @@
+"""From a config to the objects of a run: each section is the arguments of one function."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from tvjax import hypergrad
+from tvjax.errors import UserError
+from tvjax.hypergrad import Bilevel, Estimator
+from tvjax.models import make_model
+from tvjax.training import parallel, state, steps
+from tvjax.training.steps import Regularizer
+from tvjax.types import Batch, PyTree
+
+
+class HyperPlan(NamedTuple):
+    """When and how lambda is learned."""
+
+    estimator: Estimator | None
+    """None: lambda stays as it is."""
+    optimizer: optax.GradientTransformation
+    warmup: int
+    every: int
+    batch_size: int
+    statistics: str
+
+    def is_due(self, step: int) -> bool:
+        """Whether lambda is updated in the step after `step` steps."""
+        return self.updates(step + 1) > self.updates(step)
+
+    def updates(self, step: int) -> int:
+        """How many updates of lambda the first `step` steps hold."""
+        if self.estimator is None:
+            return 0
+        return -(-max(0, step - self.warmup) // self.every)
+
+
+def make_hyper_plan(
+    inner_learning_rate: float,
+    *,
+    method: str,
+    learning_rate: float,
+    warmup: int,
+    every: int,
+    batch_size: int,
+    statistics: str,
+) -> HyperPlan:
+    """The plan of this method.
+
+    Args:
+      inner_learning_rate: eta of the formulas.
+      method: `"none"`, `"exact"`, `"sgd_formula"` or `"paper"`.
+      learning_rate: of Adam on alpha (or on lambda).
+      warmup: steps before the first update. Adam's first steps are degenerate: there its
+        derivative is all but zero.
+      every: steps from one update to the next.
+      batch_size: of the validation batches.
+      statistics: of BatchNorm in the outer loss, `"batch"` or `"running"`.
+
+    Raises:
+      UserError: naming the field that cannot be so.
+    """
+    methods: dict[str, Callable[[], Estimator | None]] = {
+        "none": lambda: None,
+        "exact": hypergrad.exact,
+        "sgd_formula": lambda: hypergrad.sgd_formula(inner_learning_rate),
+        "paper": lambda: hypergrad.paper(inner_learning_rate),
+    }
+    _choose("hypergrad.method", method, methods)
+    _choose("hypergrad.statistics", statistics, ("batch", "running"))
+    for name, value, least in (("warmup", warmup, 0), ("every", every, 1)):
+        if value < least:
+            raise UserError(f"hypergrad.{name}={value} must be at least {least}")
+    return HyperPlan(
+        methods[method](), optax.adam(learning_rate), warmup, every, batch_size, statistics
+    )
+
+
+def make_regularizer(*, weight: float, **fields: str) -> tuple[Regularizer, jax.Array]:
+    """The regulariser and the first value of what is learned.
+
+    Args:
+      weight: lambda at the start.
+      **fields: `place`, `kind`, `reduction` and `parametrization`, as in `Regularizer`.
+
+    Raises:
+      UserError: naming the field that cannot be so.
+    """
+    choices = {
+        "place": ("none", "loss", "head"),
+        "kind": ("anisotropic", "isotropic", "huber"),
+        "reduction": ("sum", "image", "pixel"),
+        "parametrization": ("log", "linear"),
+    }
+    for name, value in fields.items():
+        _choose(f"regularizer.{name}", value, choices[name])
+    regularizer = Regularizer(**fields)
+    log = fields["parametrization"] == "log"
+    if weight < 0 or (log and weight == 0 and fields["place"] != "none"):
+        raise UserError(
+            f"regularizer.weight={weight} must be {'positive' if log else 'at least 0'} with "
+            f"regularizer.parametrization={fields['parametrization']!r}"
+        )
+    if fields["place"] == "none":
+        return regularizer, jnp.asarray(-jnp.inf if log else 0.0, jnp.float32)
+    return regularizer, jnp.asarray(jnp.log(weight) if log else weight, jnp.float32)
+
+
+class Setup(NamedTuple):
+    """Everything that a run calls; all functions are compiled over the layout's devices."""
+
+    layout: parallel.Layout
+    regularizer: Regularizer
+    plan: HyperPlan
+    problem: Bilevel
+    create: Callable[[], state.TrainState]
+    plain: Callable[..., tuple[state.TrainState, PyTree]]
+    """`(state, resident, [train])`."""
+    bilevel: Callable[..., tuple[state.TrainState, PyTree]]
+    """`(state, resident, [train], val)`."""
+    evaluate: Callable[..., PyTree]
+    """`(state, None, batch, weight) -> sums`."""
+    predict: Callable[..., tuple[jax.Array, jax.Array]]
+    """`(state, images) -> (logits, probabilities)`, on one device."""
+
+
+def make_setup(config: ConfigDict, image_shape: tuple[int, int]) -> Setup:
+    """Builds a run's functions from its config.
+
+    Args:
+      config: as in `configs/base.py`.
+      image_shape: height and width of the tiles, for the initial parameters.
+
+    Raises:
+      UserError: naming the field that cannot be so.
+    """
+    layout = parallel.make_layout(**config.parallel)
+    regularizer, hyper = make_regularizer(**config.regularizer)
+    plan = make_hyper_plan(config.optimizer.learning_rate, **config.hypergrad)
+    if plan.estimator is not None and regularizer.place == "none":
+        raise UserError(
+            f"hypergrad.method={config.hypergrad.method!r} has no lambda to learn with "
+            f"regularizer.place='none'; choose 'loss' or 'head'"
+        )
+    net, head = make_model(axis_name=layout.axis_name, **config.model)
+    problem = steps.make_problem(
+        net,
+        head,
+        state.make_optimizer(**config.optimizer),
+        regularizer,
+        statistics=plan.statistics,
+        axis_name=layout.axis_name,
+    )
+
+    def create() -> state.TrainState:
+        variables = net.init(
+            jax.random.key(config.seed), jnp.zeros((1, *image_shape, 3)), train=False
+        )
+        return state.create(
+            problem,
+            variables["params"],
+            steps.model_state_of(variables.get("batch_stats", {}), regularizer.weight(hyper)),
+            hyper,
+            plan.estimator,
+            plan.optimizer,
+        )
+
+    plain = steps.plain_step(problem, regularizer)
+
+    def plain_on(state, resident, inner_batches):
+        return plain(state, [parallel.take(resident[0], b) for b in inner_batches])
+
+    def bilevel_on(state, resident, inner_batches, outer_batch):
+        step = steps.bilevel_step(problem, regularizer, plan.estimator, plan.optimizer)
+        return step(
+            state,
+            [parallel.take(resident[0], b) for b in inner_batches],
+            parallel.take(resident[1], outer_batch),
+        )
+
+    evaluation = steps.evaluation_step(net, head, regularizer, axis_name=layout.axis_name)
+    return Setup(
+        layout=layout,
+        regularizer=regularizer,
+        plan=plan,
+        problem=problem,
+        create=lambda: layout.replicate(jax.jit(create)()),
+        plain=layout.compile(plain_on, donate=True),
+        bilevel=layout.compile(bilevel_on, donate=True),
+        evaluate=layout.compile(
+            lambda state, _, batch, weight: evaluation(state, Batch(*batch), weight)
+        ),
+        predict=jax.jit(steps.prediction_step(net, head, regularizer)),
+    )
+
+
+def _choose(field: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        raise UserError(f"{field}={value!r} is unknown; choose one of {', '.join(choices)}")
