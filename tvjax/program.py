@@ -10,9 +10,10 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from tvjax.errors import UserError, exit_with_one_line
+from tvjax.types import Config
 
 
-def define_config_flag() -> flags.FlagHolder[ConfigDict]:
+def define_config_flag() -> flags.FlagHolder[Config]:
     """`--config=FILE.py[:PRESET]`, and `--config.section.field=value` for its fields."""
     return config_flags.DEFINE_config_file("config", None, "The config, e.g. configs/unet.py.")
 
@@ -60,7 +61,7 @@ def _fields() -> list[str]:
     return [] if config is None else ["config." + path for path in field_paths(config)]
 
 
-def field_paths(config: ConfigDict, prefix: str = "") -> list[str]:
+def field_paths(config: Config, prefix: str = "") -> list[str]:
     """`["seed", "train.steps", ...]`."""
     paths = []
     for key, value in config.items():

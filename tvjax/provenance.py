@@ -25,7 +25,7 @@ def describe(seed: int) -> dict[str, Any]:
     }
 
 
-def _kind(device: jax.Device) -> str:
+def _kind(device: Any) -> str:
     return platform.machine() + " CPU" if device.platform == "cpu" else device.device_kind
 
 

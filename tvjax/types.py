@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 PyTree = Any
 """Any nest of dicts, tuples and lists whose leaves are arrays."""
 
+Config = Any
+"""An `ml_collections.ConfigDict`, whose fields type checkers cannot know; see configs/base.py."""
+
 
 class Batch(NamedTuple):
     """Images and their masks, as they stand in the records (numpy on the host, jax on a device)."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from tvjax import program, provenance
 from tvjax.data import pipeline
@@ -24,7 +23,7 @@ from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.logs import Logs, read_metrics
 from tvjax.training.setup import Setup, make_setup
 from tvjax.training.state import TrainState
-from tvjax.types import PyTree
+from tvjax.types import Config, PyTree
 
 
 class Interrupted(Exception):
@@ -34,7 +33,7 @@ class Interrupted(Exception):
         super().__init__(f"interrupted: saved at step {step}; the same command resumes from there")
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Config, workdir: Path) -> dict[str, Any]:
     """Trains, evaluates all three splits, and writes the summary; what is done is not done again.
 
     The test split is read here, once, at the end.
@@ -78,7 +77,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def train(
-    config: ConfigDict, setup: Setup, splits: dict[str, Split], workdir: Path
+    config: Config, setup: Setup, splits: dict[str, Split], workdir: Path
 ) -> tuple[TrainState, float]:
     """Trains to `config.train.steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -212,7 +211,7 @@ class _Session:
 
 
 def _feeds(
-    config: ConfigDict, setup: Setup, splits: dict[str, Split], start: int
+    config: Config, setup: Setup, splits: dict[str, Split], start: int
 ) -> tuple[PyTree, Iterator[Any], Iterator[Any]]:
     """`(resident, train, val)`: arrays on the device, and endless iterators of batches.
 

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from tvjax.errors import UserError
+from tvjax.types import Config
 
 # What may differ when a run is resumed: none of these changes what a step computes.
 _MAY_CHANGE = (
@@ -15,7 +14,7 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 
-def open_run(workdir: Path, config: ConfigDict) -> None:
+def open_run(workdir: Path, config: Config) -> None:
     """Makes the folder and stores the config, or checks that it is a run of the same config.
 
     Raises:
@@ -39,7 +38,7 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
 
 
-def read_summary(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+def read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
     """The summary of a finished run of as many steps, or None."""
     summary = _read(workdir / "summary.json")
     done = summary is not None and summary["steps"] >= config.train.steps

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from tvjax import hypergrad
 from tvjax.errors import UserError
@@ -14,7 +13,7 @@ from tvjax.hypergrad import Bilevel, Estimator
 from tvjax.models import make_model
 from tvjax.training import parallel, state, steps
 from tvjax.training.steps import Regularizer
-from tvjax.types import Batch, PyTree
+from tvjax.types import Batch, Config, PyTree
 
 
 class HyperPlan(NamedTuple):
@@ -128,7 +127,7 @@ class Setup(NamedTuple):
     """`(state, images) -> (logits, probabilities)`, on one device."""
 
 
-def make_setup(config: ConfigDict, image_shape: tuple[int, int]) -> Setup:
+def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
     """Builds a run's functions from its config.
 
     Args:
@@ -169,18 +168,19 @@ def make_setup(config: ConfigDict, image_shape: tuple[int, int]) -> Setup:
             plan.optimizer,
         )
 
-    plain = steps.plain_step(problem, regularizer)
+    plain_step = steps.plain_step(problem, regularizer)
 
-    def plain_on(state, resident, inner_batches):
-        return plain(state, [parallel.take(resident[0], b) for b in inner_batches])
+    def plain(state, resident, inner_batches):
+        return plain_step(state, [parallel.take(resident[0], b) for b in inner_batches])
 
-    def bilevel_on(state, resident, inner_batches, outer_batch):
-        step = steps.bilevel_step(problem, regularizer, plan.estimator, plan.optimizer)
-        return step(
-            state,
-            [parallel.take(resident[0], b) for b in inner_batches],
-            parallel.take(resident[1], outer_batch),
-        )
+    bilevel_step = None
+    if plan.estimator is not None:
+        bilevel_step = steps.bilevel_step(problem, regularizer, plan.estimator, plan.optimizer)
+
+    def bilevel(state, resident, inner_batches, outer_batch):
+        assert bilevel_step is not None, "no update of lambda is ever due"
+        inner_batches = [parallel.take(resident[0], b) for b in inner_batches]
+        return bilevel_step(state, inner_batches, parallel.take(resident[1], outer_batch))
 
     evaluation = steps.evaluation_step(net, head, regularizer, axis_name=layout.axis_name)
     return Setup(
@@ -189,8 +189,8 @@ def make_setup(config: ConfigDict, image_shape: tuple[int, int]) -> Setup:
         plan=plan,
         problem=problem,
         create=lambda: layout.replicate(jax.jit(create)()),
-        plain=layout.compile(plain_on, donate=True),
-        bilevel=layout.compile(bilevel_on, donate=True),
+        plain=layout.compile(plain, donate=True),
+        bilevel=layout.compile(bilevel, donate=True),
         evaluate=layout.compile(
             lambda state, _, batch, weight: evaluation(state, Batch(*batch), weight)
         ),

@@ -6,7 +6,7 @@ where they must (see `tvjax.hypergrad.problem`).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -162,7 +162,8 @@ def bilevel_step(
         updates, hyper_opt_state = hyper_optimizer.update(
             estimate.gradient, state.hyper_opt_state, state.hyper
         )
-        hyper = regularizer.project(optax.apply_updates(state.hyper, updates))
+        moved: Any = optax.apply_updates(state.hyper, updates)
+        hyper = regularizer.project(moved)
         inner_aux, outer_aux = estimate.aux
         aux = inner_aux | {
             "lambda": regularizer.weight(state.hyper),
@@ -209,7 +210,7 @@ def prediction_step(net: nn.Module, head: Head, regularizer: Regularizer) -> Cal
     def step(state: TrainState, images: jax.Array):
         batch_stats = state.inner.model_state["batch_stats"]
         variables = {"params": state.inner.params, "batch_stats": batch_stats}
-        logits = net.apply(variables, to_float(images), train=False)
+        logits: Any = net.apply(variables, to_float(images), train=False)
         return logits, head.probabilities(logits, regularizer.weight(state.hyper))
 
     return step

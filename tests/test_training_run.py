@@ -1,0 +1,186 @@
+"""The program as users run it: train, kill, resume; interruptions; mistakes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tvjax.data import builder, synthetic
+
+ROOT = Path(__file__).parents[1]
+STEPS = 14
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """A tiny prepared set: 60 tiles of 16 pixels."""
+    base = tmp_path_factory.mktemp("tiles")
+    synthetic.write(base / "coco", tiles=60, seed=0, size=48)
+    builder.build(
+        base / "coco" / "annotation.json", base / "coco" / "images", base / "records",
+        size=16, progress=False,
+    )  # fmt: skip
+    return base / "records"
+
+
+def command(tiles, workdir, *flags, config="lunet_bilevel"):
+    return [
+        sys.executable, "-W", "error::UserWarning", "-m", "tvjax.main",
+        f"--config=configs/{config}.py", f"--workdir={workdir}",
+        f"--config.data.directory={tiles}", f"--config.data.cache={tiles.parent / 'cache'}",
+        f"--config.train.steps={STEPS}", "--config.train.batch_size=4",
+        "--config.train.log_every=2",
+        "--config.model.width=2", "--config.model.depth=1",
+        "--config.hypergrad.warmup=3", "--config.hypergrad.batch_size=4",
+        "--config.checkpoint.every=4", "--config.evaluation.every=6", *flags,
+    ]  # fmt: skip
+
+
+def run(tiles, workdir, *flags, **options):
+    return subprocess.run(
+        command(tiles, workdir, *flags, **options), cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def start_and_wait_for(tiles, workdir, step, *flags):
+    """Starts a run and returns its process once it has logged this step."""
+    process = subprocess.Popen(
+        command(tiles, workdir, *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    log = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and any(
+            json.loads(line)["step"] >= step
+            for line in log.read_text().splitlines()
+            if line.endswith("}")
+        ):
+            return process
+        time.sleep(0.02)
+    raise AssertionError(process.communicate()[1].decode())
+
+
+@pytest.fixture(scope="module")
+def whole(tiles, tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    result = run(tiles, workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def test_a_run_leaves_what_the_contract_names(whole):
+    workdir, result = whole
+    found = summary(workdir)
+    for name in ("train_iou", "val_iou", "test_iou", "lambda", "seconds"):
+        assert np.isfinite(found[name])
+    assert found["steps"] == STEPS and len(found["parameters_sha256"]) == 64
+    assert json.loads(result.stdout.splitlines()[-1]) == found
+    assert "test, all background" in result.stdout
+    for name in ("curves.png", "lambda.png", "predictions.png", "config.json"):
+        assert (workdir / name).stat().st_size > 100
+    assert list((workdir / "tensorboard").iterdir())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lambdas = {m["step"]: m["lambda"] for m in lines if m["kind"] == "train"}
+    assert lambdas[2] == pytest.approx(1e-6) and lambdas[STEPS] != pytest.approx(1e-6)
+    assert [m["step"] for m in lines if m["kind"] == "val"] == [0, 6, 12, STEPS]
+
+
+def test_a_finished_run_is_not_done_again(whole, tiles):
+    workdir, _ = whole
+    before = (workdir / "metrics.jsonl").stat().st_mtime_ns
+    again = run(tiles, workdir)
+    assert again.returncode == 0
+    assert json.loads(again.stdout.splitlines()[-1]) == summary(workdir)
+    assert (workdir / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("sig, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+def test_an_interrupted_run_resumes_bit_for_bit(whole, tiles, tmp_path, sig, status):
+    workdir = tmp_path / "run"
+    process = start_and_wait_for(tiles, workdir, 6)
+    process.send_signal(sig)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors.decode()
+    assert not (workdir / "summary.json").exists()
+    if sig == signal.SIGTERM:
+        assert b"the same command resumes" in errors and b"Traceback" not in errors
+    result = run(tiles, workdir)
+    assert result.returncode == 0, result.stderr
+    resumed, uninterrupted = summary(workdir), summary(whole[0])
+    assert resumed["parameters_sha256"] == uninterrupted["parameters_sha256"]
+    assert resumed["lambda"] == uninterrupted["lambda"]
+    assert (workdir / "metrics.jsonl").read_text() == (whole[0] / "metrics.jsonl").read_text()
+
+
+def test_streamed_records_give_the_same_run_as_resident_ones(whole, tiles, tmp_path):
+    result = run(tiles, tmp_path / "run", "--config.data.resident=False")
+    assert result.returncode == 0, result.stderr
+    found = summary(tmp_path / "run")
+    assert found["parameters_sha256"] == summary(whole[0])["parameters_sha256"]
+
+
+def fails_with(result, *words):
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_mistakes_in_flags_are_one_line(tiles, tmp_path):
+    for flag, words in {
+        "--config.trian.steps=3": ("config.trian.steps", "--config.train.steps"),
+        "--config.train.steps=many": ("config.train.steps", "many"),
+        "--config.hypergrad.method=exat": ("hypergrad.method='exat'", "exact"),
+    }.items():
+        fails_with(run(tiles, tmp_path / "run", flag), *words)
+    fails_with(run(tiles, tmp_path / "run", config="unte"), "configs/unte.py", "configs/unet.py")
+
+
+def test_a_workdir_keeps_to_its_config(whole, tiles):
+    workdir, _ = whole
+    fails_with(run(tiles, workdir, "--config.model.width=3"), "model.width=2", "--workdir")
+    assert summary(workdir)["steps"] == STEPS
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(whole, tiles, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0] / "checkpoints", workdir / "checkpoints")
+    fails_with(run(tiles, workdir, "--config.model.width=3"), "another architecture", "kernel")
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == sorted(
+        p.name for p in (whole[0] / "checkpoints").iterdir()
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tiles, tmp_path
+):
+    workdir = tmp_path / "run"
+    flags = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e38")
+    result = run(tiles, workdir, *flags, config="unet")
+    fails_with(result, "step ", "optimizer.learning_rate")
+    assert not (workdir / "summary.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and sys.platform != "linux", reason="root writes anywhere")
+def test_an_unwritable_workdir_is_named(tiles):
+    fails_with(run(tiles, Path("/proc/nothing/run")), "--workdir=/proc/nothing/run")
+
+
+def test_a_directory_without_data_is_named(tiles, tmp_path):
+    (tmp_path / "empty").mkdir()
+    flag = f"--config.data.directory={tmp_path / 'empty'}"
+    fails_with(run(tiles, tmp_path / "run", flag), str(tmp_path / "empty"), "annotation.json")
+    fails_with(run(tiles, tmp_path / "r2", "--config.data.directory="), "data.directory")
