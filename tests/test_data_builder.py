@@ -1,0 +1,277 @@
+"""From a COCO file to records: pixels, subset, splits, reruns, interruptions, damage."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from skimage.morphology import dilation, erosion
+
+from tvjax.data import area, builder, coco, manifest, prepare, records, splits, workspace
+from tvjax.errors import UserError
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "crowdai" / "train"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """24 random tiles of 30x30; tiles 1 to 3 are rotated and flipped copies of tile 0."""
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for k in range(24):
+        pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        pixels = pixels.repeat(5, axis=0).repeat(5, axis=1)
+        if k == 0:
+            original = pixels
+        elif k < 4:
+            pixels = (np.rot90(original), original[::-1], np.rot90(original[:, ::-1]))[k - 1]
+        Image.fromarray(pixels).save(folder / "images" / f"{k}.png")
+        images.append({"id": 100 - k, "file_name": f"{k}.png", "height": 30, "width": 30})
+        x, y = rng.integers(0, 15, 2).tolist()
+        square = [x, y, x + 12, y, x + 12, y + 12, x, y + 12]
+        annotations.append({"id": k, "image_id": 100 - k, "segmentation": [square]})
+    content = {"images": images, "annotations": annotations}
+    (folder / "annotation.json").write_text(json.dumps(content))
+    return folder
+
+
+def build(source: Path, out: Path, **options):
+    options = {"size": 10, "progress": False} | options
+    return builder.build(source / "annotation.json", source / "images", out, **options)
+
+
+def read_all(directory: Path) -> dict[str, list[dict]]:
+    found = {name: records.open_split(directory, name) for name in splits.NAMES}
+    return {name: [split[k] for k in range(len(split))] for name, split in found.items()}
+
+
+def test_records_equal_the_reshape_oracle(source, tmp_path):
+    content = build(source, tmp_path / "out")
+    tiles = {tile.id: tile for tile in coco.read(source / "annotation.json", source / "images")}
+    found = read_all(tmp_path / "out")
+    assert sorted(r["id"] for split in found.values() for r in split) == sorted(tiles)
+    for name, split in found.items():
+        assert len(split) == content["splits"][name]["tiles"]
+        assert [r["id"] for r in split] == sorted(r["id"] for r in split)
+        foreground = np.mean([r["mask"] for r in split])
+        assert foreground == pytest.approx(content["splits"][name]["foreground"], abs=1e-6)
+        for record in split:
+            tile = tiles[record["id"]]
+            image, mask = tile.load()
+            mean = image.reshape(10, 3, 10, 3, 3).mean((1, 3))
+            np.testing.assert_array_equal(record["image"], np.floor(mean + 0.5))
+            majority = mask.reshape(10, 3, 10, 3, 1).sum((1, 3)) >= 5
+            np.testing.assert_array_equal(record["mask"], majority)
+            assert record["mask"].dtype == record["image"].dtype == np.uint8
+            assert record["file"] == tile.file.name
+
+
+@pytest.mark.parametrize("old, new", [(12, 6), (12, 4), (13, 5), (12, 2), (11, 11)])
+def test_area_means_of_any_ratio(old, new):
+    rng = np.random.default_rng(old)
+    image = rng.integers(0, 256, (old, 2 * old, 3), dtype=np.uint8)
+    mask = rng.random((old, 2 * old)) < 0.5
+    # By brute force: every pixel becomes new x new equal parts, every new pixel old x old of them.
+    parts = image.repeat(new, axis=0).repeat(new, axis=1).reshape(new, old, 2 * new, old, 3)
+    sums = parts.astype(int).sum((1, 3))
+    half_up = (2 * sums + old * old) // (2 * old * old)
+    np.testing.assert_array_equal(area.shrink_image(image, (new, 2 * new)), half_up)
+    covered = mask.repeat(new, axis=0).repeat(new, axis=1).reshape(new, old, 2 * new, old)
+    majority = 2 * covered.sum((1, 3)) > old * old
+    np.testing.assert_array_equal(area.shrink_mask(mask, (new, 2 * new))[..., 0], majority)
+
+
+def test_near_duplicates_share_a_split(source, tmp_path):
+    for seed in range(4):
+        content = build(source, tmp_path / str(seed), seed=seed)
+        assert content["near_duplicate_clusters"] == 21
+        found = read_all(tmp_path / str(seed))
+        copies = {f"{k}.png" for k in range(4)}
+        holding = [name for name, split in found.items() if copies & {r["file"] for r in split}]
+        assert len(holding) == 1
+
+
+def test_split_fractions():
+    for n in (3, 10, 25, 137):
+        assigned = splits.draw(np.arange(n), (0.8, 0.1, 0.1), seed=1)
+        held_out = max(1, round(0.1 * n))
+        assert np.bincount(assigned).tolist() == [n - 2 * held_out, held_out, held_out]
+    labels = np.random.default_rng(0).integers(0, 150, 500)
+    assigned = splits.draw(labels, (0.6, 0.2, 0.2), seed=2)
+    for label in np.unique(labels):
+        assert len(np.unique(assigned[labels == label])) == 1
+    np.testing.assert_allclose(np.bincount(assigned) / 500, [0.6, 0.2, 0.2], atol=0.02)
+    # Three clusters, the largest beyond its share: still none is empty.
+    assert set(splits.draw(np.repeat([0, 1, 2], [50, 30, 20]), (0.8, 0.1, 0.1), 0)) == {0, 1, 2}
+    with pytest.raises(UserError, match="5 tiles in 2 clusters"):
+        splits.draw(np.array([0, 0, 0, 3, 3]), (0.8, 0.1, 0.1), 0)
+    with pytest.raises(UserError, match="split="):
+        splits.draw(np.arange(9), (0.8, 0.1, 0.2), 0)
+
+
+def test_subset_is_drawn_by_seed(source, tmp_path):
+    def ids(name, **options):
+        build(source, tmp_path / name, limit=12, **options)
+        found = read_all(tmp_path / name)
+        return {split: [r["id"] for r in found[split]] for split in found}
+
+    first, again, other = ids("a", seed=3), ids("b", seed=3), ids("c", seed=4)
+    assert first == again != other
+    assert sum(len(split) for split in first.values()) == 12
+
+
+def test_rerun_does_nothing_and_never_overwrites(source, tmp_path):
+    out = tmp_path / "out"
+    content = build(source, out)
+    stamps = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    assert build(source, out) == content
+    for options, field in (({"seed": 1}, "seed=0"), ({"size": 15}, "size="), ({"limit": 9}, "lim")):
+        with pytest.raises(UserError, match=f"out: was prepared with {field}"):
+            build(source, out, **options)
+    assert stamps == {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="full: is not a directory of prepared tiles"):
+        build(source, tmp_path / "full")
+    (tmp_path / "empty").mkdir()
+    build(source, tmp_path / "empty")
+
+
+def test_bad_input_leaves_no_trace(source, tmp_path):
+    out = tmp_path / "out"
+    for options, pattern in (
+        ({"size": 31}, r"size=31x31 .* is larger than .*\.png, which is 30x30"),
+        ({"size": (10, 15)}, "has another aspect ratio"),
+        ({"size": 0}, "size="),
+        ({"limit": 25}, "limit=25: .*annotation.json has 24 images"),
+        ({"limit": 2}, "2 tiles in 2 clusters"),
+    ):
+        with pytest.raises(UserError, match=pattern):
+            build(source, out, **options)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write there"):
+        build(source, tmp_path / "file" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_moved_set_is_read_and_a_damaged_one_is_not(source, tmp_path):
+    build(source, tmp_path / "old")
+    moved = (tmp_path / "old").rename(tmp_path / "new")
+    assert len(records.open_split(moved, "train")) == 20
+    with pytest.raises(IndexError):
+        records.open_split(moved, "val")[2]
+    with pytest.raises(ValueError, match="split='dev'"):
+        records.open_split(moved, "dev")
+    (file,) = moved.rglob("*test.array_record*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:5000])
+    with pytest.raises(UserError, match=r"test\.array_record.* has 5000 bytes instead of"):
+        records.open_split(moved, "train")
+    file.write_bytes(whole[:5] + bytes(len(whole) - 5))
+    with pytest.raises(UserError, match="new"):
+        records.open_split(moved, "test")[0]
+    file.unlink()
+    with pytest.raises(UserError, match=r"test\.array_record.* is missing"):
+        records.open_split(moved, "train")
+    with pytest.raises(UserError, match="nowhere: is not a directory of prepared tiles"):
+        records.open_split(tmp_path / "nowhere", "train")
+
+
+def run_prepare(source: Path, out: Path, *more: str, images: Path | None = None, **options):
+    command = [sys.executable, "-m", "tvjax.data.prepare", "--size=10", f"--out={out}", *more]
+    command += [f"--annotations={source / 'annotation.json'}"]
+    command += [f"--images={images or source / 'images'}"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_build_is_never_read(source, tmp_path, number):
+    out = tmp_path / "out"
+    script = (
+        "import time\n"
+        "from absl import app\n"
+        "from tvjax.data import coco, prepare\n"
+        "load = coco.Tile.load\n"
+        "def slow(tile):\n"
+        "    if tile.id == 90: print('half', flush=True); time.sleep(60)\n"
+        "    return load(tile)\n"
+        "coco.Tile.load = slow\n"
+        "app.run(prepare.main)"
+    )
+    flags = [f"--annotations={source / 'annotation.json'}", f"--images={source / 'images'}"]
+    command = [sys.executable, "-c", script, *flags, f"--out={out}", "--size=10"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    left = [path.name for path in tmp_path.iterdir() if ".building-" in path.name]
+    assert not out.exists()
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and "nothing was written" in errors
+        assert not left
+    else:
+        assert process.returncode == -signal.SIGKILL
+        assert len(left) == 1
+    build(source, out)
+    assert len(records.open_split(out, "train")) == 20
+    assert not [path for path in tmp_path.iterdir() if ".building-" in path.name]
+
+
+def test_a_build_in_progress_is_left_alone(source, tmp_path):
+    with workspace.beside(tmp_path / "out") as other:
+        build(source, tmp_path / "out")
+        assert other.exists()
+        (other / "finished").mkdir()
+        (other / "finished" / "late").write_text("")
+        workspace.move(other / "finished", tmp_path / "out")  # the first to finish stays
+    assert not (tmp_path / "out" / "late").exists()
+
+
+def test_program(source, tmp_path):
+    process = run_prepare(source, tmp_path / "out", "--seed=2")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "train       20" in output and "21 clusters" in output
+    assert output.endswith(
+        "python -m tvjax.main --config=configs/lunet_bilevel.py:paper "
+        f"--config.data.directory={tmp_path / 'out'}\n"
+    )
+    process = run_prepare(source, tmp_path / "no", images=tmp_path / "nowhere")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and output == ""
+    assert errors.splitlines()[-1].startswith("error: ") and "nowhere" in errors
+    assert len(errors.splitlines()) == 1
+    assert prepare.parse_size("100x120") == (100, 120) and prepare.parse_size("64") == (64, 64)
+    with pytest.raises(UserError, match="--size=10by10"):
+        prepare.parse_size("10by10")
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs shared/data/crowdai beside the checkout")
+def test_real_tiles(tmp_path):
+    content = build(REAL, tmp_path / "out", size=100)
+    found = read_all(tmp_path / "out")
+    tiles = {r["id"]: r for split in found.values() for r in split}
+    assert len(tiles) == 20
+    assert [content["splits"][name]["tiles"] for name in splits.NAMES] == [16, 2, 2]
+    raw = json.loads((REAL / "annotation.json").read_text())
+    for image in raw["images"]:
+        fine = Image.new("1", (300, 300))
+        for entry in raw["annotations"]:
+            if entry["image_id"] == image["id"]:
+                for polygon in entry["segmentation"]:
+                    ImageDraw.Draw(fine).polygon(polygon, fill=1)
+        coarse = np.asarray(fine).reshape(100, 3, 100, 3).sum((1, 3)) >= 5
+        mask = tiles[image["id"]]["mask"][..., 0].astype(bool)
+        square = np.ones((3, 3), bool)
+        # What lies at the border of the tile is boundary too: erode as if nothing were beyond.
+        certain = erosion(np.pad(coarse, 1), square)[1:-1, 1:-1]
+        assert np.all(mask[certain]) and not np.any(mask[~dilation(coarse, square)])
+        assert np.mean(mask != coarse) < 0.02
+    assert manifest.read(tmp_path / "out")["request"]["size"] == [100, 100]

@@ -1,0 +1,187 @@
+"""COCO file -> records: tiles shrunk, split by cluster of near-duplicates, written with tfds.
+
+A prepared directory holds `source.json` (see `manifest.py`) and one tfds data set of three splits
+in array_record files, which needs no TensorFlow to be written or read. All is written into a
+sibling directory that is renamed at the end, so that a half-built set is never read.
+"""
+
+import contextlib
+import importlib.metadata
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from tvjax.data import area, coco, duplicates, manifest, splits, workspace
+from tvjax.errors import UserError
+
+
+class Tiles(tfds.core.GeneratorBasedBuilder):
+    """The tfds builder: `arrays` holds image and mask of all tiles, `assigned` their splits."""
+
+    name = "tiles"  # pinned, as the version is: both are part of the records' paths
+    VERSION = tfds.core.Version(manifest.VERSION)
+    code_path = None  # nothing is downloaded: tfds need not look for checksums beside this file
+
+    def __init__(
+        self, *, data_dir: Path, tiles: list[coco.Tile], arrays: np.ndarray, assigned: np.ndarray
+    ):
+        self._tiles, self._arrays, self._assigned = tiles, arrays, assigned
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        height, width = self._arrays.shape[1:3]
+        raw = {"dtype": np.uint8, "encoding": tfds.features.Encoding.BYTES}
+        features = {
+            "image": tfds.features.Tensor(shape=(height, width, 3), **raw),
+            "mask": tfds.features.Tensor(shape=(height, width, 1), **raw),
+            "id": tfds.features.Scalar(np.int64),
+            "file": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Tiles with masks of a COCO file, shrunk by area.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # records stay in the order of image ids
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Any]:
+        del dl_manager
+        return {name: self._generate_examples(k) for k, name in enumerate(splits.NAMES)}
+
+    def _generate_examples(self, split: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        for k in np.flatnonzero(self._assigned == split):
+            yield (
+                int(k),
+                {
+                    "image": self._arrays[k, :, :, :3],
+                    "mask": self._arrays[k, :, :, 3:],
+                    "id": self._tiles[k].id,
+                    "file": self._tiles[k].file.name,
+                },
+            )
+
+
+def build(
+    annotations: str | Path,
+    images: str | Path,
+    out: str | Path,
+    *,
+    size: int | tuple[int, int],
+    limit: int | None = None,
+    seed: int = 0,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Builds the records of a COCO file; does nothing if `out` already holds the same.
+
+    Args:
+      annotations: the COCO file; see `coco.read`.
+      images: the directory of its images.
+      out: the directory to make.
+      size: of the records, in pixels: height and width, or the side of a square. Tiles are shrunk
+        to it by area mean, masks by majority.
+      limit: number of tiles, drawn at random by `seed`; None takes all.
+      seed: of that draw and of the splits.
+      split: fractions of training, validation and test.
+      progress: whether to show a progress bar on stderr.
+
+    Returns:
+      The content of `source.json`.
+
+    Raises:
+      UserError: bad input (see `coco`), tiles smaller than `size` or of another shape, too few
+        tiles, or an `out` that holds anything else. `out` is then as it was before.
+    """
+    annotations, images, out = Path(annotations), Path(images), Path(out)
+    size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if min(size) <= 0:
+        raise UserError(f"size={size}: a positive number of pixels is needed")
+    asked = manifest.request(annotations, images, size=size, limit=limit, seed=seed, split=split)
+    if manifest.is_built(out, asked):
+        return manifest.read(out)
+    tiles = _subset(coco.read(annotations, images), limit, seed, annotations)
+    _check_sizes(tiles, size)
+    with workspace.beside(out) as work:
+        arrays = np.lib.format.open_memmap(
+            work / "arrays.npy", mode="w+", dtype=np.uint8, shape=(len(tiles), *size, 4)
+        )
+        labels = duplicates.clusters(_decode(tiles, arrays, progress))
+        assigned = splits.draw(labels, split, seed)
+        finished = work / "finished"
+        _write_records(finished, tiles, arrays, assigned)
+        content = {
+            "request": asked,
+            "package_version": importlib.metadata.version("tvjax"),
+            "near_duplicate_clusters": len(np.unique(labels)),
+            "splits": _describe(arrays, assigned),
+            "files": {
+                str(file.relative_to(finished)): file.stat().st_size
+                for file in sorted(finished.rglob("*"))
+                if file.is_file()
+            },
+        }
+        manifest.write(finished, content)
+        workspace.move(finished, out)
+    return content
+
+
+def _subset(
+    tiles: list[coco.Tile], limit: int | None, seed: int, annotations: Path
+) -> list[coco.Tile]:
+    if limit is None:
+        return tiles
+    if not 0 < limit <= len(tiles):
+        raise UserError(f"limit={limit}: {annotations} has {len(tiles)} images; ask for 1 to all")
+    chosen = np.random.default_rng(seed).permutation(len(tiles))[:limit]
+    return [tiles[k] for k in sorted(chosen)]
+
+
+def _check_sizes(tiles: list[coco.Tile], size: tuple[int, int]) -> None:
+    for tile in tiles:
+        if tile.height < size[0] or tile.width < size[1]:
+            problem = "is larger than"
+        elif tile.height * size[1] != tile.width * size[0]:
+            problem = "has another aspect ratio than"
+        else:
+            continue
+        raise UserError(
+            f"size={size[0]}x{size[1]} (height x width) {problem} {tile.file}, "
+            f"which is {tile.height}x{tile.width}"
+        )
+
+
+def _decode(tiles: list[coco.Tile], arrays: np.ndarray, progress: bool) -> np.ndarray:
+    """Fills `arrays` (uint8 `[N, h, w, 4]`: image and mask); returns the hashes, `[N, 8]`."""
+    hashes = np.empty((len(tiles), 8), np.uint64)
+    size = arrays.shape[1:3]
+    for k, tile in enumerate(tqdm(tiles, "preparing tiles", unit="tile", disable=not progress)):
+        image, mask = tile.load()
+        hashes[k] = duplicates.hashes(image)
+        arrays[k, :, :, :3] = area.shrink_image(image, size)
+        arrays[k, :, :, 3:] = area.shrink_mask(mask, size)
+    return hashes
+
+
+def _write_records(
+    directory: Path, tiles: list[coco.Tile], arrays: np.ndarray, assigned: np.ndarray
+) -> None:
+    builder = Tiles(data_dir=directory, tiles=tiles, arrays=arrays, assigned=assigned)
+    # tfds prints the name of a directory that is about to be renamed, and bars of its own.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        builder.download_and_prepare(file_format="array_record")
+
+
+def _describe(arrays: np.ndarray, assigned: np.ndarray) -> dict[str, dict[str, float]]:
+    foreground = np.array([mask.mean() for mask in arrays[..., 3]])
+    return {
+        name: {
+            "tiles": int(np.sum(assigned == k)),
+            "foreground": round(float(foreground[assigned == k].mean()), 6),
+        }
+        for k, name in enumerate(splits.NAMES)
+    }

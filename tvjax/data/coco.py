@@ -1,0 +1,163 @@
+"""COCO files as tiles: an image file with the union of its annotated regions.
+
+Every annotation counts as foreground, whatever its category and also with `iscrowd` set: a crowd
+region marks many objects of the category at once, and its pixels are theirs. An image without
+annotations is a tile with an empty mask.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tvjax.data import regions
+from tvjax.errors import UserError
+
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+"""Pillow's names of the 8-bit pixel formats that convert to RGB without loss of range."""
+
+
+class Tile(NamedTuple):
+    """One image of a COCO file and its regions, not yet decoded."""
+
+    id: int
+    """The image's id in the COCO file."""
+    file: Path
+    """The image file."""
+    height: int
+    """In pixels, as the COCO file declares it."""
+    width: int
+    """In pixels, as the COCO file declares it."""
+    segmentations: tuple[Any, ...]
+    """Of its annotations; each has passed `regions.check`."""
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Decodes the tile.
+
+        Returns:
+          The image, uint8 `[H, W, 3]` (grey, palette and RGBA files are converted to RGB, alpha
+          is dropped), and the mask, bool `[H, W]`.
+
+        Raises:
+          UserError: the file is truncated, no image, of 16 bits a channel, or of another size than
+            declared.
+        """
+        image = _read_image(self.file)
+        if image.shape[:2] != (self.height, self.width):
+            raise UserError(
+                f"{self.file}: is {image.shape[1]}x{image.shape[0]} pixels, but the annotations "
+                f"declare {self.width}x{self.height} for image id {self.id}"
+            )
+        mask = regions.rasterise(self.segmentations, self.height, self.width)
+        return image, mask
+
+
+def read(annotations: str | Path, images: str | Path) -> list[Tile]:
+    """Reads a COCO file and checks all that can be checked without decoding an image.
+
+    Args:
+      annotations: the JSON file, with lists `images` and `annotations` in any order.
+      images: the directory that the images' `file_name` is relative to.
+
+    Returns:
+      The tiles, by ascending image id.
+
+    Raises:
+      UserError: a file or directory is missing, the JSON is malformed, there is no image, an
+        annotation names an unknown image, or a segmentation is malformed. The message names the
+        file and the image's or annotation's id.
+    """
+    annotations, images = Path(annotations), Path(images)
+    content = _read_json(annotations)
+    if not images.is_dir():
+        raise UserError(f"{images}: no such directory of images")
+    if not content["images"]:
+        raise UserError(f"{annotations}: the list 'images' is empty, there is nothing to prepare")
+    records = _images_by_id(annotations, content["images"])
+    found = defaultdict(list)
+    for position, annotation in enumerate(content["annotations"]):
+        image_id, segmentation = _check_annotation(annotations, position, annotation, records)
+        found[image_id].append(segmentation)
+    tiles = []
+    for image_id, record in sorted(records.items()):
+        file = images / record["file_name"]
+        if not file.is_file():
+            raise UserError(f"{file}: image id {image_id} of {annotations} has no such file")
+        size = record["height"], record["width"]
+        tiles.append(Tile(image_id, file, *size, tuple(found[image_id])))
+    return tiles
+
+
+def _read_json(file: Path) -> dict[str, list[Any]]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the annotations ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: the annotations are not JSON ({error})") from error
+    for name in ("images", "annotations"):
+        if not isinstance(content, dict) or not isinstance(content.get(name), list):
+            raise UserError(f"{file}: a COCO file is a JSON object with a list '{name}'")
+    return content
+
+
+def _images_by_id(annotations: Path, images: list[Any]) -> dict[int, dict[str, Any]]:
+    valid = {
+        "id": lambda value: type(value) is int,
+        "file_name": lambda value: isinstance(value, str) and value,
+        "height": lambda value: type(value) is int and value > 0,
+        "width": lambda value: type(value) is int and value > 0,
+    }
+    records = {}
+    for position, record in enumerate(images):
+        for name, is_valid in valid.items():
+            value = record.get(name) if isinstance(record, dict) else None
+            if not is_valid(value):
+                raise UserError(
+                    f"{annotations}: images[{position}] has {name}={value!r}; an image needs an "
+                    "integer id, a file_name, and height and width in pixels"
+                )
+        if record["id"] in records:
+            raise UserError(f"{annotations}: image id {record['id']} occurs twice in 'images'")
+        records[record["id"]] = record
+    return records
+
+
+def _check_annotation(
+    file: Path, position: int, annotation: Any, records: dict[int, dict[str, Any]]
+) -> tuple[int, Any]:
+    if not isinstance(annotation, dict):
+        raise UserError(f"{file}: annotations[{position}] is no JSON object")
+    number, image_id = annotation.get("id", f"at position {position}"), annotation.get("image_id")
+    if type(image_id) is not int or image_id not in records:
+        raise UserError(
+            f"{file}: annotation {number} names image id {image_id!r}, which is not in 'images'"
+        )
+    record, segmentation = records[image_id], annotation.get("segmentation")
+    try:
+        regions.check(segmentation, record["height"], record["width"])
+    except ValueError as error:
+        raise UserError(f"{file}: annotation {number} of image id {image_id} {error}") from error
+    return image_id, segmentation
+
+
+def _read_image(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            mode = image.mode
+            if mode in ("P", "PA"):
+                image = image.convert("RGBA")  # Pillow warns when transparency meets RGB directly
+            return np.asarray(image.convert("RGB")) if mode in MODES else _refuse(file, mode)
+    except UserError:
+        raise
+    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+        raise UserError(
+            f"{file}: cannot be decoded, it may be truncated or no image ({error})"
+        ) from error
+
+
+def _refuse(file: Path, mode: str) -> np.ndarray:
+    raise UserError(f"{file}: has pixels of kind '{mode}'; convert it to 8 bits a channel")

@@ -1,0 +1,87 @@
+"""`source.json` beside the records: what they were built from, and what came out."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tvjax.errors import UserError
+
+FILE = "source.json"
+VERSION = "1.0.0"
+"""Of the records' layout; raise it when tiles prepared before must not be read any more."""
+
+
+def request(
+    annotations: Path,
+    images: Path,
+    *,
+    size: tuple[int, int],
+    limit: int | None,
+    seed: int,
+    split: tuple[float, ...],
+) -> dict[str, Any]:
+    """What the caller of a build asks for, in the form that is stored and compared."""
+    try:
+        digest = hashlib.sha256(annotations.read_bytes()).hexdigest()
+    except OSError as error:
+        message = f"{annotations}: cannot read the annotations ({error.strerror})"
+        raise UserError(message) from error
+    return {
+        "layout_version": VERSION,
+        "annotations_sha256": digest,
+        "images": str(images.resolve()),
+        "size": list(size),
+        "limit": limit,
+        "seed": seed,
+        "split": list(split),
+    }
+
+
+def is_built(directory: Path, asked: dict[str, Any]) -> bool:
+    """Whether `directory` already holds what is asked for.
+
+    Returns:
+      False if the directory is missing or empty, True if it was built by the same request.
+
+    Raises:
+      UserError: the directory holds something else, or tiles built by another request; the message
+        names the first field that differs.
+    """
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return False
+    built = read(directory)["request"]
+    for field, value in asked.items():
+        if built.get(field) != value:
+            raise UserError(
+                f"{directory}: was prepared with {field}={built.get(field)!r}, now asked for "
+                f"{value!r}; name another directory, or delete this one"
+            )
+    return True
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """Reads `source.json`.
+
+    Raises:
+      UserError: the directory is not a set of prepared tiles, or of another layout version.
+    """
+    file = directory / FILE
+    try:
+        content = json.loads(file.read_bytes())
+        version = content["request"]["layout_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory}: is not a directory of prepared tiles (no readable {FILE}); "
+            "build one with python -m tvjax.data.prepare"
+        ) from error
+    if version != VERSION:
+        raise UserError(
+            f"{directory}: prepared in layout {version}, this version reads {VERSION}; prepare anew"
+        )
+    return content
+
+
+def write(directory: Path, content: dict[str, Any]) -> None:
+    """Writes `source.json`."""
+    (directory / FILE).write_text(json.dumps(content, indent=2) + "\n")

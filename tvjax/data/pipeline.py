@@ -1,0 +1,159 @@
+"""Batches of tiles: deterministic, sharded by process, resumable at any step; built on grain.
+
+The global batch of step t is a function of the seed, the batch size and t alone. Every epoch is a
+fresh permutation of the split whose remainder is dropped. Process p of P gets rows
+`p B/P ... (p+1) B/P` of each batch, so that the batches do not depend on the number of processes.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import grain
+import numpy as np
+from tqdm import tqdm
+
+from tvjax.errors import UserError
+from tvjax.types import Batch
+
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+_FOREVER = 2**62
+
+
+class TrainIndices:
+    """`indices[t]`: int `[batch_size]`, the tiles of the global batch of step t, for any t >= 0."""
+
+    def __init__(self, length: int, *, batch_size: int, seed: int):
+        if not 0 < batch_size <= length:
+            raise UserError(
+                f"batch size {batch_size} does not suit a split of {length} tiles; "
+                f"take 1 to {length}, or prepare more tiles"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.steps_per_epoch = length // batch_size
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        epoch, position = divmod(int(step), self.steps_per_epoch)
+        order = _permutation(self.length, self.seed, epoch)
+        return order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def train_indices(length: int, *, batch_size: int, seed: int) -> TrainIndices:
+    """The tiles of every training batch, by step; see `TrainIndices`.
+
+    Args:
+      length: number of tiles in the split.
+      batch_size: of the global batch, over all processes.
+      seed: of the permutations.
+
+    Raises:
+      UserError: the batch is empty or larger than the split.
+    """
+    return TrainIndices(length, batch_size=batch_size, seed=seed)
+
+
+def train_batches(
+    source: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator over this process's rows of the batches of step start, start + 1, ...
+
+    Args:
+      source: a split; `source[i]` has "image" and "mask".
+      batch_size: of the global batch; a multiple of `process_count`.
+      seed: of the permutations.
+      start: the step of the first batch.
+      process_index: of this process, below `process_count`.
+      process_count: number of processes that share each batch.
+
+    Returns:
+      An iterator of `Batch` with `get_state` and `set_state`; the state is a dict with the number
+      of the next step. Threads read ahead.
+
+    Raises:
+      UserError: the batch size does not suit the split or the number of processes.
+    """
+    indices = train_indices(len(source), batch_size=batch_size, seed=seed)
+    rows = _rows(batch_size, process_index, process_count)
+    steps = grain.MapDataset.range(0, _FOREVER)
+    iterator = iter(steps.map(lambda t: _gather(source, indices[t][rows])).to_iter_dataset(_READ))
+    iterator.set_state({"next_index": start})
+    return iterator
+
+
+def eval_batches(
+    source: Any, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterable[tuple[Batch, np.ndarray]]:
+    """This process's rows of the whole split in order, padded to full batches.
+
+    Args:
+      source: a split; `source[i]` has "image" and "mask".
+      batch_size: of the global batch; a multiple of `process_count`. It may exceed the split.
+      process_index: of this process, below `process_count`.
+      process_count: number of processes that share each batch.
+
+    Returns:
+      An iterable, usable more than once, of pairs of a batch and float32 weights
+      `[batch_size / process_count]`: 1, or 0 on the padding, which repeats the last tile. All
+      processes get the same number of batches.
+
+    Raises:
+      UserError: the batch size does not suit the number of processes.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+
+    def batch(t: int) -> tuple[Batch, np.ndarray]:
+        wanted = np.arange(t * batch_size, (t + 1) * batch_size)[rows]
+        weight = (wanted < len(source)).astype(np.float32)
+        return _gather(source, np.minimum(wanted, len(source) - 1)), weight
+
+    count = -(-len(source) // batch_size)
+    return grain.MapDataset.range(0, count).map(batch).to_iter_dataset(_READ)
+
+
+def resident(source: Any, *, progress: bool = True) -> Batch:
+    """The whole split as arrays, for a set that fits into a device's memory.
+
+    Args:
+      source: a split; `source[i]` has "image" and "mask".
+      progress: whether to show a bar on stderr, if it takes more than three seconds.
+
+    Returns:
+      A `Batch` of uint8 `[N, H, W, 3]` and `[N, H, W, 1]`; row i is `source[i]`.
+    """
+    starts = range(0, len(source), 256)
+    bar = tqdm(starts, "loading tiles", delay=3, disable=not progress)
+    parts = [_gather(source, range(k, min(k + 256, len(source)))) for k in bar]
+    return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+@lru_cache(maxsize=8)
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    order = np.random.default_rng([seed, epoch]).permutation(length)
+    order.flags.writeable = False  # it is shared by all who ask for it
+    return order
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch size {batch_size} cannot be shared equally by {process_count} processes"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} of {process_count} processes")
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def _gather(source: Any, indices: Sequence[int] | np.ndarray) -> Batch:
+    many = getattr(source, "__getitems__", None)
+    records = many(indices) if many else [source[int(i)] for i in indices]
+    return Batch(
+        np.stack([record["image"] for record in records]),
+        np.stack([record["mask"] for record in records]),
+    )

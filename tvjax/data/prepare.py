@@ -1,0 +1,75 @@
+r"""Prepares a COCO file for training.
+
+    python -m tvjax.data.prepare --annotations=annotation.json --images=images --out=DATA_DIR
+
+It may be interrupted and run again: DATA_DIR appears when it is complete, and not before.
+"""
+
+import re
+import shlex
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+
+from tvjax.data import builder
+from tvjax.errors import UserError, exit_with_one_line
+
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file.", required=True)
+_IMAGES = flags.DEFINE_string("images", None, "The directory of its images.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The directory to make.", required=True)
+_SIZE = flags.DEFINE_string("size", "100", "Side of the records in pixels, or HEIGHTxWIDTH.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Number of tiles, drawn at random; default all.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the random draw and of the splits.")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads "100" or "100x120" as a height and a width.
+
+    Raises:
+      UserError: the text is neither.
+    """
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match:
+        raise UserError(f"--size={text}: give a number of pixels, or HEIGHTxWIDTH")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def summary(content: dict[str, Any], out: str) -> str:
+    """What was built, for the reader of a terminal; `content` is that of `source.json`."""
+    lines = ["split    tiles  foreground"]
+    for name, split in content["splits"].items():
+        lines.append(f"{name:<6} {split['tiles']:>7}  {split['foreground']:>9.1%}")
+    tiles = sum(split["tiles"] for split in content["splits"].values())
+    command = "python -m tvjax.main --config=configs/lunet_bilevel.py:paper"
+    lines += [
+        f"{tiles} tiles in {content['near_duplicate_clusters']} clusters of near-duplicates, "
+        f"in {out}",
+        f"train on them: {command} --config.data.directory={shlex.quote(out)}",
+    ]
+    return "\n".join(lines)
+
+
+@exit_with_one_line
+def main(argv: list[str]) -> None:
+    """Reads the flags, builds and prints the summary."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
+    logging.set_verbosity(logging.WARNING)  # tfds would log the names of temporary directories
+    try:
+        content = builder.build(
+            _ANNOTATIONS.value,
+            _IMAGES.value,
+            _OUT.value,
+            size=parse_size(_SIZE.value),
+            limit=_LIMIT.value,
+            seed=_SEED.value,
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was written, run the same command again", file=sys.stderr)
+        sys.exit(130)
+    print(summary(content, _OUT.value))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,77 @@
+"""Reading prepared tiles: random access to the records of one split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from tvjax.data import manifest, splits
+from tvjax.errors import UserError
+
+
+class Split:
+    """The records of one split, in the order of image ids; a source for grain.
+
+    `split[i]` is a dict with `image` uint8 `[H, W, 3]`, `mask` uint8 `[H, W, 1]` of 0 and 1, `id`
+    (int, of the image in the COCO file) and `file` (str, its file name).
+    """
+
+    def __init__(self, directory: Path, name: str, source: Any):
+        self.directory, self.name, self._source = directory, name, source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several records at once, which is faster."""
+        indices = [int(index) for index in indices]
+        if not all(0 <= index < len(self) for index in indices):
+            raise IndexError(f"indices {indices} of a split of {len(self)} tiles")
+        try:
+            return [_plain(record) for record in self._source.__getitems__(indices)]
+        except Exception as error:  # array_record and its decoder raise almost anything
+            raise UserError(
+                f"{self.directory}: a record of the split '{self.name}' cannot be read; "
+                f"prepare the tiles anew ({error})"
+            ) from error
+
+
+def open_split(directory: str | Path, split: str) -> Split:
+    """Opens a split of a prepared directory, wherever it has been moved.
+
+    Args:
+      directory: as given to `build` or to `python -m tvjax.data.prepare --out`.
+      split: "train", "val" or "test".
+
+    Raises:
+      UserError: the directory is not a set of prepared tiles, or one of its files is missing or
+        has another size than when it was written.
+      ValueError: there is no such split.
+    """
+    directory = Path(directory)
+    if split not in splits.NAMES:
+        raise ValueError(f"split={split!r}: one of {', '.join(splits.NAMES)} is needed")
+    for name, size in manifest.read(directory)["files"].items():
+        file = directory / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise UserError(f"{file}: {state}; copy it again or prepare the tiles anew")
+    builder = tfds.builder_from_directory(directory / "tiles" / manifest.VERSION)
+    # tfds decorates this method in a way that hides its parameters from type checkers.
+    source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+    return Split(directory, split, source)
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "image": np.asarray(record["image"]),
+        "mask": np.asarray(record["mask"]),
+        "id": int(record["id"]),
+        "file": record["file"].decode(),
+    }
