@@ -1,0 +1,305 @@
+import functools
+
+import cvxpy
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+from jax.test_util import check_grads
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+from tvjax.tv import dual
+from tvjax.tv.rof import SOLVERS, denoise_tv
+from tvjax.tv.variation import total_variation
+
+KINDS = ("anisotropic", "isotropic")
+EXACT = {"tolerance": 1e-18, "max_iterations": 20_000}
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).random(shape)
+
+
+def crop(n=20):
+    return skimage.data.camera()[100 : 100 + 4 * n : 4, 200 : 200 + 4 * n : 4] / 255
+
+
+def objective(u, f, lam, kind):
+    return 0.5 * jnp.sum((u - f) ** 2, axis=(-3, -2, -1)) + lam * total_variation(u, kind=kind)
+
+
+def convex_solution(f, lam, kind):
+    """ROF of one `[H, W]` image by an interior point method."""
+    u = cvxpy.Variable(f.shape)
+    dy, dx = u[1:] - u[:-1], u[:, 1:] - u[:, :-1]
+    if kind == "anisotropic":
+        tv = cvxpy.sum(cvxpy.abs(dy)) + cvxpy.sum(cvxpy.abs(dx))
+    else:
+        inner = [cvxpy.vec(d, order="C") for d in (dy[:, :-1], dx[:-1])]
+        tv = cvxpy.sum(cvxpy.norm(cvxpy.vstack(inner), 2, axis=0))
+        tv += cvxpy.sum(cvxpy.abs(dy[:, -1])) + cvxpy.sum(cvxpy.abs(dx[-1]))
+    problem = cvxpy.Problem(cvxpy.Minimize(0.5 * cvxpy.sum_squares(u - f) + lam * tv))
+    tight = {"tol_gap_abs": 1e-13, "tol_gap_rel": 1e-13, "tol_feas": 1e-13}
+    problem.solve(solver=cvxpy.CLARABEL, **tight)
+    return u.value
+
+
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # it stops at rounding
+@pytest.mark.parametrize("lam", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_agrees_with_convex_solver(x64, kind, lam):
+    images = np.stack([noise(20, 20), crop()])
+    got = denoise_tv(images[..., None], lam, kind=kind, tolerance=1e-13, max_iterations=20_000)
+    limit = 1e-8 if kind == "anisotropic" else 1e-5
+    for image, u, gap in zip(images, got.image[..., 0], got.gap, strict=True):
+        assert gap <= 1e-13
+        np.testing.assert_allclose(u, convex_solution(image, lam, kind), atol=limit)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["fista", "primal_dual", "chambolle"])
+def test_gap_certifies_every_method(x64, kind, method):
+    f = np.stack([noise(16, 16, 2), noise(16, 16, 2, seed=1) > 0.5])
+    lam = jnp.array([0.1, 0.3])
+    exact = denoise_tv(f, lam, kind=kind, **EXACT).image
+    for tolerance in (1e-1, 1e-3, 1e-5):
+        got = denoise_tv(f, lam, kind=kind, method=method, tolerance=tolerance)
+        assert (got.gap <= tolerance).all() and (got.gap >= 0).all()
+        assert (got.iterations < 10_000).all()
+        excess = objective(got.image, f, lam, kind) - objective(exact, f, lam, kind)
+        assert (excess >= -1e-12).all() and (excess <= got.gap).all()
+        distance = jnp.sqrt(jnp.sum((got.image - exact) ** 2, axis=(-3, -2, -1)))
+        assert (distance <= jnp.sqrt(2 * got.gap)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lbfgs_smooths_and_says_so(x64, kind):
+    f = noise(2, 8, 8, 1)
+    got = denoise_tv(f, 0.1, kind=kind, method="lbfgs", max_iterations=300)
+    exact = denoise_tv(f, 0.1, kind=kind, **EXACT).image
+    distance = jnp.sqrt(jnp.sum((got.image - exact) ** 2, axis=(-3, -2, -1)))
+    assert (1e-6 < got.gap).all() and (got.gap < 1e-3 * 0.1 * 2 * 64).all()
+    assert (distance <= jnp.sqrt(2 * got.gap)).all()
+
+
+def min_cut(unary, lam):
+    """The least minimiser S of `sum_S unary + lam Per(S)`, all integers, by maximum flow."""
+    h, w = unary.shape
+    pixel = np.arange(h * w).reshape(h, w)
+    source, sink = h * w, h * w + 1
+    a = np.concatenate([pixel[1:].ravel(), pixel[:, 1:].ravel()])
+    b = np.concatenate([pixel[:-1].ravel(), pixel[:, :-1].ravel()])
+    flat = unary.ravel()
+    rows = np.concatenate([a, b, np.full((flat < 0).sum(), source), pixel.ravel()[flat > 0]])
+    columns = np.concatenate([b, a, pixel.ravel()[flat < 0], np.full((flat > 0).sum(), sink)])
+    capacity = np.concatenate([np.full(2 * a.size, lam), -flat[flat < 0], flat[flat > 0]])
+    graph = coo_matrix((capacity.astype(np.int32), (rows, columns)), shape=(h * w + 2,) * 2).tocsr()
+    residual = graph - maximum_flow(graph, source, sink).flow
+    residual.data[residual.data < 0] = 0
+    residual.eliminate_zeros()
+    reached = np.zeros(h * w + 2, bool)
+    reached[breadth_first_order(residual, source, return_predecessors=False)] = True
+    return reached[: h * w].reshape(h, w)
+
+
+@pytest.mark.parametrize("lam", [50, 200, 500])
+def test_thresholded_masks_are_min_cuts(x64, lam):
+    for image in (noise(24, 24), crop(24), 0.3 * noise(24, 24, seed=1) + 0.5 * crop(24)):
+        thousandths = np.round(1000 * image).astype(int)
+        u = denoise_tv(thousandths[..., None] / 1000, lam / 1000, tolerance=1e-14).image[..., 0]
+        assert np.abs(u - 0.5).min() > 1e-6  # so that the cut is unique
+        np.testing.assert_array_equal(u > 0.5, min_cut(500 - thousandths, lam))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_properties(x64, kind):
+    f, g = noise(2, 12, 10, 2), noise(2, 12, 10, 2, seed=1)
+    lam = jnp.array([0.1, 0.4])
+
+    @jax.jit
+    def solve(f, lam):
+        return denoise_tv(f, lam, kind=kind, **EXACT).image
+
+    u = solve(f, lam)
+    same = {"rtol": 0, "atol": 1e-7 if kind == "isotropic" else 1e-9}
+    np.testing.assert_allclose(u.mean((1, 2)), f.mean((1, 2)), **same)
+    assert u.min() >= f.min() and u.max() <= f.max()
+    assert jnp.linalg.norm(u - solve(g, lam)) <= np.linalg.norm(f - g)
+    np.testing.assert_allclose(solve(f + 3.0, lam), u + 3.0, **same)
+    np.testing.assert_allclose(solve(2.5 * f, 2.5 * lam), 2.5 * u, **same)
+    np.testing.assert_allclose(solve(f.swapaxes(1, 2), lam), u.swapaxes(1, 2), **same)
+    np.testing.assert_array_equal(solve(f, 0 * lam), f)
+    flat = np.broadcast_to(f.mean((1, 2), keepdims=True), f.shape)
+    np.testing.assert_allclose(solve(f, 100 + lam), flat, **same)
+
+
+def test_spikes(x64):
+    spike = jnp.zeros((9, 9, 1)).at[4, 4].set(1.0)
+    for lam in (0.05, 0.1):
+        u = denoise_tv(spike, lam, **EXACT).image
+        assert float(u[4, 4, 0]) == pytest.approx(1 - 4 * lam, abs=1e-12)
+    # Isotropic: while its left and upper neighbours stay with the background, which takes it up.
+    u = denoise_tv(spike, 0.01, kind="isotropic", **EXACT).image
+    assert float(u[4, 4, 0]) == pytest.approx(1 - (2 + 2**0.5) * 0.01, abs=1e-8)
+
+
+def varied_images(n, size):
+    """Noise, constants, masks, spikes, steps, offsets and tiny and large values, float32."""
+    rng = np.random.default_rng(0)
+    f = rng.random((n, size, size, 1))
+    f[1::7] = f[1::7, :1, :1]
+    f[2::7] = f[2::7] > 0.5
+    f[3::7] = f[3::7] > 0.97
+    f[4::7] = (f[4::7] * 4).round() / 4
+    f[5::7] += 10
+    f[6::7] *= 10.0 ** rng.integers(-6, 3, (len(f[6::7]), 1, 1, 1))
+    lam = 10.0 ** rng.uniform(-3, 0.5, n)
+    lam[::11] = 0
+    return f.astype(np.float32), lam.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_thousand_images_in_float32_are_certified_or_say_so(kind):
+    f, lam = varied_images(5000, 8)
+    got = denoise_tv(f, lam, kind=kind)
+    assert np.isfinite(got.image).all() and np.isfinite(got.gap).all()
+    certified = got.gap <= 1e-6
+    # What is not certified stopped at rounding: its gap is within a few units of float32.
+    unit = np.finfo(np.float32).eps * lam * np.abs(f).sum((1, 2, 3))
+    assert (certified | (got.gap <= dual.ROUNDING * unit)).all()
+    assert certified.mean() > 0.5
+    with jax.enable_x64(True):
+        exact = denoise_tv(f.astype(np.float64), lam, kind=kind, tolerance=1e-11).image
+    distance = np.sqrt(np.square(got.image - exact).sum((1, 2, 3)))
+    rounding = 1e-6 * np.sqrt(np.square(f).sum((1, 2, 3)))
+    assert (distance <= np.sqrt(2 * np.abs(got.gap)) + rounding + 1e-5).all()
+
+
+def test_nan_stays_in_its_image():
+    f = noise(3, 6, 6, 1)
+    f[1, 2, 2] = np.nan
+    got = denoise_tv(f.astype(np.float32), 0.1, tolerance=1e-4)
+    assert not np.isfinite(got.gap[1])
+    assert np.isfinite(got.image[[0, 2]]).all() and (got.gap[jnp.array([0, 2])] <= 1e-4).all()
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_queue_gives_each_image_what_it_gets_alone(x64, monkeypatch, slots):
+    jax.clear_caches()
+    f, lam = varied_images(8, 6)
+    f = f.astype(np.float64)
+    alone = [denoise_tv(x, w) for x, w in zip(f, lam, strict=True)]
+    jax.clear_caches()
+    monkeypatch.setitem(dual.SLOT_PIXELS, "cpu", slots * 36)
+    together = denoise_tv(f, lam)
+    jax.clear_caches()
+    for i, one in enumerate(alone):
+        assert together.iterations[i] == one.iterations
+        np.testing.assert_allclose(together.image[i], one.image, atol=1e-14)
+    assert len(set(np.asarray(together.iterations))) > 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_agree_with_central_differences(x64, kind):
+    f, w = noise(2, 6, 5, 2), noise(2, 6, 5, 2, seed=1)
+
+    @jax.jit
+    def loss(f, lam):
+        return jnp.sum(w * denoise_tv(f, lam, kind=kind, **EXACT).image ** 2)
+
+    point = (jnp.asarray(f), jnp.array([0.1, 0.2]))
+    check_grads(loss, point, 1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6, eps=1e-6)
+    slope = jax.jit(jax.grad(loss, argnums=1))
+    check_grads(lambda lam: slope(point[0], lam), point[1:], 1, ("fwd",), 1e-5, 1e-5, 1e-6)
+
+
+def test_region_rule(x64):
+    f = jnp.zeros((6, 6, 1)).at[1:4, 2:5].set(1.0)  # a 3 x 3 square: boundary 12
+    f = f + 1e-3 * noise(6, 6, 1)
+    square = np.zeros((6, 6, 1))
+    square[1:4, 2:5] = 1
+
+    def solve(f, lam):
+        return denoise_tv(f, lam, **EXACT).image
+
+    du = jax.jvp(solve, (f, jnp.array(0.05)), (jnp.zeros_like(f), jnp.array(1.0)))[1]
+    np.testing.assert_allclose(du, np.where(square, -12 / 9, 12 / 27), rtol=1e-12)
+    gradient = jax.grad(lambda f: solve(f, 0.05)[2, 3, 0])(f)
+    np.testing.assert_allclose(gradient, square / 9, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_at_ties_are_finite(kind):
+    @functools.partial(jax.jit, static_argnums=2)
+    def derivatives(f, lam, second):
+        def loss(f, lam):
+            return jnp.sum(jnp.square(denoise_tv(f, lam, kind=kind).image))
+
+        first = jax.grad(loss, argnums=(0, 1))
+        return jax.jvp(lambda lam: first(f, lam), (lam,), (1.0,))
+
+    masks = [jnp.zeros((6, 5, 1)), jnp.full((6, 5, 1), 0.3), (noise(6, 5, 1) > 0.5) * 1.0]
+    for f in masks:
+        for lam in (0.0, 0.125, 0.25, 1.0, 10.0):
+            for leaf in jax.tree.leaves(derivatives(jnp.float32(f), jnp.float32(lam), True)):
+                assert jnp.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lambda_zero_is_the_identity_with_its_derivative(x64, kind):
+    f = jnp.asarray(noise(5, 5, 1))
+    loss = functools.partial(denoise_tv, kind=kind)
+    _, pull = jax.vjp(lambda f, lam: loss(f, lam).image, f, 0.0)
+    by_f, by_lam = pull(f)
+    np.testing.assert_array_equal(by_f, f)
+    slope = jax.grad(functools.partial(total_variation, kind=kind))(f)
+    np.testing.assert_allclose(by_lam, -jnp.vdot(slope, f), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jit_vmap_loop_and_shapes_agree(x64, kind):
+    f = noise(2, 3, 6, 5, 2)
+    lam = jnp.array([[0.1, 0.2, 0.3]])  # broadcasts to [2, 3]
+
+    def solve(f, lam):
+        return denoise_tv(f, lam, kind=kind)
+
+    whole = solve(f, lam)
+    assert whole.image.shape == f.shape and whole.gap.shape == whole.iterations.shape == (2, 3)
+    mapped = jax.vmap(jax.vmap(solve), in_axes=(0, None))(f, lam[0])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-14), whole, mapped)
+    slope = jax.vmap(jax.grad(lambda f, lam: solve(f, lam).image[0, 0, 0]))
+    one = jax.grad(lambda f: solve(f, lam[0]).image[:, 0, 0, 0].sum())(jnp.asarray(f[0]))
+    np.testing.assert_allclose(slope(f[0], lam[0]), one, atol=1e-12)
+
+
+def test_compiles_once():
+    from tvjax.tv.rof import _denoise
+
+    before = _denoise._cache_size()
+    for lam, tolerance in ((0.1, 1e-3), (0.2, 1e-4), (jnp.array(0.3), 1e-5)):
+        denoise_tv(jnp.ones((2, 7, 11, 1)), lam, tolerance=tolerance)
+    assert _denoise._cache_size() == before + 1
+
+
+def test_precision_of_the_input():
+    assert denoise_tv(jnp.ones((4, 4, 1), jnp.bfloat16), 0.1).image.dtype == jnp.float32
+    assert denoise_tv(np.ones((4, 4, 1), np.uint8), 1).image.dtype == jnp.float32
+
+
+def test_errors_name_the_value():
+    f = jnp.zeros((2, 4, 4, 1))
+    for match, arguments, options in (
+        (r"\(4, 4\)", (f[0, ..., 0], 0.1), {}),
+        (r"-0\.5", (f, -0.5), {}),
+        (r"\(3,\).*\(2,\)", (f, jnp.ones(3)), {}),
+        ("'huber'", (f, 0.1), {"kind": "huber"}),
+        ("'newton'", (f, 0.1), {"method": "newton"}),
+        ("tolerance.*0", (f, 0.1), {"tolerance": 0.0}),
+        ("max_iterations.*0", (f, 0.1), {"max_iterations": 0}),
+    ):
+        with pytest.raises(ValueError, match=match):
+            denoise_tv(*arguments, **options)
+    assert set(SOLVERS) == {"fista", "primal_dual", "chambolle", "lbfgs"}

@@ -1,0 +1,219 @@
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from tvjax.tv.variation import KINDS, div, grad, total_variation
+
+DELTA = 0.05
+
+
+def loop_variation(x, kind, axes=(-3, -2), weights=None):
+    """Total variation by scalar loops, over an array of no leading axes."""
+    axes = [x.ndim + axis for axis in axes]
+    weights = np.ones(x.shape) if weights is None else np.broadcast_to(weights, x.shape)
+    total = 0.0
+    for i in itertools.product(*map(range, x.shape)):
+        terms = []
+        for axis in axes:
+            j = tuple(k + (a == axis) for a, k in enumerate(i))
+            if j[axis] < x.shape[axis] and min(weights[i], weights[j]) > 0:
+                terms.append((min(weights[i], weights[j]), abs(float(x[j]) - float(x[i]))))
+        if kind == "anisotropic":
+            total += sum(w * d for w, d in terms)
+        elif kind == "isotropic":
+            total += math.sqrt(sum((w * d) ** 2 for w, d in terms))
+        else:
+            total += sum(
+                w * (d * d / (2 * DELTA) if d <= DELTA else d - DELTA / 2) for w, d in terms
+            )
+    return total
+
+
+def tv(x, kind, **options):
+    return total_variation(x, kind=kind, delta=DELTA, **options)
+
+
+def images(*shape, seed=0):
+    return jax.random.uniform(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((5, 4, 3), (-3, -2)),
+        ((2, 3, 4, 5, 2), (-3, -2)),
+        ((2, 3, 4, 3, 2), (-4, -3, -2)),
+        ((3, 6, 5), (-2, -1)),
+        ((1, 5, 1), (-3, -2)),
+        ((1, 1, 2), (-3, -2)),
+    ],
+)
+def test_agrees_with_scalar_loops(x64, kind, shape, axes):
+    x = images(*shape)
+    batch = shape[: min(axes)]
+    rows = np.asarray(x).reshape(-1, *shape[min(axes) :])
+    expected = np.array([loop_variation(row, kind, axes) for row in rows]).reshape(batch)
+    got = tv(x, kind, axes=axes)
+    assert got.shape == batch
+    np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-14)
+
+
+def test_closed_forms(x64):
+    square = jnp.zeros((8, 9, 1)).at[2:5, 3:7].set(2.0)  # 3 x 4, height 2: perimeter 14
+    assert tv(square, "anisotropic") == 28
+    # At the far corner one pixel holds both differences.
+    assert float(tv(square, "isotropic")) == pytest.approx(2 * (12 + math.sqrt(2)), rel=1e-15)
+    assert float(tv(square, "huber")) == pytest.approx(28 - 14 * DELTA / 2, rel=1e-15)
+    spike = jnp.zeros((5, 5, 1)).at[2, 2].set(1.0)
+    assert tv(spike, "anisotropic") == 4
+    assert float(tv(spike, "isotropic")) == pytest.approx(2 + math.sqrt(2), rel=1e-15)
+
+
+def test_adjoint_and_norm(x64):
+    u, p = images(3, 6, 5, 2), images(2, 3, 6, 5, 2, seed=1) - 0.5
+    assert float(jnp.vdot(grad(u), p) + jnp.vdot(u, div(p))) == pytest.approx(0, abs=1e-13)
+    volume, q = images(3, 4, 5, 1), images(3, 3, 4, 5, 1, seed=1) - 0.5
+    axes = (-4, -3, -2)
+    both = jnp.vdot(grad(volume, axes=axes), q) + jnp.vdot(volume, div(q, axes=axes))
+    assert float(both) == pytest.approx(0, abs=1e-13)
+    np.testing.assert_allclose(div(p).sum((-3, -2)), 0, atol=1e-13)
+    u = jax.lax.fori_loop(0, 200, lambda _, u: -div(grad(u)) / jnp.linalg.norm(u), u)
+    u = u / jnp.linalg.norm(u)
+    assert 7 < float(jnp.vdot(grad(u), grad(u))) <= 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_identities(x64, kind):
+    x = images(2, 7, 6, 2)
+    value = tv(x, kind)
+    same = {"rtol": 1e-12}
+    np.testing.assert_allclose(tv(x + 3.0, kind), value, **same)
+    np.testing.assert_allclose(tv(x.swapaxes(-3, -2), kind), value, **same)
+    np.testing.assert_allclose(tv(-x, kind), value, **same)
+    if kind != "huber":
+        np.testing.assert_allclose(tv(-2.5 * x, kind), 2.5 * value, **same)
+    if kind != "isotropic":  # a flip pairs its forward differences anew
+        np.testing.assert_allclose(tv(x[:, ::-1, ::-1], kind), value, **same)
+    pairs = 2 * (6 * 6 + 7 * 5)
+    gap = total_variation(x) - total_variation(x, kind="huber", delta=DELTA)
+    assert (gap >= 0).all() and (gap <= pairs * DELTA / 2).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_agree_with_central_differences(x64, kind):
+    x, w = images(2, 5, 4, 2), 0.1 + images(5, 4, 1, seed=2)
+
+    @jax.jit
+    def f(x, w):
+        return tv(x, kind, weights=w).sum()
+
+    check_grads(f, (x, w), 1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6, eps=1e-6)
+    if kind != "anisotropic":
+        curve = jax.jit(jax.grad(lambda x: f(x, w)))
+        check_grads(curve, (x,), 1, atol=1e-5, rtol=1e-5, eps=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_subgradient_at_ties_is_zero_and_everything_finite(kind):
+    def f(x):
+        return tv(x, kind)
+
+    @jax.jit
+    def everything(x, v):
+        return (
+            jax.grad(f)(x),
+            jax.jvp(f, (x,), (v,))[1],
+            jax.jacfwd(f)(x),
+            jax.hessian(f)(x),
+            jax.jvp(jax.grad(f), (x,), (v,))[1],
+            jax.vmap(jax.grad(f))(jnp.stack([x, x])),
+        )
+
+    flat = jnp.full((3, 3, 1), 0.7)
+    np.testing.assert_array_equal(jax.grad(f)(flat), 0)
+    steps = jnp.array([[0.0, 0.0, 1.0]] * 3)[..., None]  # ties in x and in y
+    expected = jnp.array([[0.0, -1.0, 1.0]] * 3)[..., None]
+    np.testing.assert_allclose(jax.grad(f)(steps), expected, rtol=1e-6)
+    for x in (flat, steps, jnp.zeros((3, 3, 1)), images(3, 3, 1).round()):
+        v = jnp.ones_like(x)
+        for value in everything(x, v):
+            assert jnp.isfinite(value).all()
+
+
+def test_curvature():
+    x = images(4, 4, 1)
+    hessian = jax.jit(jax.hessian(total_variation))(x)
+    np.testing.assert_array_equal(hessian, 0)
+    huber = functools.partial(total_variation, kind="huber", delta=1.0)
+    assert jnp.abs(jax.jit(jax.hessian(huber))(x)).max() > 1
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_isotropic_neither_overflows_nor_underflows(scale):
+    x = images(4, 4, 1)
+    value, slope = jax.jit(jax.value_and_grad(lambda x: tv(x, "isotropic")))(scale * x)
+    np.testing.assert_allclose(value / scale, tv(x, "isotropic"), rtol=1e-5)
+    np.testing.assert_allclose(slope, jax.grad(lambda x: tv(x, "isotropic"))(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights(x64, kind):
+    x, w = images(5, 6, 2), images(5, 6, 1, seed=3)
+    expected = loop_variation(np.asarray(x), kind, weights=np.asarray(w))
+    assert float(tv(x, kind, weights=w)) == pytest.approx(expected, rel=1e-13)
+    np.testing.assert_allclose(tv(x, kind, weights=2.0 * w), 2 * tv(x, kind, weights=w))
+    mask = jnp.zeros((5, 6, 1), bool).at[1:4, 2:6].set(True)
+    hidden = jnp.where(mask, x, jnp.nan)
+    value, slope = jax.value_and_grad(lambda x: tv(x, kind, weights=mask))(hidden)
+    assert float(value) == pytest.approx(float(tv(x[1:4, 2:6], kind)), rel=1e-13)
+    expected = jax.grad(lambda x: tv(x, kind))(x[1:4, 2:6])
+    np.testing.assert_allclose(slope[1:4, 2:6], expected, atol=1e-13)
+    assert not jnp.where(mask, 0, slope).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_accumulates_in_float32(dtype):
+    x = images(100, 100, 1).astype(dtype)
+    got = total_variation(x)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, total_variation(x.astype(jnp.float32)), rtol=1e-6)
+    assert jax.grad(total_variation)(x).dtype == dtype
+
+
+def test_integers_and_booleans():
+    mask = jnp.zeros((4, 4, 1), bool).at[1:3, 1:3].set(True)
+    assert total_variation(mask) == 8
+    assert total_variation(mask.astype(jnp.uint8) * 255) == 8 * 255
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jit_vmap_and_one_compilation(kind):
+    x = images(3, 5, 4, 1)
+    f = jax.jit(lambda x: tv(x, kind))
+    np.testing.assert_allclose(f(x), tv(x, kind), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(f)(x), f(x), rtol=1e-6)
+    f(x + 1)
+    assert f._cache_size() == 1
+
+
+def test_errors_name_the_value():
+    x = jnp.zeros((4, 4, 1))
+    with pytest.raises(ValueError, match="'tv2'"):
+        total_variation(x, kind="tv2")
+    with pytest.raises(ValueError, match=r"\(4, 4\)"):
+        total_variation(x[..., 0])
+    with pytest.raises(ValueError, match=r"-0\.5"):
+        total_variation(x, kind="huber", delta=-0.5)
+    with pytest.raises(ValueError, match=r"\(3, 1\)"):
+        total_variation(x, weights=jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"\(0, 1\)"):
+        total_variation(x, axes=(0, 1))
+    with pytest.raises(ValueError, match=r"\(3, 4, 4, 1\)"):
+        div(jnp.zeros((3, 4, 4, 1)))
