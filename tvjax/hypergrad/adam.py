@@ -17,12 +17,15 @@ them, which loses 14 % in float32 at the first step, and divides by s: where g =
 unit, a zero head) it gives NaN, while the limit along g is (1-b1)/(c1 eps).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from tvjax.types import PyTree
 
 
 def adam(
@@ -113,6 +116,44 @@ def scale_by_adam(
         return step(updates, state)
 
     return optax.GradientTransformation(stock.init, update)
+
+
+def adam_scaling(*, b2: float = 0.999, eps: float = 1e-8) -> Callable[[PyTree], PyTree]:
+    """P = 1 / (sqrt(vhat) + eps) from the state of Adam or AdamW, for `preconditioned`.
+
+    Args:
+      b2: the optimiser's decay of the second moment.
+      eps: the optimiser's eps.
+    """
+
+    def scaling(opt_state):
+        states = _adam_states(opt_state)
+        if not states:
+            raise ValueError("there is no Adam in the optimiser; give `preconditioned` a scaling")
+        count, nu = states[0].count, states[0].nu
+        return jax.tree.map(lambda v: 1 / (jnp.sqrt(v / (1 - b2**count)) + eps), nu)
+
+    return scaling
+
+
+def is_first_adam_step(opt_state: PyTree) -> Any:
+    """Whether the next step is Adam's first, through which the derivative is all but zero.
+
+    At t = 1 the direction is g / (|g| + eps), the sign of the gradient, and its derivative
+    eps / (|g| + eps)^2. Start the updates of hyperparameters after a warm-up.
+
+    Returns:
+      a boolean scalar, traced under `jit`; False for an optimiser without Adam in it.
+    """
+    counts = [state.count for state in _adam_states(opt_state)]
+    return jnp.any(jnp.asarray(counts) == 0) if counts else jnp.asarray(False)
+
+
+def _adam_states(opt_state: PyTree) -> list[optax.ScaleByAdamState]:
+    def is_adam(x):
+        return isinstance(x, optax.ScaleByAdamState)
+
+    return [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
 
 
 def _tangent(b1, b2, eps, eps_root, c1, c2, g, m, v, new_m, new_v, dg, dm, dv):

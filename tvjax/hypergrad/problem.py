@@ -18,6 +18,8 @@ import jax
 import optax
 from jax import lax
 
+from tvjax.hypergrad.degenerate import warn_if_flat
+from tvjax.hypergrad.derivatives import floats, merge
 from tvjax.types import PyTree
 
 
@@ -66,8 +68,13 @@ class Bilevel(NamedTuple):
         return self.outer_loss(params, batch), None
 
     def mean(self, tree: PyTree) -> PyTree:
-        """The mean over the devices of the axis; `tree` itself without one."""
-        return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)
+        """The mean over the devices of the axis; `tree` itself without one.
+
+        Leaves that are not floats, such as counts and keys, are each device's own, unchanged.
+        """
+        if self.axis_name is None:
+            return tree
+        return merge(lax.pmean(floats(tree), self.axis_name), tree)
 
     def inner_gradient(self, state: InnerState, hyper: PyTree, batch: PyTree):
         """`(grad_theta L_in, (model_state, aux))`, averaged over devices."""
@@ -114,7 +121,9 @@ class Estimator(NamedTuple):
     steps: int = 1
     """How many inner batches one call takes, and so how many inner steps it makes."""
     init: Callable[[Bilevel, InnerState, PyTree], PyTree] = lambda problem, state, hyper: ()
-    """The first `carry`."""
+    """The first `carry`: a pytree of arrays, saved and restored with the rest of a run."""
+    through_steps: bool = True
+    """Whether it differentiates through the optimiser's step, which must then have a slope."""
 
     def __call__(
         self,
@@ -129,11 +138,17 @@ class Estimator(NamedTuple):
 
         Raises:
           ValueError: if the number of inner batches is not `steps`.
+
+        Warns:
+          UserWarning: if it differentiates through an optimiser whose derivative is identically
+            zero (Lion, sign-SGD, Rprop).
         """
         if len(inner_batches) != self.steps:
             raise ValueError(
                 f"this estimator takes {self.steps} inner batches a call, got {len(inner_batches)}"
             )
+        if self.through_steps:
+            warn_if_flat(problem.optimizer, state.params)
         if carry is None:
             carry = self.init(problem, state, hyper)
         return self.estimate(problem, state, hyper, inner_batches, outer_batch, carry)

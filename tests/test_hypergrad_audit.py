@@ -1,0 +1,108 @@
+"""The audit's numbers against the same numbers computed by hand."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tvjax import hypergrad
+
+RATE = 0.1
+
+
+def mse(w, batch):
+    return jnp.mean((batch[0] @ w - batch[1]) ** 2) / 2
+
+
+def inner(w, hyper, batch):
+    return mse(w, batch) + jnp.sum(hyper["b"] * w**2)
+
+
+@pytest.fixture
+def setting(x64):
+    rng = np.random.default_rng(0)
+    batches = [
+        (jnp.asarray(rng.normal(size=(6, 2))), jnp.asarray(rng.normal(size=6))) for _ in range(8)
+    ]
+    problem = hypergrad.Bilevel(inner, mse, optax.sgd(RATE))
+    return problem, problem.init(jnp.ones(2)), {"b": jnp.asarray([0.1, 0.2])}, batches
+
+
+def test_records_hold_value_error_spread_and_cost(setting):
+    problem, state, hyper, batches = setting
+    draws = [([batches[i]], batches[i + 4]) for i in range(4)]
+    estimators = {
+        "exact": hypergrad.exact(),
+        "opposite": hypergrad.sgd_formula(-RATE),
+        "two steps": hypergrad.forward(2, loop=hypergrad.SCANNED),
+    }
+    records = hypergrad.audit(
+        problem, estimators, state, hyper, batches[:1], batches[4],
+        reference=hypergrad.exact(mode="reverse"), draws=draws, step=7,
+    )  # fmt: skip
+    assert [(r.estimator, r.element) for r in records[:3]] == [
+        ("exact", "['b'][0]"), ("exact", "['b'][1]"), ("opposite", "['b'][0]"),
+    ]  # fmt: skip
+
+    truth = hypergrad.exact()(problem, state, hyper, batches[:1], batches[4]).gradient["b"]
+    values = np.asarray(
+        [hypergrad.exact()(problem, state, hyper, *draw).gradient["b"] for draw in draws]
+    )
+    for i in (0, 1):
+        exact, opposite = records[i], records[2 + i]
+        np.testing.assert_allclose([exact.value, exact.reference], truth[i], rtol=1e-12)
+        assert exact.sign_agrees and exact.relative_error < 1e-12 and exact.step == 7
+        np.testing.assert_allclose(opposite.relative_error, 2, rtol=1e-10)
+        assert opposite.sign_agrees is False
+        np.testing.assert_allclose(exact.mean, values[:, i].mean(), rtol=1e-12)
+        error = values[:, i].std(ddof=1) / 2
+        np.testing.assert_allclose(exact.standard_error, error, rtol=1e-12)
+        confidence = jax.scipy.stats.norm.cdf(abs(exact.mean) / error)
+        np.testing.assert_allclose(exact.sign_confidence, confidence, rtol=1e-9)
+        assert exact.seconds > 0 and exact.flops > 0 and exact.bytes > 0
+        assert records[4 + i].flops is None  # XLA would count the body of its loop once
+
+
+def test_records_and_table_are_ready_to_write(setting):
+    problem, state, hyper, batches = setting
+    nothing = hypergrad.Estimator(
+        lambda *args: hypergrad.Estimate(
+            jax.tree.map(lambda h: h * jnp.nan, args[2]), jnp.zeros(()), args[1], (None, None)
+        )
+    )
+    records = hypergrad.audit(
+        problem, {"nan": nothing, "exact": hypergrad.exact()}, state, hyper, batches[:1],
+        batches[1], reference={"b": np.asarray([1.0, 0.0])},
+    )  # fmt: skip
+    assert records[0].value is None and records[0].sign_agrees is None
+    assert records[3].relative_error is None  # the reference is 0
+    assert records[0].mean is None
+    assert json.loads(json.dumps([r._asdict() for r in records], allow_nan=False))
+    lines = hypergrad.table(records).splitlines()
+    assert len(lines) == 5 and len({len(line) for line in lines}) == 1
+    assert lines[3].startswith("exact ['b'][0]")
+
+
+def test_what_estimators_carry_is_used(setting):
+    problem, state, hyper, batches = setting
+    online = hypergrad.forward_online()
+    first = online(problem, state, hyper, batches[:1], batches[4])
+    second = online(problem, first.state, hyper, batches[1:2], batches[4], first.carry)
+    records = hypergrad.audit(
+        problem, {"online": online}, first.state, hyper, batches[1:2], batches[4],
+        carries={"online": first.carry}, reference=second.gradient,
+    )  # fmt: skip
+    assert max(r.relative_error for r in records) < 1e-12
+
+
+def test_audit_refuses_devices_and_warns_at_the_first_step_of_adam(setting):
+    problem, _, hyper, batches = setting
+    args = hyper, batches[:1], batches[1]
+    with pytest.raises(ValueError, match="one device"):
+        hypergrad.audit(problem._replace(axis_name="d"), {}, problem.init(jnp.ones(2)), *args)
+    problem = problem._replace(optimizer=hypergrad.adam(0.1))
+    with pytest.warns(UserWarning, match="first step"):
+        hypergrad.audit(problem, {}, problem.init(jnp.ones(2)), *args)

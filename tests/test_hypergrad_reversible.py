@@ -1,0 +1,59 @@
+"""Fixed-point heavy ball runs backwards to the last bit."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tvjax.hypergrad.fixed_point import HeavyBall, times, to_fixed, to_float
+
+
+def gradient(w):
+    return {"w": jnp.sin(3 * w["w"]) + 0.1 * w["w"]}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("momentum", [Fraction(9, 10), Fraction(99, 100), Fraction(1, 2)])
+def test_a_thousand_steps_and_back_lose_no_bit(dtype, momentum):
+    with jax.enable_x64(dtype == "float64"):
+        ball, steps = HeavyBall(0.02, momentum), 1000
+        rng = np.random.default_rng(0)
+        params, velocity = ({"w": jnp.asarray(rng.normal(size=50), dtype)} for _ in range(2))
+        start = ball.start(params, velocity, steps)
+        words = jnp.asarray(ball.words(steps))
+
+        def advance(fixed, word):
+            return ball.advance(fixed, gradient(jax.tree.map(to_float, fixed.position)), word), None
+
+        def retreat(fixed, word):
+            position = jax.tree.map(to_float, ball.position_before(fixed))
+            return ball.retreat(fixed, gradient(position), word), None
+
+        end, _ = jax.jit(lambda x: jax.lax.scan(advance, x, words))(start)
+        back, _ = jax.jit(lambda x: jax.lax.scan(retreat, x, words, reverse=True))(end)
+        assert not (end.position["w"] == start.position["w"]).any()
+        jax.tree.map(np.testing.assert_array_equal, back, start)
+
+
+def test_the_buffer_holds_the_bits_that_the_momentum_loses():
+    # 1000 steps of 9/10 lose 152 bits; each word gives up at most one push's worth of its 32.
+    assert HeavyBall(0.1, Fraction(9, 10)).words(1000)[-1] + 1 in (5, 6, 7)
+    assert HeavyBall(0.1, Fraction(1, 2)).words(32)[-1] + 1 == 2
+
+
+@pytest.mark.parametrize("factor", [Fraction(9, 10), Fraction(10, 9), Fraction(1, 3)])
+def test_times_is_the_product_up_to_its_remainder_and_has_an_inverse(factor):
+    x = jnp.asarray([-12345, -1, 0, 7, 99999], jnp.int32)
+    buffer = jnp.full((2, 5), 17, jnp.uint32)
+    product, kept = times(x, factor, buffer, 1)
+    np.testing.assert_allclose(product, np.asarray(x) * float(factor), atol=factor.numerator + 1)
+    again, restored = times(product, 1 / factor, kept, 1)
+    np.testing.assert_array_equal(again, x)
+    np.testing.assert_array_equal(restored, buffer)
+
+
+def test_floats_survive_fixed_point():
+    x = jnp.asarray([1.5, -0.25, 1e-3, 100.0], jnp.float32)
+    np.testing.assert_allclose(to_float(to_fixed(x)), x, atol=2.0**-25)

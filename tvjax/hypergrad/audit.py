@@ -1,0 +1,220 @@
+"""Estimators side by side against a reference: error, sign, spread, time and memory."""
+
+import functools
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from tvjax.hypergrad.adam import is_first_adam_step
+from tvjax.hypergrad.problem import Bilevel, Estimator, InnerState
+from tvjax.types import PyTree
+
+
+class Record(NamedTuple):
+    """One estimator and one hyperparameter. `_asdict()` is ready for JSON; None: not known."""
+
+    estimator: str
+    element: str
+    """The path of the hyperparameter within `hyper`; empty for a scalar."""
+    step: int
+    """The inner steps taken before."""
+    value: float | None
+    """The estimate; None if it is not finite."""
+    reference: float | None
+    relative_error: float | None
+    """|value - reference| / |reference|."""
+    sign_agrees: bool | None
+    mean: float | None
+    """Over the draws of mini-batches."""
+    standard_error: float | None
+    """Of the mean."""
+    sign_confidence: float | None
+    """The probability that the mean has the right sign, were it normal about its expectation."""
+    seconds: float
+    """Median of repeated calls of the compiled estimate."""
+    flops: float | None
+    """As XLA counts them; None for a program with a loop, whose body it would count once."""
+    bytes: int | None
+    """Peak memory: arguments, results and temporaries of the compiled estimate."""
+
+
+def audit(
+    problem: Bilevel,
+    estimators: Mapping[str, Estimator],
+    state: InnerState,
+    hyper: PyTree,
+    inner_batches: Sequence[PyTree],
+    outer_batch: PyTree,
+    *,
+    reference: PyTree | Estimator | None = None,
+    draws: Sequence[tuple[Sequence[PyTree], PyTree]] = (),
+    carries: Mapping[str, PyTree] | None = None,
+    step: int = 0,
+    repeats: int = 3,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> list[Record]:
+    """Calls every estimator from the same state and compares what they return.
+
+    Args:
+      problem: the bilevel problem, on one device (`axis_name` None).
+      estimators: by the name they get in the records.
+      state: where all begin; no estimator changes it for the next.
+      hyper: the hyperparameters, n elements in all.
+      inner_batches: one per inner step; begun again by estimators of more steps than batches.
+      outer_batch: of the outer loss.
+      reference: the true hypergradient, like `hyper`; or an estimator that stands for it.
+      draws: pairs `(inner_batches, outer_batch)` of mini-batches, for mean and standard error.
+      carries: what estimators remember, by name; their first carry where it is not given.
+      step: written to the records.
+      repeats: timed calls of each estimator.
+      progress: wraps the names while they are walked along, such as `tqdm`.
+
+    Returns:
+      one record per estimator and element of `hyper`, in the order of `estimators`.
+
+    Warns:
+      UserWarning: at Adam's first step, through which every derivative is all but zero.
+    """
+    if problem.axis_name is not None:
+        raise ValueError("audit runs on one device: use the problem with axis_name=None")
+    if is_first_adam_step(state.opt_state):
+        warnings.warn(
+            "the state is before Adam's first step, which is the sign of the gradient: the "
+            "derivative through it is all but zero. Audit a later state.",
+            stacklevel=2,
+        )
+    truth = _reference(reference, problem, state, hyper, inner_batches, outer_batch)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(hyper)]
+    names = _element_names(names, [np.size(x) for x in jax.tree.leaves(hyper)])
+    records = []
+    for name in progress(list(estimators)):
+        estimator = estimators[name]
+        carry = (carries or {}).get(name)
+        carry = estimator.init(problem, state, hyper) if carry is None else carry
+        call = _compiled(problem, estimator)
+        args = state, hyper, _take(inner_batches, estimator.steps), outer_batch, carry
+        value, cost = _measure(call, args, repeats)
+        samples = [
+            _flat(call(state, hyper, _take(inner, estimator.steps), outer, carry))
+            for inner, outer in draws
+        ]
+        records += [
+            Record(
+                estimator=name,
+                element=element,
+                step=step,
+                **_compare(value[i], None if truth is None else truth[i]),
+                **_spread([sample[i] for sample in samples]),
+                **cost,
+            )
+            for i, element in enumerate(names)
+        ]
+    return records
+
+
+_COLUMNS: dict[str, Callable[[Record], str]] = {
+    "estimator": lambda r: r.estimator + (r.element and f" {r.element}"),
+    "value": lambda r: _text(r.value, ".4e"),
+    "rel. error": lambda r: _text(r.relative_error, ".1e"),
+    "sign": lambda r: {None: "-", True: "ok", False: "WRONG"}[r.sign_agrees],
+    "mean": lambda r: _text(r.mean, ".3e"),
+    "std. error": lambda r: _text(r.standard_error, ".1e"),
+    "P(sign)": lambda r: _text(r.sign_confidence, ".3f"),
+    "ms": lambda r: _text(r.seconds * 1e3, ".2f"),
+    "MFLOP": lambda r: _text(r.flops, ".3f", 1e6),
+    "MB": lambda r: _text(r.bytes, ".3f", 1e6),
+}
+
+
+def table(records: Sequence[Record]) -> str:
+    """The records as text: a heading, and one line each."""
+    rows = [list(_COLUMNS), *([cell(r) for cell in _COLUMNS.values()] for r in records)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(problem: Bilevel, estimator: Estimator) -> Any:
+    def gradient(state, hyper, inner_batches, outer_batch, carry):
+        return estimator(problem, state, hyper, inner_batches, outer_batch, carry).gradient
+
+    return jax.jit(gradient)
+
+
+def _measure(call: Any, args: tuple, repeats: int) -> tuple[list[float], dict[str, Any]]:
+    compiled = call.lower(*args).compile()
+    value = _flat(compiled(*args))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*args))
+        seconds.append(time.perf_counter() - start)
+    loops = " while(" in compiled.as_text()
+    flops = None if loops else (compiled.cost_analysis() or {}).get("flops")
+    memory = compiled.memory_analysis()  # None where a backend does not tell
+    peak = None
+    if memory is not None:
+        kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        peak = kept - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    return value, {"seconds": statistics.median(seconds), "flops": flops, "bytes": peak}
+
+
+def _reference(reference, problem, state, hyper, inner_batches, outer_batch):
+    if reference is None:
+        return None
+    if isinstance(reference, Estimator):
+        batches = _take(inner_batches, reference.steps)
+        carry = reference.init(problem, state, hyper)
+        reference = _compiled(problem, reference)(state, hyper, batches, outer_batch, carry)
+    return _flat(reference)
+
+
+def _compare(value: float, truth: float | None) -> dict[str, Any]:
+    found = {"value": _finite(value), "reference": _finite(truth)}
+    if None in found.values() or truth is None:
+        return found | {"relative_error": None, "sign_agrees": None}
+    error = abs(value - truth) / abs(truth) if truth else None
+    return found | {"relative_error": error, "sign_agrees": bool((value > 0) == (truth > 0))}
+
+
+def _spread(samples: Sequence[float]) -> dict[str, float | None]:
+    """Mean, its standard error, and the confidence in its sign."""
+    if len(samples) < 2 or not all(map(math.isfinite, samples)):
+        return {"mean": None, "standard_error": None, "sign_confidence": None}
+    mean = statistics.fmean(samples)
+    error = statistics.stdev(samples) / math.sqrt(len(samples))
+    confidence = (1 + math.erf(abs(mean) / error / math.sqrt(2))) / 2 if error else 1.0
+    return {"mean": mean, "standard_error": error, "sign_confidence": confidence}
+
+
+def _take(batches: Sequence[PyTree], steps: int) -> list[PyTree]:
+    return [batches[i % len(batches)] for i in range(steps)]
+
+
+def _flat(tree: PyTree) -> list[float]:
+    return np.asarray(ravel_pytree(tree)[0], np.float64).tolist()
+
+
+def _element_names(paths: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    return [
+        path + (f"[{i}]" if size > 1 else "")
+        for path, size in zip(paths, sizes, strict=True)
+        for i in range(size)
+    ]
+
+
+def _finite(x: float | None) -> float | None:
+    return float(x) if x is not None and math.isfinite(x) else None
+
+
+def _text(x: float | None, form: str, unit: float = 1.0) -> str:
+    return "-" if x is None else format(x / unit, form)

@@ -1,0 +1,51 @@
+"""Finite differences of the whole inner run: the reference that needs no derivative."""
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from tvjax.hypergrad.loops import UNROLLED, Loop
+from tvjax.hypergrad.problem import Estimate, Estimator
+from tvjax.hypergrad.unrolled import check_steps, inner_run
+
+
+def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROLLED) -> Estimator:
+    """Central differences of the outer loss after K steps.
+
+        H_i = [L_out(theta_K(hyper + h e_i)) - L_out(theta_K(hyper - h e_i))] / (2 h)
+
+    Its error is h^2/6 times the third derivative, and rounding: about 1e-16 / h of the outer
+    loss in float64, 1e-7 / h in float32.
+
+    Cost: (3F K + F) (2n + 1) for n hyperparameters. Memory: that of a plain step.
+
+    Prefer it as the reference by which others are judged, in float64.
+
+    What it cannot do: float32 (rounding is amplified by 1/h), many hyperparameters, kinks nearer
+    than h.
+
+    Args:
+      steps: K >= 1.
+      width: h, the displacement of each hyperparameter.
+      loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
+    """
+    check_steps(steps)
+
+    def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
+        batches = loop.stack(inner_batches)
+        flat, unravel = ravel_pytree(hyper)
+
+        def run(flat):
+            new, inner_aux = inner_run(problem, state, unravel(flat), batches, steps, loop)
+            loss, aux = problem.mean(problem.outer(new.params, outer_batch, new.model_state))
+            return loss, (new, (inner_aux, aux))
+
+        loss, (new, aux) = run(flat)
+        columns = [
+            (run(flat + width * e)[0] - run(flat - width * e)[0]) / (2 * width)
+            for e in jnp.eye(flat.size, dtype=flat.dtype)
+        ]
+        gradient = unravel(jax.numpy.stack(columns).astype(flat.dtype))
+        return Estimate(gradient, loss, new, aux, carry)
+
+    return Estimator(estimate, steps, through_steps=False)

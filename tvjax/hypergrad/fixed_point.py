@@ -1,0 +1,112 @@
+"""Heavy ball in fixed-point arithmetic, which runs backwards without losing a bit.
+
+    v' = gamma v + g(theta),    theta' = theta - eta v'
+    theta = theta' + eta v',    v = (v' - g(theta)) / gamma
+
+In floating point the inverse loses digits, by 1/gamma a step. Here theta and v are integers in
+units of 2^-24 (int32, for float32) or 2^-52 (int64, for float64). Their sums are exact, and a
+product with gamma = n/d loses only the remainder of a division by d. An information buffer keeps
+it: one number of mixed radix per parameter, log2(d/n) bits longer each step.
+
+Source: Maclaurin, Duvenaud, Adams (2015), arXiv:1502.03492, Algorithm 3. Differs from the paper:
+the buffer's words are counted in advance, from the number of steps, so that programs compile.
+"""
+
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tvjax.types import PyTree
+
+
+class Fixed(NamedTuple):
+    """Position, velocity, and the information buffer."""
+
+    position: PyTree
+    velocity: PyTree
+    buffer: PyTree
+    """Unsigned integers `[words, ...]` for each parameter."""
+
+
+class HeavyBall(NamedTuple):
+    """`optax.sgd(learning_rate, momentum)` with a rational momentum, on integers."""
+
+    learning_rate: float
+    momentum: Fraction
+
+    def start(self, params: PyTree, velocity: PyTree, steps: int) -> Fixed:
+        """Floats in fixed point, with an empty buffer for a number of steps."""
+        words = 1 + int(self.words(steps)[-1])
+        position, velocity = jax.tree.map(to_fixed, (params, velocity))
+        buffer = jax.tree.map(lambda p: jnp.zeros((words, *p.shape), f"u{p.dtype}"), position)
+        return Fixed(position, velocity, buffer)
+
+    def words(self, steps: int) -> np.ndarray:
+        """The word of the buffer that each step uses: the next one before 32 bits overflow."""
+        return _words(steps, self.momentum)
+
+    def advance(self, fixed: Fixed, gradient: PyTree, word: Any) -> Fixed:
+        """One step, given the gradient at the position."""
+        velocity, buffer = times(fixed.velocity, self.momentum, fixed.buffer, word)
+        velocity = jax.tree.map(lambda v, g: v + to_fixed(g), velocity, gradient)
+        position = jax.tree.map(lambda p, v: p - self._move(v), fixed.position, velocity)
+        return Fixed(position, velocity, buffer)
+
+    def position_before(self, fixed: Fixed) -> PyTree:
+        """The position from which the step to `fixed` was taken."""
+        return jax.tree.map(lambda p, v: p + self._move(v), fixed.position, fixed.velocity)
+
+    def retreat(self, fixed: Fixed, gradient: PyTree, word: Any) -> Fixed:
+        """The inverse of `advance`, given the gradient at `position_before`."""
+        velocity = jax.tree.map(lambda v, g: v - to_fixed(g), fixed.velocity, gradient)
+        velocity, buffer = times(velocity, 1 / self.momentum, fixed.buffer, word)
+        return Fixed(self.position_before(fixed), velocity, buffer)
+
+    def _move(self, velocity):
+        return to_fixed(self.learning_rate * to_float(velocity))
+
+
+def times(x: PyTree, factor: Fraction, buffer: PyTree, word: Any) -> tuple[PyTree, PyTree]:
+    """`(x * factor, buffer)` on integers; `times(_, 1 / factor, _, word)` gives both back.
+
+    The remainder of x by the denominator is pushed into the word, and what the product leaves
+    free below the numerator is filled from it.
+    """
+    n, d = factor.numerator, factor.denominator
+
+    def one(x, words):
+        store = words[word] * d + (x % d).astype(words.dtype)
+        x = (x // d) * n + (store % n).astype(x.dtype)
+        return x, words.at[word].set(store // n)
+
+    pairs = jax.tree.map(one, x, buffer)
+    return jax.tree.transpose(jax.tree.structure(x), jax.tree.structure((0, 0)), pairs)
+
+
+def to_fixed(x: Any) -> Any:
+    """Floats to integers in units of 2^-24, or of 2^-52 for float64."""
+    if x.dtype == jnp.float64:
+        return jnp.round(x * 2.0**52).astype(jnp.int64)
+    return jnp.round(x.astype(jnp.float32) * 2.0**24).astype(jnp.int32)
+
+
+def to_float(x: Any) -> Any:
+    """The inverse of `to_fixed`."""
+    if x.dtype == jnp.int64:
+        return x.astype(jnp.float64) * 2.0**-52
+    return x.astype(jnp.float32) * 2.0**-24
+
+
+@lru_cache
+def _words(steps: int, momentum: Fraction) -> np.ndarray:
+    words, bound = np.zeros(steps, np.int32), 0  # bound: the largest number the word may hold
+    n, d = momentum.numerator, momentum.denominator
+    for k in range(steps):
+        full = (bound + 1) * d > 2**32
+        words[k] = (words[k - 1] if k else 0) + full
+        bound = ((0 if full else bound) * d + d - 1) // n
+    return words

@@ -1,0 +1,198 @@
+"""Hypergradients by the implicit function theorem, at an optimum of the inner problem.
+
+    H = -<A^{-1} grad L_out, d/dhyper grad L_in>,   A = d^2 L_in/dtheta^2 + damping I
+
+The estimators differ in how they apply A^{-1}, always by products with A alone: each product is
+the tangent of the inner gradient and costs 6F, after 3F for the linearisation they share. Beyond
+them an estimate costs `steps` plain steps, the outer gradient 3F, and 5F for the product with
+d/dhyper (1F forward, 2F pullback, 2F tangent). Curvature is that of the last inner batch. The
+memory of a linearisation is that of a plain step.
+
+All of them prefer an inner problem that is solved: away from its optimum H answers another
+question. Nothing here depends on the optimiser, nor on the path it took. What it cannot do: tell a
+net's hypergradient from an indefinite Hessian: there it needs `damping` above the most negative
+eigenvalue, which biases H towards zero, and many a published result is that bias.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from tvjax.hypergrad.formulas import response
+from tvjax.hypergrad.loops import UNROLLED, Loop
+from tvjax.hypergrad.problem import Estimate, Estimator
+from tvjax.hypergrad.unrolled import check_steps, inner_run
+from tvjax.types import PyTree
+
+
+def scaled_identity(scale: float, *, steps: int = 1, loop: Loop = UNROLLED) -> Estimator:
+    """A^{-1} taken as `scale` I.
+
+        H = -scale <grad L_out, d/dhyper grad L_in>
+
+    Equation 26 of the paper at the new parameters, with any number in the learning rate's place.
+
+    Source: Luketina et al. (2016), arXiv:1511.06727.
+
+    Cost: 8F and `steps` plain steps. Memory: that of a plain step.
+
+    Prefer it where only the sign matters and curvature is out of reach.
+
+    What it cannot do: give the size; nor the sign, where parameters pull against each other.
+
+    Args:
+      scale: stands for A^{-1}; 1 / the largest eigenvalue is the first term of `neumann`.
+      steps: inner steps before the estimate, >= 1.
+      loop: how to run them.
+    """
+
+    def solve(product, b, carry):
+        return optax.tree.scale(scale, b), carry
+
+    return implicit(solve, steps, loop)
+
+
+def neumann(
+    terms: int,
+    scale: float,
+    *,
+    damping: float = 0.0,
+    steps: int = 1,
+    loop: Loop = UNROLLED,
+) -> Estimator:
+    """A^{-1} as a truncated Neumann series.
+
+        A^{-1} b  ~  scale sum_{j=0}^{terms} (I - scale A)^j b
+
+    The relative error of a component of curvature a is (1 - scale a)^(terms + 1). It equals that
+    of `terms + 1` unrolled steps of gradient descent from the optimum, learning rate `scale`.
+
+    Source: Lorraine, Vicol, Duvenaud (2020), arXiv:1911.02590, Algorithm 3.
+
+    Cost: 6F a term, beyond the module's. Memory: that of a plain step.
+
+    Prefer `cg`, which for the same products is nearer, unless A changes between products, as with
+    dropout.
+
+    What it cannot do: converge unless 0 < scale < 2 / the largest eigenvalue of A.
+
+    Args:
+      terms: products with A.
+      scale: as above.
+      damping: added to the diagonal of the Hessian.
+      steps: inner steps before the estimate, >= 1.
+      loop: how to run the steps and the terms.
+    """
+
+    def solve(product, b, carry):
+        def term(pair):
+            p, total = pair
+            p = jax.tree.map(lambda p, a: p - scale * a, p, damped(product, damping)(p))
+            return p, jax.tree.map(jnp.add, total, p)
+
+        _, total = loop.scan(lambda c: (term(c), None), (b, b), length=terms)[0]
+        return optax.tree.scale(scale, total), carry
+
+    return implicit(solve, steps, loop)
+
+
+def nystrom(
+    rank: int,
+    damping: float,
+    *,
+    seed: int = 0,
+    steps: int = 1,
+    loop: Loop = UNROLLED,
+) -> Estimator:
+    """A^{-1} by Woodbury's identity on a random low-rank Hessian.
+
+        d^2 L_in ~ Y C^+ Y^T,  Y = (d^2 L_in) Q,  C = Q^T Y,  Q an orthonormal random p x rank
+        A^{-1} b ~ [b - Y (damping C + Y^T Y)^+ Y^T b] / damping
+
+    Source: Hataya and Yamada (2023), arXiv:2302.09726. Differs from the paper: Q is a
+    Gaussian range instead of random columns of the identity, so no coordinate is favoured. It is
+    drawn anew at each call, from a key that rides in `carry`.
+
+    Cost: 6F for each of `rank`, beyond the module's. Memory: `rank` vectors like the parameters.
+
+    Prefer it where the Hessian has few large eigenvalues: unlike `neumann` no scale needs tuning.
+
+    What it cannot do: do without `damping`, which stands in for all curvature outside the range.
+
+    Args:
+      rank: of the approximation.
+      damping: added to the diagonal of the Hessian, > 0.
+      seed: of the draws.
+      steps: inner steps before the estimate, >= 1.
+      loop: how to run the steps and the products.
+
+    Raises:
+      ValueError: for a damping that is not positive.
+    """
+    if damping <= 0:
+        raise ValueError(f"damping must be positive, got {damping}")
+
+    def init(problem, state, hyper):
+        return jax.random.key_data(jax.random.key(seed))
+
+    def solve(product, b, carry):
+        key, new = jax.random.split(jax.random.wrap_key_data(carry))
+        flat, unravel = ravel_pytree(b)
+        k = min(rank, flat.size)
+        q, _ = jnp.linalg.qr(jax.random.normal(key, (flat.size, k), flat.dtype))
+
+        def column(_, i):
+            return None, ravel_pytree(product(unravel(q[:, i])))[0]
+
+        _, rows = loop.scan(column, None, loop.stack(list(np.arange(k))), length=k)
+        y = jnp.stack(rows) if isinstance(rows, list) else rows  # [k, p]
+        core = damping * (y @ q) + y @ y.T
+        # The pseudo-inverse leaves out directions in which the Hessian is zero.
+        low = (y @ flat) @ jnp.linalg.pinv(core, hermitian=True) @ y
+        return unravel((flat - low) / damping), jax.random.key_data(new)
+
+    return implicit(solve, steps, loop, init)
+
+
+def implicit(
+    solve: Callable[..., tuple[PyTree, PyTree]],
+    steps: int,
+    loop: Loop,
+    init: Callable[..., PyTree] = lambda problem, state, hyper: (),
+) -> Estimator:
+    """The estimator that a solver makes.
+
+    Args:
+      solve: `solve(product, b, carry) -> (A^{-1} b, carry)`, where `product(v)` is the Hessian
+        times v.
+      steps: inner steps before the estimate, >= 1.
+      loop: how to run them.
+      init: as in `Estimator`, for a solver that remembers.
+    """
+    check_steps(steps)
+
+    def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
+        new, inner_aux = inner_run(problem, state, hyper, loop.stack(inner_batches), steps, loop)
+        (loss, outer_aux), b = problem.outer_gradient(new, outer_batch)
+        batch = inner_batches[-1]
+
+        def gradient(params):
+            return problem.inner_gradient(new._replace(params=params), hyper, batch)[0]
+
+        _, product = jax.linearize(gradient, new.params)
+        q, carry = solve(product, b, carry)
+        h = response(problem, new, new, hyper, batch, outer_batch, q)
+        return Estimate(h, loss, new, (inner_aux, outer_aux), carry)
+
+    return Estimator(estimate, steps, init, through_steps=False)
+
+
+def damped(product: Callable[[PyTree], PyTree], damping: float) -> Callable[[PyTree], PyTree]:
+    """The product with the Hessian + damping I."""
+    if damping == 0:
+        return product
+    return lambda v: jax.tree.map(lambda a, v: a + damping * v, product(v), v)

@@ -1,0 +1,75 @@
+"""Two ways of running a loop of many steps, as values: `UNROLLED` in Python, `SCANNED` in XLA.
+
+`UNROLLED` is the default. Called outside `jit` it is a host loop over one compiled step, so that
+compile time does not grow with the number of steps; inside `jit` it is an unrolled program.
+
+`SCANNED` compiles one step however many there are, inside `jit` too. It is right on accelerators
+and for losses without convolutions: on a CPU, convolutions run 14 to 25 times slower inside a loop
+body, because XLA rearranges them only outside (jax issue 12868).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax import lax
+
+from tvjax.types import PyTree
+
+
+class Loop(NamedTuple):
+    """How to run a loop."""
+
+    stack: Callable[[Sequence[PyTree]], Any]
+    """From a sequence of pytrees to what `scan` walks along."""
+    scan: Callable[..., tuple[Any, Any]]
+    """`scan(f, carry, *xs, length=n, reverse=False)`, where `f(carry, *x) -> (carry, y)`."""
+    last: Callable[[Any], PyTree]
+    """The last of the `y`s of a scan."""
+    repeat: Callable[..., Any]
+    """`repeat(condition, body, value, limit)`: while the condition holds, at most `limit` times."""
+
+
+def _python_scan(f, carry, *xs, length: int, reverse: bool = False):
+    ys: list[Any] = [None] * length
+    for i in reversed(range(length)) if reverse else range(length):
+        carry, ys[i] = f(carry, *(x[i] for x in xs))
+    return carry, ys
+
+
+def _lax_scan(f, carry, *xs, length: int, reverse: bool = False):
+    return lax.scan(lambda c, x: f(c, *x), carry, xs, length=length, reverse=reverse)
+
+
+def _python_repeat(condition, body, value, limit: int):
+    for _ in range(limit):
+        go = condition(value)
+        if isinstance(go, jax.core.Tracer):
+            # A traced condition cannot end the loop: what comes after it changes nothing.
+            value = jax.tree.map(
+                lambda new, old, go=go: jnp.where(go, new, old), body(value), value
+            )
+        elif go:
+            value = body(value)
+        else:
+            break
+    return value
+
+
+def _lax_repeat(condition, body, value, limit: int):
+    def counted(x):
+        i, value = x
+        return i + 1, body(value)
+
+    return lax.while_loop(lambda x: (x[0] < limit) & condition(x[1]), counted, (0, value))[1]
+
+
+UNROLLED = Loop(list, _python_scan, lambda ys: ys[-1], _python_repeat)
+SCANNED = Loop(
+    lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees),
+    _lax_scan,
+    lambda ys: jax.tree.map(lambda y: y[-1], ys),
+    _lax_repeat,
+)

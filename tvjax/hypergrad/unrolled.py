@@ -1,0 +1,110 @@
+"""Hypergradients through K steps of the inner optimiser, in reverse."""
+
+from functools import partial
+
+import jax
+from jax import lax
+
+from tvjax.hypergrad.derivatives import floats, merge, zeros
+from tvjax.hypergrad.loops import UNROLLED, Loop
+from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
+from tvjax.types import PyTree
+
+
+def reverse(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
+    """The exact derivative through K steps, by backpropagation with rematerialisation.
+
+        H = dL_out(theta_K)/dhyper,   theta_{k+1} = theta_k + step(grad L_in(theta_k, hyper))
+
+    backwards: s_K = dL_out/d(state_K), then for k = K-1 .. 0, with the pullback of the step,
+    (s_k, H_k) = pullback_k(s_{k+1}) and H = sum_k H_k. A state is parameters, optimiser and model
+    state: running statistics carry their derivative too. The states are kept; what a step
+    computes on its way is computed again when its turn comes.
+
+    Source: Franceschi et al. (2017), arXiv:1703.01785, Algorithm 1; Griewank and Walther (2008)
+    for the rematerialisation.
+
+    Cost: (3F + 9F) K + 3F for any number of hyperparameters: each step once forward and, going
+    back, once more with its pullback. Memory: K states, and one step's pullback.
+
+    Prefer it where hyperparameters are many (a weight map) and K is tens.
+
+    What it cannot do: look past its K steps: what `hyper` did before is left out, and over long
+    horizons the derivative itself may explode: clip it, or use its sign.
+
+    Args:
+      steps: K >= 1.
+      loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
+    """
+    check_steps(steps)
+
+    def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
+        batches = loop.stack(inner_batches)
+
+        def forward(state, batch):
+            new, aux = step(problem, state, hyper, batch)
+            return new, (state, aux)
+
+        new, visited = loop.scan(forward, state, batches, length=steps)
+        loss, outer_aux, cotangent = outer_pullback(problem, new, outer_batch)
+
+        def backward(carry, visit, batch):
+            cotangent, total = carry
+            cotangent, part = _pullback(problem, visit[0], hyper, batch, cotangent)
+            return (cotangent, jax.tree.map(jax.numpy.add, total, part)), None
+
+        (_, gradient), _ = loop.scan(
+            backward, (cotangent, zeros(hyper)), visited, batches, length=steps, reverse=True
+        )
+        loss, outer_aux, gradient = problem.mean((loss, outer_aux, gradient))
+        return Estimate(gradient, loss, new, (loop.last(visited)[1], outer_aux), carry)
+
+    return Estimator(estimate, steps)
+
+
+def inner_run(
+    problem: Bilevel, state: InnerState, hyper: PyTree, batches: PyTree, steps: int, loop: Loop
+):
+    """`(state, aux of the last step)` after K steps along stacked batches."""
+
+    def forward(state, batch):
+        return step(problem, state, hyper, batch)
+
+    new, auxes = loop.scan(forward, state, batches, length=steps)
+    return new, loop.last(auxes)
+
+
+@partial(jax.jit, static_argnums=0)
+def step(problem: Bilevel, state: InnerState, hyper: PyTree, batch: PyTree):
+    """`problem.inner_step`, compiled once for every host loop over it."""
+    return problem.inner_step(state, hyper, batch)
+
+
+def outer_pullback(problem: Bilevel, state: InnerState, outer_batch: PyTree):
+    """`(L_out, aux, dL_out/d(state))`, of this device alone; the last like `floats(state)`."""
+
+    def outer(part):
+        whole = merge(part, state)
+        return problem.outer(whole.params, outer_batch, whole.model_state)
+
+    (loss, aux), cotangent = jax.value_and_grad(outer, has_aux=True)(floats(state))
+    return loss, aux, cotangent
+
+
+def check_steps(steps: int) -> None:
+    """Raises ValueError unless there is a step to take."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+
+
+@partial(jax.jit, static_argnums=0)
+def _pullback(problem, state, hyper, batch, cotangent):
+    """The cotangents of `state` and `hyper` from that of the state after one step."""
+    # Without the barrier the compiler would find the forward pass's own intermediate values, and
+    # keep those of all K steps instead of computing them again.
+    part, cotangent = lax.optimization_barrier((floats(state), cotangent))
+
+    def advance(part, hyper):
+        return floats(problem.inner_step(merge(part, state), hyper, batch)[0])
+
+    return jax.vjp(advance, part, hyper)[1](cotangent)
