@@ -30,7 +30,9 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(
         dict(
             name="unet",
-            head="sigmoid",
+            head="sigmoid",  # sigmoid, softmax (two classes), or tv_softmax (RU-Net)
+            head_iterations=1,  # of tv_softmax
+            head_kind="anisotropic",  # of tv_softmax: anisotropic or isotropic
             width=16,  # filters of the first block; they double with each one
             depth=2,  # number of times that the size is halved
             momentum=0.9,  # decay of BatchNorm's running statistics
@@ -63,13 +65,22 @@ def get_config() -> ConfigDict:
     config.hypergrad = ConfigDict(
         dict(
             # none: lambda is fixed. exact: through the optimiser's step. sgd_formula: eq. 26 at
-            # theta(t). paper: Algorithm 1 as printed, at theta(t+1).
+            # theta(t). paper: Algorithm 1 as printed, at theta(t+1). training_loss: lambda follows
+            # the training loss itself (Jia et al. 2021, for RU-Net).
             method="none",
             learning_rate=0.02,  # of Adam on log lambda
             warmup=50,  # steps before lambda's first update; Adam's first steps tell nothing of it
             every=1,  # steps from one update of lambda to the next
             batch_size=16,  # validation images in an update
             statistics="batch",  # of BatchNorm in the validation loss: batch or running
+        )
+    )
+    config.denoise = ConfigDict(
+        dict(
+            # Weights among which the TV denoising of the final probabilities (U-Net + TV, eq. 3)
+            # is chosen by the validation IoU; none: no denoising.
+            weights=(),
+            kind="anisotropic",  # or isotropic
         )
     )
     config.train = ConfigDict(

@@ -13,11 +13,3 @@ def x64():
     """Runs one test in float64, as every check of a derivative must."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture
-def quick_compile():
-    """Compiles with few optimisations: half the time where programs are large and arrays tiny."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -22,7 +22,7 @@ STEPS = 14
 def tiles(tmp_path_factory):
     """A tiny prepared set: 60 tiles of 16 pixels."""
     base = tmp_path_factory.mktemp("tiles")
-    synthetic.write(base / "coco", tiles=60, seed=0, size=48)
+    synthetic.write(base / "coco", tiles=60, seed=0, progress=False)
     builder.build(
         base / "coco" / "annotation.json", base / "coco" / "images", base / "records",
         size=16, progress=False,

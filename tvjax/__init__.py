@@ -1,0 +1,21 @@
+"""Total variation for segmenting compact objects, and exact hypergradients of its weight.
+
+Arrays are `[..., H, W, C]`, probabilities in [0, 1]; every function is pure and works under `jit`,
+`vmap`, `grad` and `jvp`. Importing this loads jax and optax and nothing heavier.
+"""
+
+from tvjax import hypergrad
+from tvjax.losses import binary_cross_entropy
+from tvjax.metrics import iou
+from tvjax.tv.rof import denoise_tv
+from tvjax.tv.softmax import tv_softmax
+from tvjax.tv.variation import total_variation
+
+__all__ = [
+    "binary_cross_entropy",
+    "denoise_tv",
+    "hypergrad",
+    "iou",
+    "total_variation",
+    "tv_softmax",
+]

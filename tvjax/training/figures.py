@@ -46,6 +46,17 @@ def lambda_over_time(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
+def sweep(ious: dict[str, float], path: Path) -> None:
+    """Validation IoU over the weight of the denoising (as Figure 6a), the best one marked."""
+    weights, values = [float(weight) for weight in ious], list(ious.values())
+    figure, axis = plt.subplots(figsize=(4.5, 3.2), layout="constrained")
+    axis.plot(weights, values, color=COLORS["val"], marker="o", markersize=3)
+    axis.axvline(weights[int(np.argmax(values))], color="0.5", linewidth=0.8, linestyle="--")
+    axis.set(xlabel="lambda of the denoising", ylabel="validation IoU")
+    axis.grid(alpha=0.3)
+    save(figure, path)
+
+
 def predictions(images: np.ndarray, masks: np.ndarray, probabilities: np.ndarray) -> Figure:
     """One row a tile: image, truth, probability, and both contours on the image.
 

@@ -17,7 +17,7 @@ from tvjax.data import pipeline
 from tvjax.data.records import Split
 from tvjax.data.sets import open_sets
 from tvjax.errors import UserError
-from tvjax.evaluate import baselines, evaluate
+from tvjax.evaluate import baselines, choose_denoising, evaluate
 from tvjax.training import figures, rundir
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.logs import Logs, read_metrics
@@ -56,15 +56,24 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     state, seconds = train(config, setup, splits, workdir)
     batch_size = config.evaluation.batch_size
     began = time.perf_counter()
+    denoise, sweep = None, {}
+    if config.denoise.weights:
+        denoise, ious = choose_denoising(
+            setup, state, splits["val"], config.denoise.weights, batch_size=batch_size
+        )
+        sweep = {"denoising_val_iou": ious}
+        figures.sweep(ious, workdir / "sweep.png")
     scores = {
-        name: evaluate(setup, state, split, batch_size=batch_size) for name, split in splits.items()
+        name: evaluate(setup, state, split, batch_size=batch_size, denoise=denoise)
+        for name, split in splits.items()
     }
-    lam = float(np.mean(setup.regularizer.weight(state.hyper)))
+    lam = float(np.mean(setup.regularizer.weight(state.hyper))) if denoise is None else denoise
     batch = (config.train.batch_size, *image_shape[:2])
     summary = {
         **{f"{name}_iou": score["iou"] for name, score in scores.items()},
         "lambda": lam,
         "lambda_per_pixel": setup.regularizer.pixel_weight(lam, batch),
+        **sweep,
         "steps": int(state.step),
         "seconds": seconds + time.perf_counter() - began,
         "parameters_sha256": parameters_sha256(state),

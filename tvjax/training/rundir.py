@@ -52,18 +52,20 @@ def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
 
 def format_summary(summary: dict[str, Any], workdir: Path) -> str:
     """The summary for the reader of a terminal."""
-    base = summary["test_baselines"]
+    base, weight = summary["test_baselines"], summary["lambda_per_pixel"]
     lines = [
         "",
-        "            mean IoU  pooled IoU",
+        "          mean IoU  pooled IoU  boundary IoU  components (true)",
         *(
-            f"{name:<10}{s['iou']:>10.4f}{s['pooled_iou']:>12.4f}   {int(s['images'])} tiles"
+            f"{name:<6}{s['iou']:>12.4f}{s['pooled_iou']:>12.4f}{s['boundary_iou']:>14.4f}"
+            f"{s['components']:>12.2f} ({s['true_components']:.2f})   {int(s['images'])} tiles"
             for name, s in summary["splits"].items()
         ),
-        f"{'test, all background':<22}{base['all_background']:.4f}",
-        f"{'test, all foreground':<22}{base['all_foreground']:.4f}",
-        f"lambda {summary['lambda']:.4g}, which weighs TV by {summary['lambda_per_pixel']:.3g} "
-        f"a pixel; {summary['steps']} steps in {summary['seconds']:.0f} s",
+        f"test, all background: {base['all_background']:.4f}   "
+        f"all foreground: {base['all_foreground']:.4f}",
+        f"lambda {summary['lambda']:.4g}"
+        + ("" if weight is None else f", which weighs TV by {weight:.3g} a pixel")
+        + f"; {summary['steps']} steps in {summary['seconds']:.0f} s",
         f"curves, lambda and predictions: {workdir}/*.png",
     ]
     return "\n".join(lines)

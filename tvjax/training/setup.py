@@ -10,6 +10,7 @@ import optax
 from tvjax import hypergrad
 from tvjax.errors import UserError
 from tvjax.hypergrad import Bilevel, Estimator
+from tvjax.hypergrad.training_loss import training_loss
 from tvjax.models import make_model
 from tvjax.training import parallel, state, steps
 from tvjax.training.steps import Regularizer
@@ -52,7 +53,7 @@ def make_hyper_plan(
 
     Args:
       inner_learning_rate: eta of the formulas.
-      method: `"none"`, `"exact"`, `"sgd_formula"` or `"paper"`.
+      method: `"none"`, `"exact"`, `"sgd_formula"`, `"paper"` or `"training_loss"`.
       learning_rate: of Adam on alpha (or on lambda).
       warmup: steps before the first update. Adam's first steps are degenerate: there its
         derivative is all but zero.
@@ -68,6 +69,7 @@ def make_hyper_plan(
         "exact": hypergrad.exact,
         "sgd_formula": lambda: hypergrad.sgd_formula(inner_learning_rate),
         "paper": lambda: hypergrad.paper(inner_learning_rate),
+        "training_loss": training_loss,
     }
     _choose("hypergrad.method", method, methods)
     _choose("hypergrad.statistics", statistics, ("batch", "running"))
@@ -122,7 +124,7 @@ class Setup(NamedTuple):
     bilevel: Callable[..., tuple[state.TrainState, PyTree]]
     """`(state, resident, [train], val)`."""
     evaluate: Callable[..., PyTree]
-    """`(state, None, batch, weight) -> sums`."""
+    """`(state, denoise, batch, weight) -> sums`, as in `steps.evaluation_step`."""
     predict: Callable[..., tuple[jax.Array, jax.Array]]
     """`(state, images) -> (logits, probabilities)`, on one device."""
 
@@ -182,7 +184,9 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
         inner_batches = [parallel.take(resident[0], b) for b in inner_batches]
         return bilevel_step(state, inner_batches, parallel.take(resident[1], outer_batch))
 
-    evaluation = steps.evaluation_step(net, head, regularizer, axis_name=layout.axis_name)
+    evaluation = steps.evaluation_step(
+        net, head, regularizer, denoise_kind=config.denoise.kind, axis_name=layout.axis_name
+    )
     return Setup(
         layout=layout,
         regularizer=regularizer,
@@ -192,7 +196,7 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
         plain=layout.compile(plain, donate=True),
         bilevel=layout.compile(bilevel, donate=True),
         evaluate=layout.compile(
-            lambda state, _, batch, weight: evaluation(state, Batch(*batch), weight)
+            lambda state, denoise, batch, weight: evaluation(state, denoise, Batch(*batch), weight)
         ),
         predict=jax.jit(steps.prediction_step(net, head, regularizer)),
     )

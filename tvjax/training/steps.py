@@ -18,6 +18,7 @@ from tvjax import metrics
 from tvjax.hypergrad import Bilevel, Estimator
 from tvjax.models.heads import Head
 from tvjax.training.state import TrainState
+from tvjax.tv.rof import denoise_tv
 from tvjax.tv.variation import total_variation
 from tvjax.types import Batch, PyTree
 
@@ -43,11 +44,14 @@ class Regularizer(NamedTuple):
         """The nearest admissible value after an update."""
         return hyper if self.parametrization == "log" else jnp.maximum(hyper, 0)
 
-    def pixel_weight(self, lam: float, batch: tuple[int, ...]) -> float:
+    def pixel_weight(self, lam: float, batch: tuple[int, ...]) -> float | None:
         """The weight of one pixel's TV against one pixel's cross-entropy (both as means).
 
-        `"sum"` makes it grow with the batch: lambda * B * H * W for `batch = (B, H, W)`.
+        `"sum"` makes it grow with the batch: lambda * B * H * W for `batch = (B, H, W)`. None where
+        TV is not in the loss.
         """
+        if self.place != "loss":
+            return None
         b, h, w = batch[:3]
         return lam * {"sum": b * h * w, "image": h * w, "pixel": 1}[self.reduction]
 
@@ -92,7 +96,7 @@ def make_problem(
         lam = regularizer.weight(hyper)
         logits, batch_stats = apply(params, model_state, batch, True)
         bce = jnp.mean(head.cross_entropy(logits, lam, batch.mask))
-        tv = _reduce(
+        tv = reduce_tv(
             total_variation(head.probabilities(logits, lam), kind=regularizer.kind),
             regularizer.reduction,
             batch.image.shape[1] * batch.image.shape[2],
@@ -125,7 +129,7 @@ def to_float(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-def _reduce(tv: jax.Array, reduction: str, pixels: int, axis_name: str | None) -> jax.Array:
+def reduce_tv(tv: jax.Array, reduction: str, pixels: int, axis_name: str | None) -> jax.Array:
     """TV per image `[B]` -> a local value whose mean over devices is the global one."""
     if reduction == "sum":
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
@@ -180,28 +184,50 @@ def bilevel_step(
 
 
 def evaluation_step(
-    net: nn.Module, head: Head, regularizer: Regularizer, *, axis_name: str | None = None
-) -> Callable[[TrainState, Batch, jax.Array], PyTree]:
-    """`(state, batch, weight [B]) -> sums` over the batch's images, to be added up.
+    net: nn.Module,
+    head: Head,
+    regularizer: Regularizer,
+    *,
+    denoise_kind: str = "anisotropic",
+    axis_name: str | None = None,
+) -> Callable[..., PyTree]:
+    """`(state, denoise, batch, weight [B]) -> sums` over the batch's images, to be added up.
 
-    Weight 0 marks padding. Uses the running statistics.
+    With a number for `denoise` the probabilities are TV-denoised by that weight first (eq. 3);
+    None leaves them as they are. Weight 0 marks padding. Uses the running statistics.
     """
     predict = prediction_step(net, head, regularizer)
 
-    def step(state: TrainState, batch: Batch, weight: jax.Array):
+    def step(state: TrainState, denoise: jax.Array | None, batch: Batch, weight: jax.Array):
         logits, probabilities = predict(state, batch.image)
-        lam = regularizer.weight(state.hyper)
-        counts = metrics.counts(probabilities, batch.mask)
+        if denoise is not None:
+            probabilities = denoise_tv(
+                probabilities, denoise, kind=denoise_kind, tolerance=1e-3, max_iterations=2000
+            ).image
         per_image = {
             "images": jnp.ones_like(weight),
-            "bce": head.cross_entropy(logits, lam, batch.mask),
-            "iou": counts.iou,
-            **counts._asdict(),
+            "bce": head.cross_entropy(logits, regularizer.weight(state.hyper), batch.mask),
+            **_scores(probabilities, batch.mask),
         }
         sums = jax.tree.map(lambda x: jnp.sum(weight * x), per_image)
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
     return step
+
+
+def _scores(probabilities: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """How right and how compact the predicted masks are, `[B]` each."""
+    counts = metrics.counts(probabilities, mask)
+    predicted = (probabilities > 0.5).astype(jnp.float32)
+    return {
+        "iou": counts.iou,
+        "boundary_iou": metrics.boundary_iou(probabilities, mask),
+        "components": metrics.num_components(predicted),
+        "true_components": metrics.num_components(mask),
+        "tv": total_variation(predicted),
+        "true_tv": total_variation(mask.astype(jnp.float32)),
+        **counts._asdict(),
+    }
 
 
 def prediction_step(net: nn.Module, head: Head, regularizer: Regularizer) -> Callable:

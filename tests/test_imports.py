@@ -1,0 +1,56 @@
+"""Imports point one way, and `import tvjax` is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tvjax"
+HEAVY = (
+    "tensorflow", "tensorflow_datasets", "grain", "orbax", "matplotlib", "pycocotools", "flax",
+    "jaxopt", "tensorboardX", "ml_collections",
+)  # fmt: skip
+
+# What the modules of a folder (or file) may import of the package, and what they may not at all.
+ALLOWED = {
+    "tv": {"tv", "types"},
+    "hypergrad": {"hypergrad", "types"},
+    "losses.py": set(),
+    "metrics.py": {"tv"},
+    "models": {"models", "tv", "losses", "errors", "types"},
+    "data": {"data", "errors", "types"},
+}
+FORBIDDEN = {
+    "tv": {"flax", "grain", "tensorflow_datasets", "orbax"},
+    "hypergrad": {"flax", "grain", "tensorflow_datasets", "orbax"},
+    "data": {"jax", "flax", "optax", "tensorflow"},
+}
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # `from tvjax import losses` names a module; `from tvjax.losses import x` a function.
+            whole = node.module == "tvjax"
+            yield from ([f"tvjax.{n.name}" for n in node.names] if whole else [node.module])
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_point_one_way(part):
+    path = PACKAGE / part
+    for file in [path] if path.is_file() else path.glob("*.py"):
+        for name in imports(file):
+            top, _, rest = name.partition(".")
+            if top == "tvjax":
+                assert rest.split(".")[0] in ALLOWED[part], f"{file} imports {name}"
+            assert top not in FORBIDDEN.get(part, ()), f"{file} imports {name}"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = f"import sys, tvjax; print([m for m in {HEAVY!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr

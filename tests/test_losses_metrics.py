@@ -1,0 +1,66 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tvjax import losses, metrics
+
+
+def masks(seed, shape=(3, 11, 13, 1)):
+    rng = np.random.default_rng(seed)
+    return (ndimage.gaussian_filter(rng.normal(size=shape), (0, 1, 1, 0)) > 0.1).astype(np.uint8)
+
+
+def test_binary_cross_entropy_is_its_definition(x64):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(2, 4, 5, 1)), rng.integers(0, 2, (2, 4, 5, 1))
+    p = 1 / (1 + np.exp(-z))
+    expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean((1, 2, 3))
+    found = losses.binary_cross_entropy(jnp.asarray(z), jnp.asarray(y, jnp.uint8))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_binary_cross_entropy_of_huge_logits_is_finite():
+    z = jnp.asarray([1e4, -1e4]).reshape(1, 1, 2, 1)
+    assert losses.binary_cross_entropy(z, jnp.ones((1, 1, 2, 1))) == 5e3
+
+
+def test_iou_and_f1_by_hand():
+    p = jnp.asarray([0.9, 0.5, 0.7, 0.1]).reshape(2, 2, 1)  # 0.5 is not above the threshold
+    y = jnp.asarray([1, 1, 0, 0]).reshape(2, 2, 1)
+    assert metrics.iou(p, y) == pytest.approx(1 / 3)
+    assert metrics.counts(p, y).f1 == pytest.approx(1 / 2)
+    assert metrics.iou(p, y, threshold=0.4) == pytest.approx(2 / 3)
+
+
+def test_empty_on_empty_is_perfect_and_anything_on_empty_is_not():
+    empty = jnp.zeros((4, 4, 1))
+    assert metrics.iou(empty, empty) == 1 and metrics.counts(empty, empty).f1 == 1
+    assert metrics.iou(empty + 1, empty) == 0 and metrics.iou(empty, empty + 1) == 0
+
+
+def test_number_of_components_is_scipys():
+    m = masks(1)
+    expected = [ndimage.label(x[..., 0])[1] for x in m]
+    assert max(expected) > 2
+    np.testing.assert_array_equal(jax.jit(metrics.num_components)(jnp.asarray(m)), expected)
+    # A component at the right edge is no neighbour of one at the left.
+    sides = jnp.zeros((3, 5, 1)).at[1, 0].set(1).at[1, 4].set(1).at[0, 2].set(1).at[2, 2].set(1)
+    assert metrics.num_components(sides) == 4
+
+
+@pytest.mark.parametrize("width, pixels", [(0.02, 1), (0.12, 2)])
+def test_boundary_iou_is_that_of_scipys_erosions(width, pixels):
+    a, b = masks(2), masks(3)
+
+    def boundary(m):
+        # One erosion along each axis, `pixels` times: a square structuring element.
+        box = np.ones((2 * pixels + 1, 2 * pixels + 1))
+        return np.stack([x[..., 0] & ~ndimage.binary_erosion(x[..., 0], box) for x in m])
+
+    x, y = boundary(a > 0), boundary(b > 0)
+    expected = (x & y).sum((1, 2)) / (x | y).sum((1, 2))
+    found = metrics.boundary_iou(jnp.asarray(a, jnp.float32), jnp.asarray(b), width=width)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert metrics.boundary_iou(jnp.zeros((4, 4, 1)), jnp.zeros((4, 4, 1))) == 1
