@@ -14,12 +14,12 @@ from tqdm import tqdm
 class Logs:
     """Writes scalars to `metrics.jsonl` and TensorBoard; a context manager.
 
-    On resume, lines of steps after `start` are dropped: those steps are taken again.
+    On resume, lines of steps after `start` are dropped: those steps are taken again; from 0, all.
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int):
         self._path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= start]
+        kept = [line for line in read_metrics(workdir) if start and line["step"] <= start]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(self._path)

@@ -9,7 +9,7 @@ from tvjax.types import Config
 
 # What may differ when a run is resumed: none of these changes what a step computes.
 _MAY_CHANGE = (
-    "train.steps", "train.log_every", "evaluation.", "checkpoint.", "parallel.", "data.directory",
+    "name", "train.steps", "train.log_every", "evaluation.", "checkpoint.", "parallel.", "data.directory",
     "data.cache", "data.resident",
 )  # fmt: skip
 
@@ -21,7 +21,7 @@ def open_run(workdir: Path, config: Config) -> None:
       UserError: the folder cannot be written, or holds a run of another config.
     """
     path = workdir / "config.json"
-    wanted = _flat(config.to_dict())
+    wanted = _flat(json.loads(json.dumps(config.to_dict())))  # as it comes back: lists, no tuples
     stored = _read(path)
     if stored is not None:
         found = _flat(stored)
@@ -74,7 +74,7 @@ def format_summary(summary: dict[str, Any], workdir: Path) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); move it away") from error

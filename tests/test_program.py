@@ -1,0 +1,103 @@
+"""Config files and their flags, without starting a run."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from tvjax.errors import UserError
+from tvjax.program import field_paths
+from tvjax.training import rundir
+from tvjax.training.setup import HyperPlan, make_hyper_plan, make_regularizer
+from tvjax.training.state import make_optimizer
+
+CONFIGS = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("[a-z]*.py"))
+
+
+def config(name, preset=None):
+    module = importlib.import_module(f"configs.{name}")
+    return module.get_config(preset) if name != "base" else module.get_config()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_has_the_fields_of_base_and_the_paper_preset(name):
+    fields = set(field_paths(config("base")))
+    assert set(field_paths(config(name))) == fields
+    if name != "base":
+        assert set(field_paths(config(name, "paper"))) == fields
+        paper = config(name, "paper")
+        assert (paper.model.width, paper.data.size, paper.train.batch_size) == (64, 100, 16)
+        assert paper.optimizer.learning_rate == 5e-5
+        assert paper.name == f"{name}_paper"
+        with pytest.raises(ValueError, match="papre"):
+            config(name, "papre")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_mistyped_field_of_a_config_is_refused(name):
+    with pytest.raises(AttributeError, match="steps"):
+        config(name).train.stesp = 3
+    with pytest.raises(TypeError):
+        config(name).train.steps = "many"
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: make_regularizer(**regularizer(weight=-1.0)), "regularizer.weight=-1.0"),
+        (lambda: make_regularizer(**regularizer(weight=0.0)), "must be positive"),
+        (lambda: make_regularizer(**regularizer(kind="iso")), "regularizer.kind='iso'"),
+        (lambda: make_hyper_plan(1.0, **hyper(method="exat")), "hypergrad.method='exat'"),
+        (lambda: make_hyper_plan(1.0, **hyper(every=0)), "hypergrad.every=0"),
+        (lambda: make_optimizer(**optimizer(name="adamm")), "optimizer.name='adamm'"),
+    ],
+)
+def test_a_wrong_value_names_its_field(call, words):
+    with pytest.raises(UserError, match=words):
+        call()
+
+
+def regularizer(**changes):
+    return config("lunet").regularizer.to_dict() | changes
+
+
+def hyper(**changes):
+    return config("lunet_bilevel").hypergrad.to_dict() | changes
+
+
+def optimizer(**changes):
+    return config("unet").optimizer.to_dict() | changes
+
+
+@pytest.mark.parametrize("warmup, every", [(0, 1), (3, 1), (3, 4), (10, 3)])
+def test_updates_are_counted_as_they_fall_due(warmup, every):
+    plan = make_hyper_plan(1.0, **hyper(warmup=warmup, every=every))
+    due = [step for step in range(20) if plan.is_due(step)]
+    assert due == list(range(warmup, 20, every))
+    assert [plan.updates(step) for step in range(21)] == [
+        sum(d < step for d in due) for step in range(21)
+    ]
+    none: HyperPlan = make_hyper_plan(1.0, **hyper(method="none"))
+    assert not any(none.is_due(step) for step in range(20))
+
+
+def test_a_workdir_that_is_a_file_or_holds_another_run_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--workdir"):
+        rundir.open_run(tmp_path / "file" / "run", config("unet"))
+    rundir.open_run(tmp_path / "run", config("unet"))
+    longer = config("unet")
+    longer.train.steps = 700  # a run may be prolonged
+    rundir.open_run(tmp_path / "run", longer)
+    with pytest.raises(UserError, match=r"regularizer.place='none'.*'loss'"):
+        rundir.open_run(tmp_path / "run", config("lunet"))
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="move it away"):
+        rundir.open_run(tmp_path / "run", config("unet"))
+
+
+def test_lambda_weighs_a_pixel_as_the_notes_say():
+    made, _ = make_regularizer(**regularizer())
+    assert made.pixel_weight(1e-6, (16, 100, 100)) == pytest.approx(0.16)
+    assert isinstance(config("unet"), ConfigDict)
