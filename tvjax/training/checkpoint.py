@@ -23,7 +23,10 @@ class Checkpoints:
         self._directory = directory
         self._manager = ocp.CheckpointManager(
             directory,
-            item_names=("state", "run"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "run": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
         )
 

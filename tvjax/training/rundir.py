@@ -9,8 +9,8 @@ from tvjax.types import Config
 
 # What may differ when a run is resumed: none of these changes what a step computes.
 _MAY_CHANGE = (
-    "name", "train.steps", "train.log_every", "evaluation.", "checkpoint.", "parallel.", "data.directory",
-    "data.cache", "data.resident",
+    "name", "train.steps", "train.log_every", "evaluation.", "checkpoint.", "parallel.",
+    "data.directory", "data.cache", "data.resident",
 )  # fmt: skip
 
 

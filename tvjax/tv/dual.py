@@ -65,13 +65,6 @@ def adjoint(v: Field) -> jax.Array:
     return -(backward_difference(v.y, -3) + backward_difference(v.x, -2))
 
 
-def magnitude(d: Field, kind: str) -> jax.Array:
-    """What total variation sums: `|d_y| + |d_x|`, or `sqrt(d_y^2 + d_x^2)`."""
-    if kind == "anisotropic":
-        return jnp.abs(d.y) + jnp.abs(d.x)
-    return jnp.sqrt(jnp.square(d.y) + jnp.square(d.x))
-
-
 def project(q: Field, lam: jax.Array, kind: str) -> Field:
     """The nearest field with |v| <= lam: in each component, or each pixel's vector."""
     lam = per_image(lam)
@@ -90,8 +83,18 @@ def per_image(a: jax.Array) -> jax.Array:
 
 
 def duality_gap(d: Field, v: Field, lam: jax.Array, kind: str) -> jax.Array:
-    """`sum (lam |d| - v d)` of each image, for d = D u(v)."""
-    return sum_from(per_image(lam) * magnitude(d, kind) - v.y * d.y - v.x * d.x, 1)
+    """`sum (lam |d| - v d)` of each image, for d = D u(v).
+
+    As `|d| (lam - v n)`, n = d / |d|, which is exactly 0 where v has reached its bound.
+    """
+    lam = per_image(lam)
+    if kind == "anisotropic":
+        parts = [jnp.abs(d_k) * (lam - v_k * jnp.sign(d_k)) for d_k, v_k in zip(d, v, strict=True)]
+        return sum_from(parts[0] + parts[1], 1)
+    size = jnp.sqrt(jnp.square(d.y) + jnp.square(d.x))
+    safe = jnp.where(size > 0, size, 1)
+    slack = lam - (v.y * (d.y / safe) + v.x * (d.x / safe))
+    return sum_from(size * jnp.maximum(slack, 0), 1)
 
 
 def fista_start(u: jax.Array) -> Fista:
@@ -189,16 +192,14 @@ def run(
         go = active(p)
         if n <= slots:
             gap, state = iterate(p.state, data, lam)
-            state = _where(go, state, p.state)
         else:
             # A stable sort puts the unfinished images first; `slot` has no index twice.
             slot = jnp.argsort(~go, stable=True)[:slots]
-            old, some_data, some_lam = jax.tree.map(lambda a: a[slot], (p.state, data, lam))
-            some_gap, new = iterate(old, some_data, some_lam)
-            new = _where(go[slot], new, old)
-            state = jax.tree.map(lambda a, b: a.at[slot].set(b), p.state, new)
-            gap = p.gap.at[slot].set(some_gap)
-            go = jnp.zeros_like(go).at[slot].set(go[slot])
+            some = jax.tree.map(lambda a: a[slot], (p.state, data, lam))
+            gap, state = jax.tree.map(
+                lambda a, b: a.at[slot].set(b), (p.gap, p.state), iterate(*some)
+            )
+            go &= jnp.zeros_like(go).at[slot].set(True)
         better = gap < p.best
         moved = _Progress(
             state=state,
@@ -207,7 +208,7 @@ def run(
             stale=jnp.where(better, 0, p.stale + 1),
             iterations=p.iterations + chunk,
         )
-        return _Progress(state, *_where(go, moved[1:], p[1:]))
+        return _where(go, moved, p)
 
     infinite = jnp.full((n,), jnp.inf, lam.dtype)
     zero = jnp.zeros((n,), jnp.int32)

@@ -131,12 +131,14 @@ def tangent_by_cg(
     tied regions: CG takes about as many iterations as the largest region is wide.
     """
     tied, n, length = active
-    tiny = jnp.finfo(length.dtype).tiny
     if kind == "anisotropic":
         scale, extra = jnp.zeros_like(length), jnp.ones_like(length)
     else:
-        scale = jnp.sqrt(jnp.minimum(1, lam / jnp.maximum(length, tiny)))
-        extra = jnp.minimum(1, length / jnp.maximum(lam, tiny))
+        # min(1, lam / |d|)^(1/2) and min(1, |d| / lam); each division only where it is taken.
+        far = length > lam
+        ratio = lam / jnp.where(far, length, 1)
+        scale = jnp.where(far & (ratio > 0), jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), ~far)
+        extra = jnp.where(far, 1, length / jnp.where(lam > 0, lam, 1))
 
     def basis(y: Field) -> Field:  # B, symmetric: the turning direction is t = (-n.x, n.y)
         along = scale * (n.x * y.y - n.y * y.x)

@@ -54,7 +54,7 @@ def chambolle(f, lam, *, kind, tolerance, max_iterations):
         if kind == "anisotropic":
             size = Field(jnp.abs(d.y), jnp.abs(d.x))
         else:
-            size = Field(*[dual.magnitude(d, kind)] * 2)
+            size = Field(*[jnp.sqrt(jnp.square(d.y) + jnp.square(d.x))] * 2)
         tiny = jnp.finfo(f.dtype).tiny  # for lam = |d| = 0
         return Field(
             lam * (v.y + tau * d.y) / (lam + tau * size.y + tiny),
