@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict(
         dict(
             name="adam",  # adam, adamw or sgd
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             b1=0.9,  # of adam and adamw, as are b2 and eps
             b2=0.999,
             eps=1e-8,

@@ -1,6 +1,7 @@
 """All estimators on the same problems: known answers, each other, and one contract."""
 
 import doctest
+import functools
 import importlib
 import pkgutil
 
@@ -11,7 +12,7 @@ import optax
 import pytest
 
 from tvjax import hypergrad
-from tvjax.hypergrad import SCANNED, UNROLLED
+from tvjax.hypergrad import SCANNED, UNROLLED, unrolled
 
 RATE, DECAY = 0.1, 0.9
 
@@ -278,13 +279,18 @@ class Setting:
         self.state, self.outer_batch = state, self.batches[-1]
 
     def step(self, state, batch):
-        return jax.jit(self.problem.inner_step)(state, self.hyper, batch)
+        return unrolled.step(self.problem, state, self.hyper, batch)
 
     def call(self, estimator, *, hyper=None, **changes):
         problem = self.problem._replace(**changes)
         batches = self.batches[: estimator.steps]
         f = jax.jit(lambda s, h: estimator(problem, s, h, batches, self.outer_batch))
         return f(self.state, self.hyper if hyper is None else hyper)
+
+
+@functools.cache
+def setting(optimizer):
+    return Setting(optimizer)
 
 
 def assert_close(actual, expected, rtol, atol=0.0):
@@ -297,7 +303,7 @@ def assert_close(actual, expected, rtol, atol=0.0):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_contract(x64, name):
     """One record, one state, one compilation; the host's loop and devices give the same."""
-    s, estimator = Setting(OPTIMIZER_OF.get(name, "heavy_ball")), ESTIMATORS[name]
+    s, estimator = setting(OPTIMIZER_OF.get(name, "heavy_ball")), ESTIMATORS[name]
     traces = []
 
     def counted(*args):
@@ -326,8 +332,9 @@ def test_contract(x64, name):
 
     # A difference of nearly equal losses shows their rounding.
     rtol = 1e-6 if name == "finite_difference" else 1e-9
-    host = estimator(problem, s.state, s.hyper, *batches, carry)
-    assert_close(host, estimate, rtol, 1e-14)
+    if not name.endswith("scanned"):
+        host = estimator(problem, s.state, s.hyper, *batches, carry)
+        assert_close(host, estimate, rtol, 1e-14)
 
     # vmap with an axis name stands for devices; each holds a quarter of every batch.
     shards = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batches)
@@ -348,7 +355,7 @@ def _zeros(tree):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_forward_is_reverse_and_both_are_the_finite_difference(x64, optimizer):
-    s = Setting(optimizer)
+    s = setting(optimizer)
     # One in either loop, so that the two loops are compared too.
     forward = s.call(hypergrad.forward(3, loop=SCANNED)).gradient
     assert_close(forward, s.call(hypergrad.reverse(3)).gradient, 1e-10)
@@ -360,7 +367,7 @@ def test_forward_is_reverse_and_both_are_the_finite_difference(x64, optimizer):
 
 @pytest.mark.parametrize("optimizer", ["heavy_ball", "adam"])
 def test_one_step_of_every_exact_method_is_the_exact_step(x64, optimizer):
-    s = Setting(optimizer)
+    s = setting(optimizer)
     exact = s.call(hypergrad.exact()).gradient
     for estimator in (hypergrad.forward(1), hypergrad.reverse(1), hypergrad.forward_online()):
         assert_close(s.call(estimator).gradient, exact, 1e-10)
@@ -371,7 +378,7 @@ def test_one_step_of_every_exact_method_is_the_exact_step(x64, optimizer):
 
 
 def test_a_weight_map_has_one_derivative_whichever_way(x64):
-    s = Setting("adam")
+    s = setting("adam")
     hyper = {"a": jnp.asarray([[-2.0], [-1.0], [-3.0], [-2.5]]), "b": s.hyper["b"]}  # not few
     values = [
         s.call(e, hyper=hyper).gradient
@@ -388,7 +395,7 @@ def test_a_weight_map_has_one_derivative_whichever_way(x64):
 @pytest.mark.parametrize("optimizer", ["sgd", "heavy_ball"])
 def test_the_formula_and_its_finite_difference_are_exact_for_gradient_descent(x64, optimizer):
     # Where running statistics carry no derivative, as in one step, and with the direct term.
-    s = Setting(optimizer)
+    s = setting(optimizer)
     exact = s.call(hypergrad.exact()).gradient
     assert_close(s.call(hypergrad.sgd_formula(RATE)).gradient, exact, 1e-10)
     assert_close(s.call(hypergrad.darts(RATE, radius=1e-4)).gradient, exact, 1e-6)
@@ -397,7 +404,7 @@ def test_the_formula_and_its_finite_difference_are_exact_for_gradient_descent(x6
 
 
 def test_preconditioned_is_its_formula_and_not_the_gradient(x64):
-    s = Setting("adam")
+    s = setting("adam")
     value = s.call(hypergrad.preconditioned(0.05)).gradient
     new, _ = s.problem.inner_step(s.state, s.hyper, s.batches[0])
     q = s.problem.outer_gradient(new, s.outer_batch)[1]
@@ -414,7 +421,7 @@ def test_preconditioned_is_its_formula_and_not_the_gradient(x64):
 
 
 def test_online_resumes_bit_for_bit_and_its_carry_is_arrays_of_floats(x64):
-    s, estimator = Setting("adam"), hypergrad.forward_online()
+    s, estimator = setting("adam"), hypergrad.forward_online()
     call = jax.jit(
         lambda at, batch: estimator(s.problem, at[0], s.hyper, [batch], s.outer_batch, at[1])
     )
@@ -463,7 +470,7 @@ def test_cg_stops_at_its_tolerance_and_at_negative_curvature(x64, loop):
 
 
 def test_nystrom_draws_anew_at_each_call(x64):
-    s, estimator = Setting("heavy_ball"), hypergrad.nystrom(1, 0.5)
+    s, estimator = setting("heavy_ball"), hypergrad.nystrom(1, 0.5)
     call = jax.jit(
         lambda carry: estimator(s.problem, s.state, s.hyper, s.batches[:1], s.outer_batch, carry)
     )
@@ -527,7 +534,7 @@ def test_memory_of_reversible_grows_by_the_bits_of_its_buffer():
 )
 @pytest.mark.parametrize("name", ["exact_forward", "reverse", "forward_online"])
 def test_flat_optimizers_warn(x64, optimizer, name):
-    s, estimator = Setting("sgd"), ESTIMATORS[name]
+    s, estimator = setting("sgd"), ESTIMATORS[name]
     problem = s.problem._replace(optimizer=optimizer)
     state = problem.init(s.state.params, s.state.model_state)
     f = jax.jit(lambda s_, h: estimator(problem, s_, h, s.batches[: estimator.steps], s.batches[0]))
@@ -564,7 +571,7 @@ def test_the_first_step_of_adam_is_recognised():
 # Arguments, and the examples in docstrings.
 
 
-def test_wrong_arguments_are_named():
+def test_wrong_arguments_are_named(x64):
     for make in (hypergrad.reverse, hypergrad.forward, hypergrad.finite_difference):
         with pytest.raises(ValueError, match="got 0"):
             make(0)
@@ -572,7 +579,7 @@ def test_wrong_arguments_are_named():
         hypergrad.nystrom(3, -1)
     with pytest.raises(ValueError, match=r"got 1\.5"):
         hypergrad.reversible(3, 0.1, 1.5)
-    s = Setting("sgd")
+    s = setting("sgd")
     with pytest.raises(ValueError, match="scaling"):
         s.call(hypergrad.preconditioned(0.1))
     with pytest.raises(ValueError, match="other steps"):

@@ -1,0 +1,166 @@
+"""Hypergradient estimators side by side over a training, against a reference.
+
+    python -m experiments.hypergradients --problem=ridge --json=FILE [--figure=FILE.png]
+
+prints a table for the last snapshot and writes all of them as JSON: config, commit, versions,
+hardware, seed, and `records`. Without `--problem` the figure is drawn from the JSON alone.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from experiments import problems
+from experiments.problems.setting import Setting
+from tvjax import hypergrad
+from tvjax.types import PyTree
+
+ONLINE = "forward_online"
+PACKAGES = ("tvjax", "jax", "jaxlib", "optax", "numpy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--problem", choices=problems.PROBLEMS)
+    parser.add_argument("--json", required=True, type=Path, help="results, written or read")
+    parser.add_argument("--figure", type=Path, help="PNG of errors and values over the training")
+    parser.add_argument("--seed", type=int, default=0, help="of mini-batches and noise")
+    parser.add_argument("--snapshots", type=int, help="only the first so many")
+    args = parser.parse_args()
+    if args.problem:
+        # A reference is worth its digits only in float64.
+        jax.config.update("jax_enable_x64", True)
+        results = run(args.problem, args.seed, args.snapshots)
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    if args.figure:
+        draw(json.loads(args.json.read_text()), args.figure)
+
+
+def run(name: str, seed: int, snapshots: int | None = None) -> dict:
+    """Audits a problem at every snapshot of its training; prints the last table."""
+    setting = problems.make(name, seed)
+    setting = setting._replace(snapshots=setting.snapshots[:snapshots])
+    records = []
+    bar = tqdm(total=len(setting.snapshots) * len(setting.estimators), desc=name, disable=None)
+    for step, state, carries in walk(setting):
+
+        def progress(names, step=step):
+            for estimator in names:
+                bar.set_postfix_str(f"step {step}, {estimator}")
+                yield estimator
+                bar.update()
+
+        found = hypergrad.audit(
+            setting.problem, setting.estimators, state, setting.hyper, setting.inner_batches,
+            setting.outer_batch, reference=setting.reference, draws=setting.draws,
+            carries=carries, step=step, progress=progress,
+        )  # fmt: skip
+        records += found
+    bar.close()
+    print(f"{name}, after {step} inner steps; reference: {setting.reference_name}")
+    print(hypergrad.table(found))
+    config = {
+        "problem": name,
+        "snapshots": list(setting.snapshots),
+        "draws": len(setting.draws),
+        "reference": setting.reference_name,
+    }
+    return {
+        "config": config,
+        "seed": seed,
+        **provenance(),
+        "records": [r._asdict() for r in records],
+    }
+
+
+def walk(setting: Setting) -> Iterator[tuple[int, hypergrad.InnerState, Mapping[str, PyTree]]]:
+    """Trains at a fixed hyperparameter: `(step, state, what estimators carry)` at snapshots."""
+    online = hypergrad.forward_online()
+    problem, state, hyper = setting.problem, setting.state, setting.hyper
+    carry = online.init(problem, state, hyper)
+
+    @jax.jit
+    def advance(state, carry, batch):
+        estimate = online(problem, state, hyper, [batch], setting.outer_batch, carry)
+        return estimate.state, estimate.carry
+
+    for step in range(setting.snapshots[-1] + 1):
+        if step in setting.snapshots:
+            yield step, state, {ONLINE: carry} if ONLINE in setting.estimators else {}
+        batch = setting.inner_batches[step % len(setting.inner_batches)]
+        state, carry = advance(state, carry, batch)
+
+
+def provenance() -> dict:
+    """Commit, versions and hardware of this run."""
+    here = Path(__file__).parent
+
+    def git(*args):
+        command = ["git", "-C", str(here), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    device = jax.devices()[0]
+    return {
+        "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else ""),
+        "versions": {p: metadata.version(p) for p in PACKAGES}
+        | {"python": platform.python_version()},
+        "hardware": {
+            "device": device.device_kind,
+            "count": jax.device_count(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def draw(results: dict, path: Path) -> None:
+    """Relative error and value of each estimator over the training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = results["records"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    names = list(dict.fromkeys((r["estimator"], r["element"]) for r in records))
+    for i, (name, element) in enumerate(names):
+        mine = [r for r in records if (r["estimator"], r["element"]) == (name, element)]
+        style = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--", "lw": 1.2}
+        steps = [r["step"] for r in mine]
+        left.plot(steps, [_or_nan(r["relative_error"]) for r in mine], **style)
+        right.plot(steps, [_or_nan(r["value"]) for r in mine], label=f"{name} {element}", **style)
+        wrong = [r for r in mine if r["sign_agrees"] is False]
+        left.plot(
+            [r["step"] for r in wrong], [_or_nan(r["relative_error"]) for r in wrong],
+            "x", color=style["color"],
+        )  # fmt: skip
+    references = {r["step"]: r["reference"] for r in records if r["reference"] is not None}
+    if references:
+        right.plot(list(references), list(references.values()), "k:", lw=2, label="reference")
+        smallest = min(map(abs, references.values()))
+        right.set_yscale("symlog", linthresh=smallest / 10 or 1e-12)
+    left.set(xscale="log", yscale="log", xlabel="inner steps")
+    left.set_title("relative error (x: wrong sign)")
+    right.set(xscale="log", xlabel="inner steps", title="hypergradient")
+    right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(f"{results['config']['problem']}; reference: {results['config']['reference']}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _or_nan(x: float | None) -> float:
+    return float("nan") if x is None else x
+
+
+if __name__ == "__main__":
+    main()
