@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
         dict(
             place="none",  # of total variation: none (U-Net), loss (LU-Net), head (RU-Net)
             weight=1e-6,  # lambda, or the value from which it is learned
+            blocks=1,  # 1: one lambda; n: a map of n x n, one for each block of the tile
             kind="anisotropic",  # anisotropic (eq. 2), isotropic or huber
             # TV in the loss is summed over pixels and batch (sum), over pixels with a mean over
             # images (image), or is a mean over pixels (pixel); only the first makes lambda = 1e-6
@@ -64,13 +65,24 @@ def get_config() -> ConfigDict:
     )
     config.hypergrad = ConfigDict(
         dict(
-            # none: lambda is fixed. exact: through the optimiser's step. sgd_formula: eq. 26 at
-            # theta(t). paper: Algorithm 1 as printed, at theta(t+1). training_loss: lambda follows
-            # the training loss itself (Jia et al. 2021, for RU-Net).
+            # none            lambda is fixed
+            # exact           through the optimiser's real step
+            # sgd_formula     eq. 26, with the TV gradient at theta(t)
+            # paper           Algorithm 1 as printed, with the TV gradient at theta(t+1)
+            # preconditioned  eq. 26 divided by Adam's running scale
+            # darts           eq. 26 by a finite difference
+            # reverse         exact through the last `steps` steps, backwards
+            # forward         the same, forwards
+            # forward_online  through all steps since the warm-up (RTHO)
+            # training_loss   no hypergradient: lambda follows the training loss (Jia et al. 2021)
             method="none",
+            steps=1,  # K of reverse and forward; each update then takes K steps at once
             learning_rate=0.02,  # of Adam on log lambda
-            warmup=50,  # steps before lambda's first update; Adam's first steps tell nothing of it
-            every=1,  # steps from one update of lambda to the next
+            warmup=40,  # steps before lambda's first update; Adam's first steps tell nothing of it
+            every=2,  # steps from one update of lambda to the next, at least K
+            # Standard errors from 0 that the mean of the collected hypergradients must have before
+            # it moves lambda; 0: each one moves it.
+            significance=0.0,
             batch_size=16,  # validation images in an update
             statistics="batch",  # of BatchNorm in the validation loss: batch or running
         )
@@ -85,21 +97,21 @@ def get_config() -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
-            steps=600,
+            steps=480,
             batch_size=16,  # images in a step, over all devices
             log_every=10,  # steps; what is logged is their mean
         )
     )
     config.evaluation = ConfigDict(
         dict(
-            every=100,  # steps from one evaluation on the validation split to the next
+            every=120,  # steps from one evaluation on the validation split to the next
             batch_size=16,
             panels=4,  # validation tiles shown in predictions.png
         )
     )
     config.checkpoint = ConfigDict(
         dict(
-            every=100,  # steps
+            every=120,  # steps
             keep=3,  # checkpoints, the newest
         )
     )
@@ -124,6 +136,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.evaluation.every = 250
     config.checkpoint.every = 250
     config.hypergrad.warmup = 250
+    config.hypergrad.every = 1
     return config
 
 

@@ -88,7 +88,7 @@ class Ridge:
         return float(call(state, jnp.asarray(self.a)))
 
 
-@pytest.fixture(params=[-3.0, 1.0], ids=["a=-3", "a=1"])
+@pytest.fixture(params=[-3.0, pytest.param(1.0, marks=pytest.mark.slow)], ids=["a=-3", "a=1"])
 def ridge(x64, request):
     return Ridge(request.param)
 
@@ -365,7 +365,7 @@ def test_forward_is_reverse_and_both_are_the_finite_difference(x64, optimizer):
         assert_close(s.call(ESTIMATORS["reversible_scanned"]).gradient, forward, 1e-10)
 
 
-@pytest.mark.parametrize("optimizer", ["heavy_ball", "adam"])
+@pytest.mark.parametrize("optimizer", [pytest.param("heavy_ball", marks=pytest.mark.slow), "adam"])
 def test_one_step_of_every_exact_method_is_the_exact_step(x64, optimizer):
     s = setting(optimizer)
     exact = s.call(hypergrad.exact()).gradient
@@ -377,6 +377,7 @@ def test_one_step_of_every_exact_method_is_the_exact_step(x64, optimizer):
     assert_close(extrapolated, exact, 1e-8)
 
 
+@pytest.mark.slow
 def test_a_weight_map_has_one_derivative_whichever_way(x64):
     s = setting("adam")
     hyper = {"a": jnp.asarray([[-2.0], [-1.0], [-3.0], [-2.5]]), "b": s.hyper["b"]}  # not few
@@ -522,17 +523,19 @@ def test_memory_of_reversible_grows_by_the_bits_of_its_buffer():
 # Optimisers without a derivative.
 
 
+CLIPPED_LION = optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-3))
+
+
 @pytest.mark.parametrize(
-    "optimizer",
+    "optimizer, name",
     [
-        optax.lion(1e-3),
-        optax.sign_sgd(1e-3),
-        optax.rprop(1e-3),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-3)),
+        (optax.sign_sgd(1e-3), "exact_forward"),
+        (optax.rprop(1e-3), "exact_reverse"),
+        (optax.lion(1e-3), "reverse"),
+        (CLIPPED_LION, "forward_online"),
     ],
-    ids=["lion", "sign_sgd", "rprop", "clipped_lion"],
+    ids=["sign_sgd", "rprop", "lion", "clipped_lion"],
 )
-@pytest.mark.parametrize("name", ["exact_forward", "reverse", "forward_online"])
 def test_flat_optimizers_warn(x64, optimizer, name):
     s, estimator = setting("sgd"), ESTIMATORS[name]
     problem = s.problem._replace(optimizer=optimizer)

@@ -50,6 +50,8 @@ def test_a_mistyped_field_of_a_config_is_refused(name):
         (lambda: make_regularizer(**regularizer(kind="iso")), "regularizer.kind='iso'"),
         (lambda: make_hyper_plan(1.0, **hyper(method="exat")), "hypergrad.method='exat'"),
         (lambda: make_hyper_plan(1.0, **hyper(every=0)), "hypergrad.every=0"),
+        (lambda: make_hyper_plan(1.0, **hyper(method="forward_online", every=2)), "every=2"),
+        (lambda: make_regularizer(**regularizer(blocks=2, place="head")), "regularizer.blocks=2"),
         (lambda: make_optimizer(**optimizer(name="adamm")), "optimizer.name='adamm'"),
     ],
 )

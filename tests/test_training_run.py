@@ -40,7 +40,8 @@ def command(tiles, workdir, *flags, config="lunet_bilevel"):
         "--config.train.log_every=2",
         "--config.model.width=2", "--config.model.depth=1",
         "--config.hypergrad.warmup=3", "--config.hypergrad.batch_size=4",
-        "--config.checkpoint.every=4", "--config.evaluation.every=6", *flags,
+        "--config.checkpoint.every=4", "--config.evaluation.every=6",
+        "--config.hypergrad.every=1", *flags,
     ]  # fmt: skip
 
 

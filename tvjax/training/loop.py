@@ -136,32 +136,38 @@ class _Session:
         """Takes the steps that are left."""
         config, setup = self.config, self.setup
         resident, train, val = _feeds(config, setup, self.splits, start)
-        pending: tuple[int, PyTree] | None = None
-        step = start
-        if step < config.train.steps and step == 0:
+        pending: tuple[int, int, PyTree] | None = None
+        if start == 0 < config.train.steps:
             self._evaluate(state, 0)
-        for step in range(start + 1, config.train.steps + 1):
-            if setup.plan.is_due(step - 1):
-                state, metrics = setup.bilevel(state, resident, [next(train)], next(val))
+        step = start
+        while step < config.train.steps:
+            before, k = step, setup.plan.estimator.steps if setup.plan.estimator else 1
+            if setup.plan.is_due(step) and step + k <= config.train.steps:
+                inner = [next(train) for _ in range(k)]
+                state, metrics = setup.bilevel(state, resident, inner, next(val))
+                step += k
             else:
                 state, metrics = setup.plain(state, resident, [next(train)])
+                step += 1
             # The metrics of the step before are fetched only now: the device is never idle.
             if pending is not None:
                 self._log(*pending)
-            pending = step, metrics
-            last = step == config.train.steps or stop.asked
-            if last or step % config.evaluation.every == 0 or step % config.checkpoint.every == 0:
+            pending = before, step, metrics
+            done = step == config.train.steps
+            evaluates = done or _passes(before, step, config.evaluation.every)
+            saves = done or stop.asked or _passes(before, step, config.checkpoint.every)
+            if evaluates or saves:
                 self._log(*pending)
                 pending = None
-            if step % config.evaluation.every == 0 or step == config.train.steps:
+            if evaluates:
                 self._evaluate(state, step)
-            if last or step % config.checkpoint.every == 0:
-                self._save(state, step, wait=last)
-            if stop.asked and step < config.train.steps:
+            if saves:
+                self._save(state, step, wait=done or stop.asked)
+            if stop.asked and not done:
                 raise Interrupted(step)
         return state
 
-    def _log(self, step: int, metrics: PyTree) -> None:
+    def _log(self, before: int, step: int, metrics: PyTree) -> None:
         values = {k: float(np.mean(v)) for k, v in jax.device_get(metrics).items()}
         bad = [k for k, v in values.items() if not math.isfinite(v)]
         if bad:
@@ -175,7 +181,8 @@ class _Session:
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = (total + value, count + 1)
         self.count += 1
-        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+        done = step == self.config.train.steps
+        if done or _passes(before, step, self.config.train.log_every):
             means = {k: total / count for k, (total, count) in self.sums.items()}
             means["lambda"] = values["lambda"]
             self.logs.scalars(step, "train", means)
@@ -249,6 +256,11 @@ def _feeds(
             resident.append(())
             feeds.append(pipeline.train_batches(splits[name], start=position, **options))
     return tuple(resident), feeds[0], feeds[1]
+
+
+def _passes(before: int, step: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, step]."""
+    return step // every > before // every
 
 
 class _Stop:

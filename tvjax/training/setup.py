@@ -10,6 +10,7 @@ import optax
 from tvjax import hypergrad
 from tvjax.errors import UserError
 from tvjax.hypergrad import Bilevel, Estimator
+from tvjax.hypergrad.significance import until_significant
 from tvjax.hypergrad.training_loss import training_loss
 from tvjax.models import make_model
 from tvjax.training import parallel, state, steps
@@ -29,23 +30,25 @@ class HyperPlan(NamedTuple):
     statistics: str
 
     def is_due(self, step: int) -> bool:
-        """Whether lambda is updated in the step after `step` steps."""
+        """Whether lambda is updated in the step (or the K steps) after `step` steps."""
         return self.updates(step + 1) > self.updates(step)
 
     def updates(self, step: int) -> int:
-        """How many updates of lambda the first `step` steps hold."""
+        """How many updates of lambda the first `step` steps begin."""
         if self.estimator is None:
             return 0
-        return -(-max(0, step - self.warmup) // self.every)
+        return -(-max(0, step - self.warmup) // max(self.every, self.estimator.steps))
 
 
 def make_hyper_plan(
     inner_learning_rate: float,
     *,
     method: str,
+    steps: int,
     learning_rate: float,
     warmup: int,
     every: int,
+    significance: float,
     batch_size: int,
     statistics: str,
 ) -> HyperPlan:
@@ -53,11 +56,14 @@ def make_hyper_plan(
 
     Args:
       inner_learning_rate: eta of the formulas.
-      method: `"none"`, `"exact"`, `"sgd_formula"`, `"paper"` or `"training_loss"`.
+      method: see `configs/base.py`.
+      steps: K of `"reverse"` and `"forward"`.
       learning_rate: of Adam on alpha (or on lambda).
       warmup: steps before the first update. Adam's first steps are degenerate: there its
         derivative is all but zero.
-      every: steps from one update to the next.
+      every: steps from one update to the next; at least K.
+      significance: standard errors from 0 that a mean of hypergradients must have before it moves
+        lambda; 0 moves it by each one.
       batch_size: of the validation batches.
       statistics: of BatchNorm in the outer loss, `"batch"` or `"running"`.
 
@@ -69,23 +75,39 @@ def make_hyper_plan(
         "exact": hypergrad.exact,
         "sgd_formula": lambda: hypergrad.sgd_formula(inner_learning_rate),
         "paper": lambda: hypergrad.paper(inner_learning_rate),
+        "preconditioned": lambda: hypergrad.preconditioned(inner_learning_rate),
+        "darts": lambda: hypergrad.darts(inner_learning_rate),
+        "reverse": lambda: hypergrad.reverse(steps),
+        "forward": lambda: hypergrad.forward(steps),
+        "forward_online": hypergrad.forward_online,
         "training_loss": training_loss,
     }
     _choose("hypergrad.method", method, methods)
     _choose("hypergrad.statistics", statistics, ("batch", "running"))
-    for name, value, least in (("warmup", warmup, 0), ("every", every, 1)):
+    for name, value, least in (
+        ("warmup", warmup, 0), ("every", every, 1), ("steps", steps, 1),
+        ("significance", significance, 0),
+    ):  # fmt: skip
         if value < least:
             raise UserError(f"hypergrad.{name}={value} must be at least {least}")
-    return HyperPlan(
-        methods[method](), optax.adam(learning_rate), warmup, every, batch_size, statistics
-    )
+    if method == "forward_online" and every != 1:
+        raise UserError(
+            f"hypergrad.every={every} must be 1 with forward_online: its tangent rides through "
+            f"every step"
+        )
+    optimizer = optax.adam(learning_rate)
+    if significance:
+        optimizer = until_significant(optimizer, significance)
+    return HyperPlan(methods[method](), optimizer, warmup, every, batch_size, statistics)
 
 
-def make_regularizer(*, weight: float, **fields: str) -> tuple[Regularizer, jax.Array]:
+def make_regularizer(*, weight: float, blocks: int, **fields: str) -> tuple[Regularizer, jax.Array]:
     """The regulariser and the first value of what is learned.
 
     Args:
       weight: lambda at the start.
+      blocks: 1 for one lambda, n for a map of n x n of them, each the weight of a block of the
+        tile (only with `place="loss"`).
       **fields: `place`, `kind`, `reduction` and `parametrization`, as in `Regularizer`.
 
     Raises:
@@ -106,9 +128,14 @@ def make_regularizer(*, weight: float, **fields: str) -> tuple[Regularizer, jax.
             f"regularizer.weight={weight} must be {'positive' if log else 'at least 0'} with "
             f"regularizer.parametrization={fields['parametrization']!r}"
         )
+    if blocks < 1 or (blocks > 1 and fields["place"] != "loss"):
+        raise UserError(
+            f"regularizer.blocks={blocks} must be 1, or more with regularizer.place='loss'"
+        )
+    shape = () if blocks == 1 else (blocks, blocks)
     if fields["place"] == "none":
         return regularizer, jnp.asarray(-jnp.inf if log else 0.0, jnp.float32)
-    return regularizer, jnp.asarray(jnp.log(weight) if log else weight, jnp.float32)
+    return regularizer, jnp.full(shape, jnp.log(weight) if log else weight, jnp.float32)
 
 
 class Setup(NamedTuple):

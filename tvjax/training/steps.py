@@ -96,13 +96,16 @@ def make_problem(
         lam = regularizer.weight(hyper)
         logits, batch_stats = apply(params, model_state, batch, True)
         bce = jnp.mean(head.cross_entropy(logits, lam, batch.mask))
-        tv = reduce_tv(
-            total_variation(head.probabilities(logits, lam), kind=regularizer.kind),
-            regularizer.reduction,
-            batch.image.shape[1] * batch.image.shape[2],
-            axis_name,
-        )
-        loss = bce + lam * tv if regularizer.place == "loss" else bce
+        pixels = batch.image.shape[1] * batch.image.shape[2]
+
+        def tv_of_batch(weights=None):
+            probabilities = head.probabilities(logits, lam)
+            tv = total_variation(probabilities, kind=regularizer.kind, weights=weights)
+            return reduce_tv(tv, regularizer.reduction, pixels, axis_name)
+
+        tv = tv_of_batch()
+        weighted = lam * tv if lam.ndim == 0 else tv_of_batch(to_pixels(lam, batch.mask.shape))
+        loss = bce + weighted if regularizer.place == "loss" else bce
         aux = {"loss": loss, "bce": bce, "tv": tv} | scores(logits, lam, batch.mask)
         return loss, (model_state_of(batch_stats, lam), aux)
 
@@ -122,6 +125,14 @@ def model_state_of(batch_stats: PyTree, lam: jax.Array) -> PyTree:
     needs it there: so it arrives with its derivative, the direct term of eq. 18.
     """
     return {"batch_stats": batch_stats, "lam": lam}
+
+
+def to_pixels(lam: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A map of weights `[n, n]` -> `[1, H, W, 1]`, constant on n x n blocks as equal as can be."""
+    for axis, size in enumerate(shape[1:3]):
+        block = jnp.arange(size) * lam.shape[axis] // size
+        lam = jnp.take(lam, block, axis=axis)
+    return lam[None, :, :, None]
 
 
 def to_float(images: jax.Array) -> jax.Array:
