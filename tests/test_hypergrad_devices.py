@@ -26,7 +26,8 @@ for name, estimator in t.ESTIMATORS.items():
         axis_name="d", in_axes=(None, None, 0), out_axes=None,
     )(s.state, s.hyper, shards)
     rtol = 1e-6 if name == "finite_difference" else 1e-9
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, 1e-14, err_msg=name), four, one)
+    for a, b in zip(jax.tree.leaves(four), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol, 1e-14, err_msg=name)
 """
 
 

@@ -51,10 +51,13 @@ def run(tiles, workdir, *flags, **options):
     )
 
 
-def start_and_wait_for(tiles, workdir, step, *flags):
+def start_and_wait_for(tiles, workdir, step, *flags, **options):
     """Starts a run and returns its process once it has logged this step."""
     process = subprocess.Popen(
-        command(tiles, workdir, *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(tiles, workdir, *flags, **options),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     log = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 240
@@ -124,6 +127,21 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole, tiles, tmp_path, sig, sta
     assert resumed["parameters_sha256"] == uninterrupted["parameters_sha256"]
     assert resumed["lambda"] == uninterrupted["lambda"]
     assert (workdir / "metrics.jsonl").read_text() == (whole[0] / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["lunet_online", "lunet_reverse", "runet", "unet_tv"])
+def test_other_models_and_estimators_resume_bit_for_bit(tiles, tmp_path, config):
+    """The tangent of the online estimator rides in the checkpoint."""
+    flags = ("--config.hypergrad.every=1", "--config.hypergrad.steps=2")
+    result = run(tiles, tmp_path / "whole", *flags, config=config)
+    assert result.returncode == 0, result.stderr
+    process = start_and_wait_for(tiles, tmp_path / "run", 8, *flags, config=config)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert run(tiles, tmp_path / "run", *flags, config=config).returncode == 0
+    resumed, uninterrupted = summary(tmp_path / "run"), summary(tmp_path / "whole")
+    assert resumed["parameters_sha256"] == uninterrupted["parameters_sha256"]
 
 
 def test_streamed_records_give_the_same_run_as_resident_ones(whole, tiles, tmp_path):

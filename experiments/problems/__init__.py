@@ -7,7 +7,7 @@ import importlib
 
 from experiments.problems.setting import Setting
 
-PROBLEMS = ("ridge", "logistic", "tv_denoising")
+PROBLEMS = ("ridge", "logistic", "tv_denoising", "segmentation")
 
 
 def make(name: str, seed: int) -> Setting:
