@@ -102,6 +102,23 @@ def test_a_run_leaves_what_the_contract_names(whole):
     assert [m["step"] for m in lines if m["kind"] == "val"] == [0, 6, 12, STEPS]
 
 
+def test_evaluate_gives_the_summary_s_scores(whole, tiles):
+    def evaluate(*flags):
+        return subprocess.run(
+            [sys.executable, "-m", "tvjax.evaluate", *flags],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    workdir, _ = whole
+    result = evaluate(f"--workdir={workdir}", "--split=val")
+    assert result.returncode == 0, result.stderr
+    scores = json.loads(result.stdout.splitlines()[-1])
+    assert scores["iou"] == pytest.approx(summary(workdir)["val_iou"], abs=1e-6)
+    fails_with(evaluate("--workdir=/nowhere/run"), "/nowhere/run", "config.json")
+
+
 def test_a_finished_run_is_not_done_again(whole, tiles):
     workdir, _ = whole
     before = (workdir / "metrics.jsonl").stat().st_mtime_ns

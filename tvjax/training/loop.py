@@ -17,9 +17,9 @@ from tvjax.data import pipeline
 from tvjax.data.records import Split
 from tvjax.data.sets import open_sets
 from tvjax.errors import UserError
-from tvjax.evaluate import baselines, choose_denoising, evaluate
 from tvjax.training import figures, rundir
 from tvjax.training.checkpoint import Checkpoints
+from tvjax.training.evaluation import baselines, choose_denoising, evaluate
 from tvjax.training.logs import Logs, read_metrics
 from tvjax.training.setup import Setup, make_setup
 from tvjax.training.state import TrainState

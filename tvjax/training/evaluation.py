@@ -1,0 +1,83 @@
+"""Scores of a state on a split."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from tvjax.data.pipeline import eval_batches
+from tvjax.data.records import Split
+from tvjax.metrics import Counts
+from tvjax.training.setup import Setup
+from tvjax.training.state import TrainState
+
+
+def evaluate(
+    setup: Setup,
+    state: TrainState,
+    split: Split,
+    *,
+    batch_size: int,
+    denoise: float | None = None,
+) -> dict[str, float]:
+    """Scores at p > 0.5 with running statistics; padding weighs nothing.
+
+    Sums and counts are added up over batches and divided once.
+
+    Args:
+      setup: the run's functions.
+      state: of the net.
+      split: the tiles.
+      batch_size: of the evaluation.
+      denoise: weight of a TV denoising of the probabilities (eq. 3), or None.
+
+    Returns:
+      Means over images of `iou`, `boundary_iou`, `bce`, the number of connected components and the
+      total variation of predicted masks (`components`, `tv`) and of true ones (`true_components`,
+      `true_tv`); `pooled_iou` and `pooled_f1` over all pixels; `images`, their number.
+    """
+    total: Any = None
+    weight_of_tv = None if denoise is None else jnp.float32(denoise)
+    for batch, weight in _bar(eval_batches(split, batch_size=batch_size), split, batch_size):
+        sums = setup.evaluate(state, weight_of_tv, tuple(batch), weight)
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    total = {k: float(v) for k, v in jax.device_get(total).items()}
+    counts = Counts(*(jnp.asarray(total.pop(name)) for name in Counts._fields))
+    images = total.pop("images")
+    return {
+        **{name: value / images for name, value in total.items()},
+        "pooled_iou": float(counts.iou),
+        "pooled_f1": float(counts.f1),
+        "images": images,
+    }
+
+
+def choose_denoising(
+    setup: Setup, state: TrainState, split: Split, weights: Sequence[float], *, batch_size: int
+) -> tuple[float, dict[str, float]]:
+    """The weight of the TV denoising with the best mean IoU (eq. 12), and the IoU of each."""
+    bar = tqdm(weights, "choosing the denoising weight", leave=False)
+    ious = {
+        str(weight): evaluate(setup, state, split, batch_size=batch_size, denoise=weight)["iou"]
+        for weight in bar
+    }
+    return float(max(ious, key=lambda weight: ious[weight])), ious
+
+
+def baselines(split: Split, *, batch_size: int) -> dict[str, float]:
+    """The mean IoU of predicting background everywhere, and of predicting object everywhere."""
+    background, foreground, images = 0.0, 0.0, 0.0
+    for batch, weight in eval_batches(split, batch_size=batch_size):
+        share = batch.mask.mean(axis=(1, 2, 3))
+        background += float(np.sum(weight * (share == 0)))  # empty on empty scores 1
+        foreground += float(np.sum(weight * share))
+        images += float(np.sum(weight))
+    return {"all_background": background / images, "all_foreground": foreground / images}
+
+
+def _bar(batches: Iterable[Any], split: Split, batch_size: int) -> Iterable[Any]:
+    total = -(-len(split) // batch_size)
+    return tqdm(batches, f"evaluating {split.name}", total, leave=False, delay=3)

@@ -1,0 +1,55 @@
+"""A finished (or interrupted) run, ready to be used."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from tvjax import program
+from tvjax.data.records import Split
+from tvjax.data.sets import open_sets
+from tvjax.errors import UserError
+from tvjax.training.checkpoint import Checkpoints
+from tvjax.training.setup import Setup, make_setup
+from tvjax.training.state import TrainState
+from tvjax.types import Config
+
+
+class Run(NamedTuple):
+    """What a workdir holds."""
+
+    config: Config
+    setup: Setup
+    state: TrainState
+    splits: dict[str, Split]
+
+
+def open_run(workdir: Path, *, directory: str | None = None) -> Run:
+    """Restores the newest checkpoint of a run and opens its data.
+
+    Args:
+      workdir: of the run.
+      directory: other data than the run's own, as `config.data.directory`.
+
+    Raises:
+      UserError: there is no run, no checkpoint, or no data.
+    """
+    try:
+        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{workdir} holds no run (no readable config.json)") from error
+    if directory is not None:
+        config.data.directory = directory
+    program.cache_compilations(Path(config.data.cache) / "compiled")
+    splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
+    setup = make_setup(config, splits["train"][0]["image"].shape[:2])
+    # Nothing is made where nothing was: orbax would create the folder.
+    folder = workdir / "checkpoints"
+    restored = None
+    if folder.is_dir():
+        with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+            restored = checkpoints.restore(setup.create())
+    if restored is None:
+        raise UserError(f"{workdir} holds no checkpoint yet; train first")
+    return Run(config, setup, restored[0], splits)
