@@ -107,8 +107,8 @@ _position_before = jax.jit(HeavyBall.position_before, static_argnums=0)
 
 @partial(jax.jit, static_argnums=0)
 def _gradient(problem: Bilevel, state: InnerState, hyper: PyTree, batch: PyTree):
-    # The barriers keep the compiler from fusing the gradient with what stands around it, so that
-    # it comes out the same to the last bit forward and backward.
+    # The barriers keep a compiler that heeds them from fusing the gradient with what stands around
+    # it, so that it comes out the same to the last bit forward and backward.
     params = lax.optimization_barrier(state.params)
     gradient, rest = problem.inner_gradient(state._replace(params=params), hyper, batch)
     return lax.optimization_barrier(gradient), rest

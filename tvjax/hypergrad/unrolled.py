@@ -3,7 +3,7 @@
 from functools import partial
 
 import jax
-from jax import lax
+import jax.numpy as jnp
 
 from tvjax.hypergrad.derivatives import floats, merge, zeros
 from tvjax.hypergrad.loops import UNROLLED, Loop
@@ -51,7 +51,7 @@ def reverse(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
         def backward(carry, visit, batch):
             cotangent, total = carry
             cotangent, part = _pullback(problem, visit[0], hyper, batch, cotangent)
-            return (cotangent, jax.tree.map(jax.numpy.add, total, part)), None
+            return (cotangent, jax.tree.map(jnp.add, total, part)), None
 
         (_, gradient), _ = loop.scan(
             backward, (cotangent, zeros(hyper)), visited, batches, length=steps, reverse=True
@@ -100,11 +100,21 @@ def check_steps(steps: int) -> None:
 @partial(jax.jit, static_argnums=0)
 def _pullback(problem, state, hyper, batch, cotangent):
     """The cotangents of `state` and `hyper` from that of the state after one step."""
-    # Without the barrier the compiler would find the forward pass's own intermediate values, and
-    # keep those of all K steps instead of computing them again.
-    part, cotangent = lax.optimization_barrier((floats(state), cotangent))
+    part = _after(cotangent, floats(state))
 
     def advance(part, hyper):
         return floats(problem.inner_step(merge(part, state), hyper, batch)[0])
 
     return jax.vjp(advance, part, hyper)[1](cotangent)
+
+
+def _after(cotangent: PyTree, part: PyTree) -> PyTree:
+    """`part`, in a form that is not known before `cotangent` is.
+
+    Otherwise the compiler would find that the forward pass has the same intermediate values, and
+    keep those of all K steps instead of computing them again. An optimisation barrier is not
+    enough: on the CPU it is gone before such values are looked for (seen with jax 0.10.2, for
+    `jax.checkpoint` too). A product with zero stays, since zero times NaN is not zero.
+    """
+    zero = sum(0 * leaf.ravel()[0] for leaf in jax.tree.leaves(cotangent) if leaf.size)
+    return jax.tree.map(lambda x: x + jnp.asarray(zero, x.dtype), part)

@@ -20,9 +20,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep: int):
-        self._directory = directory
+        self._directory = directory.absolute()  # orbax takes no other
         self._manager = ocp.CheckpointManager(
-            directory,
+            self._directory,
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "run": ocp.JsonCheckpointHandler(),

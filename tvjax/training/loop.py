@@ -233,29 +233,32 @@ def _feeds(
 
     Positions are functions of the step: one training batch a step, one validation batch an update.
     """
-    wanted = (
-        ("train", "train.batch_size", config.train.batch_size, start),
-        ("val", "hypergrad.batch_size", config.hypergrad.batch_size, setup.plan.updates(start)),
+    resident, train = _feed(
+        config, setup, splits["train"], "train.batch_size", config.train.batch_size, start
     )
-    resident, feeds = [], []
-    for name, field, batch_size, position in wanted:
-        if name == "val" and setup.plan.estimator is None:
-            resident.append(())
-            feeds.append(iter(()))
-            continue
-        setup.layout.check_batch(field, batch_size)
-        options = {"batch_size": batch_size, "seed": config.seed}
-        try:
-            indices = pipeline.train_indices(len(splits[name]), **options)
-        except UserError as error:
-            raise UserError(f"{field}: {error}") from error
-        if config.data.resident:
-            resident.append(setup.layout.replicate(pipeline.resident(splits[name])))
-            feeds.append(indices[t].astype(np.int32) for t in itertools.count(position))
-        else:
-            resident.append(())
-            feeds.append(pipeline.train_batches(splits[name], start=position, **options))
-    return tuple(resident), feeds[0], feeds[1]
+    if setup.plan.estimator is None:
+        return (resident, ()), train, iter(())
+    resident_val, val = _feed(
+        config, setup, splits["val"], "hypergrad.batch_size", config.hypergrad.batch_size,
+        setup.plan.updates(start),
+    )  # fmt: skip
+    return (resident, resident_val), train, val
+
+
+def _feed(
+    config: Config, setup: Setup, split: Split, field: str, batch_size: int, position: int
+) -> tuple[PyTree, Iterator[Any]]:
+    """What resides on the device of a split, and its batches (or their rows) from a position."""
+    setup.layout.check_batch(field, batch_size)
+    options = {"batch_size": batch_size, "seed": config.seed}
+    try:
+        indices = pipeline.train_indices(len(split), **options)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
+    if not config.data.resident:
+        return (), pipeline.train_batches(split, start=position, **options)
+    resident = setup.layout.replicate(pipeline.resident(split))
+    return resident, (indices[t].astype(np.int32) for t in itertools.count(position))
 
 
 def _passes(before: int, step: int, every: int) -> bool:
