@@ -77,9 +77,9 @@ def get_config() -> ConfigDict:
             # training_loss   no hypergradient: lambda follows the training loss (Jia et al. 2021)
             method="none",
             steps=1,  # K of reverse and forward; each update then takes K steps at once
-            learning_rate=0.02,  # of Adam on log lambda
+            learning_rate=0.05,  # of Adam on log lambda
             warmup=40,  # steps before lambda's first update; Adam's first steps tell nothing of it
-            every=2,  # steps from one update of lambda to the next, at least K
+            every=4,  # steps from one update of lambda to the next, at least K
             # Standard errors from 0 that the mean of the collected hypergradients must have before
             # it moves lambda; 0: each one moves it.
             significance=0.0,
@@ -97,21 +97,21 @@ def get_config() -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
-            steps=480,
+            steps=400,
             batch_size=16,  # images in a step, over all devices
             log_every=10,  # steps; what is logged is their mean
         )
     )
     config.evaluation = ConfigDict(
         dict(
-            every=120,  # steps from one evaluation on the validation split to the next
+            every=100,  # steps from one evaluation on the validation split to the next
             batch_size=16,
             panels=4,  # validation tiles shown in predictions.png
         )
     )
     config.checkpoint = ConfigDict(
         dict(
-            every=120,  # steps
+            every=100,  # steps
             keep=3,  # checkpoints, the newest
         )
     )
@@ -137,6 +137,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.checkpoint.every = 250
     config.hypergrad.warmup = 250
     config.hypergrad.every = 1
+    config.hypergrad.learning_rate = 0.02
     return config
 
 

@@ -42,7 +42,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _explain(error: Exception, argv: list[str]) -> str:
     """One line for whatever absl and ml_collections raise about a flag."""
-    given = dict(a.lstrip("-").partition("=")[::2] for a in argv[1:])
+    parts = (argument.lstrip("-").partition("=") for argument in argv[1:])
+    given = {name: value for name, _, value in parts}
     file, _, preset = given.get("config", "").partition(":")
     if "config" in given and not Path(file).is_file():
         siblings = [str(path) for path in Path(file).parent.glob("*.py")]

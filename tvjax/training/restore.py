@@ -36,7 +36,7 @@ def open_run(workdir: Path, *, directory: str | None = None) -> Run:
       UserError: there is no run, no checkpoint, or no data.
     """
     try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        config: Config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir} holds no run (no readable config.json)") from error
     if directory is not None:
