@@ -198,7 +198,12 @@ def test_a_workdir_keeps_to_its_config(whole, tiles):
 def test_a_checkpoint_of_another_architecture_is_refused(whole, tiles, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole[0] / "checkpoints", workdir / "checkpoints")
-    fails_with(run(tiles, workdir, "--config.model.width=3"), "another architecture", "kernel")
+    fails_with(
+        run(tiles, workdir, "--config.model.width=3"),
+        "another architecture",
+        "shape (2,)",
+        "--workdir",
+    )
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == sorted(
         p.name for p in (whole[0] / "checkpoints").iterdir()
     )
