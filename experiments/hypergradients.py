@@ -146,9 +146,11 @@ def draw(results: dict, path: Path) -> None:
     references = {r["step"]: r["reference"] for r in records if r["reference"] is not None}
     if references:
         right.plot(list(references), list(references.values()), "k:", lw=2, label="reference")
-        smallest = min(map(abs, references.values()))
-        right.set_yscale("symlog", linthresh=smallest / 10 or 1e-12)
+        size = max(map(abs, references.values()))
+        right.set_yscale("symlog", linthresh=size / 10)
+        right.set_ylim(-100 * size, 100 * size)
     left.set(xscale="log", yscale="log", xlabel="inner steps")
+    left.set_ylim(top=min(left.get_ylim()[1], 1e3))  # what explodes leaves the figure
     left.set_title("relative error (x: wrong sign)")
     right.set(xscale="log", xlabel="inner steps", title="hypergradient")
     right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

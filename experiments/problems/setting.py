@@ -66,7 +66,7 @@ def converged_hypergradient(
 ) -> PyTree:
     """-d2_{hyper, theta} L_in (d2_theta L_in)^-1 grad L_out at the inner optimum.
 
-    For small strictly convex problems: Newton's method from `params` and a dense Hessian.
+    For small strictly convex problems: Newton's method with step halving, and a dense Hessian.
 
     Raises:
       RuntimeError: if Newton's method does not reach a gradient of 1e-11.
@@ -78,13 +78,18 @@ def converged_hypergradient(
 
     hessian = jax.jit(jax.jacfwd(gradient))
     slope = jax.jit(gradient)
-    for _ in range(50):
+    for _ in range(100):
         g = slope(flat, hyper)
-        if jnp.linalg.norm(g) < 1e-11:
+        norm = jnp.linalg.norm(g)
+        if norm < 1e-11:
             break
-        flat = flat - jnp.linalg.solve(hessian(flat, hyper), g)
+        direction, t = jnp.linalg.solve(hessian(flat, hyper), g), 1.0
+        # Halved where a full step would jump over kinks of the second derivative.
+        while jnp.linalg.norm(slope(flat - t * direction, hyper)) > (1 - t / 4) * norm and t > 1e-3:
+            t /= 2
+        flat = flat - t * direction
     else:
-        raise RuntimeError(f"Newton's method stopped at a gradient of {jnp.linalg.norm(g):.1e}")
+        raise RuntimeError(f"Newton's method stopped at a gradient of {norm:.1e}")
     outer = jax.grad(lambda w: problem.outer_loss(unravel(w), outer_batch))(flat)
     q = jnp.linalg.solve(hessian(flat, hyper), outer)
     return jax.grad(lambda h: -jnp.vdot(gradient(flat, h), q))(hyper)

@@ -30,7 +30,9 @@ def reverse(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
     Prefer it where hyperparameters are many (a weight map) and K is tens.
 
     What it cannot do: look past its K steps: what `hyper` did before is left out, and over long
-    horizons the derivative itself may explode: clip it, or use its sign.
+    horizons the derivative itself may explode: clip it, or use its sign. Where Adam has seen next
+    to no gradient, its step has a slope near 1/eps, which going back multiplies even rounding at
+    each step; forward nothing is there to be multiplied. Compare the two by `audit`.
 
     Args:
       steps: K >= 1.

@@ -133,16 +133,17 @@ def _unrolled(o, lam, num_iterations, step_size, kind, backward):
 
 
 def _bounded(q: Field, c: jax.Array, kind: str) -> Field:
-    """`q / max(|q|, c)`, and 0 where both are 0."""
+    """`q / max(|q|, c)`."""
+    # The derivative holds 1 / c^2, which must not overflow; so small a c means lam = 0.
+    least = 10 * jnp.sqrt(jnp.finfo(q.y.dtype).tiny)
 
-    def shrink(size: jax.Array) -> jax.Array:
-        bound = jnp.maximum(size, c)
-        return jnp.where(bound > 0, bound, 1)
+    def bound(*parts: jax.Array) -> jax.Array:
+        return jnp.maximum(jnp.maximum(norm(parts), c), least)
 
     if kind == "anisotropic":
-        return Field(q.y / shrink(norm([q.y])), q.x / shrink(norm([q.x])))
-    bound = shrink(norm([q.y, q.x]))
-    return Field(q.y / bound, q.x / bound)
+        return Field(q.y / bound(q.y), q.x / bound(q.x))
+    both = bound(q.y, q.x)
+    return Field(q.y / both, q.x / both)
 
 
 def _converged(o, lam, kind, backward, tolerance, max_iterations):

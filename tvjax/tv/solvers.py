@@ -45,28 +45,14 @@ def fista(f, lam, *, kind, tolerance, max_iterations):
 
 
 def chambolle(f, lam, *, kind, tolerance, max_iterations):
-    """p <- (p + tau g) / (1 + tau |g|), g = grad u / lam (Chambolle 2004), for v = lam p."""
-    tau = CHAMBOLLE_STEP
-
-    def step(v, f, lam):
-        d = dual.differences(_primal(dual.adjoint(v), f))
-        lam = dual.per_image(lam)
-        if kind == "anisotropic":
-            size = Field(jnp.abs(d.y), jnp.abs(d.x))
-        else:
-            size = Field(*[jnp.sqrt(jnp.square(d.y) + jnp.square(d.x))] * 2)
-        tiny = jnp.finfo(f.dtype).tiny  # for lam = |d| = 0
-        return Field(
-            lam * (v.y + tau * d.y) / (lam + tau * size.y + tiny),
-            lam * (v.x + tau * d.x) / (lam + tau * size.x + tiny),
-        )
+    """The fixed point of Chambolle (2004)."""
 
     def check(v, f, lam):
         d = dual.differences(_primal(dual.adjoint(v), f))
         return dual.duality_gap(d, v, lam, kind), v
 
     v, certificate = dual.run(
-        step,
+        functools.partial(chambolle_step, kind=kind),
         check,
         dual.fista_start(f).v,
         f,
@@ -76,6 +62,22 @@ def chambolle(f, lam, *, kind, tolerance, max_iterations):
         max_iterations=max_iterations,
     )
     return _primal(dual.adjoint(v), f), v, certificate
+
+
+def chambolle_step(v: Field, f: jax.Array, lam: jax.Array, *, kind: str) -> Field:
+    """p <- (p + tau g) / (1 + tau |g|), g = grad u / lam, for v = lam p."""
+    tau = CHAMBOLLE_STEP
+    d = dual.differences(_primal(dual.adjoint(v), f))
+    lam = dual.per_image(lam)
+    if kind == "anisotropic":
+        size = Field(jnp.abs(d.y), jnp.abs(d.x))
+    else:
+        size = Field(*[jnp.sqrt(jnp.square(d.y) + jnp.square(d.x))] * 2)
+    tiny = jnp.finfo(f.dtype).tiny  # for lam = |d| = 0
+    return Field(
+        lam * (v.y + tau * d.y) / (lam + tau * size.y + tiny),
+        lam * (v.x + tau * d.x) / (lam + tau * size.x + tiny),
+    )
 
 
 class _PrimalDual(NamedTuple):
