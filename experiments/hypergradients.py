@@ -8,11 +8,7 @@ hardware, seed, and `records`. Without `--problem` the figure is drawn from the 
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -20,11 +16,10 @@ from tqdm import tqdm
 
 from experiments import problems
 from experiments.problems.setting import Setting
-from tvjax import hypergrad
+from tvjax import hypergrad, provenance
 from tvjax.types import PyTree
 
 ONLINE = "forward_online"
-PACKAGES = ("tvjax", "jax", "jaxlib", "optax", "numpy")
 
 
 def main() -> None:
@@ -76,8 +71,7 @@ def run(name: str, seed: int, snapshots: int | None = None) -> dict:
     }
     return {
         "config": config,
-        "seed": seed,
-        **provenance(),
+        **provenance.describe(seed),
         "records": [r._asdict() for r in records],
     }
 
@@ -98,28 +92,6 @@ def walk(setting: Setting) -> Iterator[tuple[int, hypergrad.InnerState, Mapping[
             yield step, state, {ONLINE: carry} if ONLINE in setting.estimators else {}
         batch = setting.inner_batches[step % len(setting.inner_batches)]
         state, carry = advance(state, carry, batch)
-
-
-def provenance() -> dict:
-    """Commit, versions and hardware of this run."""
-    here = Path(__file__).parent
-
-    def git(*args):
-        command = ["git", "-C", str(here), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-    device = jax.devices()[0]
-    return {
-        "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else ""),
-        "versions": {p: metadata.version(p) for p in PACKAGES}
-        | {"python": platform.python_version()},
-        "hardware": {
-            "device": device.device_kind,
-            "count": jax.device_count(),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-        },
-    }
 
 
 def draw(results: dict, path: Path) -> None:
