@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
             place="none",  # of total variation: none (U-Net), loss (LU-Net), head (RU-Net)
             weight=1e-6,  # lambda, or the value from which it is learned
             blocks=1,  # 1: one lambda; n: a map of n x n, one for each block of the tile
+            per_class=False,  # a lambda for each class of a softmax head
             kind="anisotropic",  # anisotropic (eq. 2), isotropic or huber
             # TV in the loss is summed over pixels and batch (sum), over pixels with a mean over
             # images (image), or is a mean over pixels (pixel); only the first makes lambda = 1e-6

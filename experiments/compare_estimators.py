@@ -8,11 +8,13 @@ draws `DIR/estimators.png` from that file alone.
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from absl import app, flags
+from absl import flags
 
+from tvjax import program
 from tvjax.training import figures, logs, loop
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs and the figure.", required=True)
@@ -32,7 +34,11 @@ def train(name: str, out: Path) -> dict:
     if _DIRECTORY.value:
         config.data.directory = _DIRECTORY.value
     print(f"{name}:")
-    summary = loop.run(config, out / name)
+    try:
+        summary = loop.run(config, out / name)
+    except loop.Interrupted as interrupted:
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(75)
     return {"summary": summary, "metrics": logs.read_metrics(out / name)}
 
 
@@ -65,4 +71,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

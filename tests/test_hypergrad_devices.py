@@ -12,7 +12,6 @@ import jax, numpy as np
 import test_hypergrad_estimators as t
 
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)
 assert jax.device_count() == 4
 for name, estimator in t.ESTIMATORS.items():
     s = t.setting(t.OPTIMIZER_OF.get(name, "heavy_ball"))

@@ -45,13 +45,17 @@ def test_a_mistyped_field_of_a_config_is_refused(name):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: make_regularizer(**regularizer(weight=-1.0)), "regularizer.weight=-1.0"),
-        (lambda: make_regularizer(**regularizer(weight=0.0)), "must be positive"),
-        (lambda: make_regularizer(**regularizer(kind="iso")), "regularizer.kind='iso'"),
+        (lambda: make_regularizer(1, **regularizer(weight=-1.0)), "regularizer.weight=-1.0"),
+        (lambda: make_regularizer(1, **regularizer(weight=0.0)), "must be positive"),
+        (lambda: make_regularizer(1, **regularizer(kind="iso")), "regularizer.kind='iso'"),
+        (lambda: make_regularizer(1, **regularizer(per_class=True)), "model.head='softmax'"),
         (lambda: make_hyper_plan(1.0, **hyper(method="exat")), "hypergrad.method='exat'"),
         (lambda: make_hyper_plan(1.0, **hyper(every=0)), "hypergrad.every=0"),
         (lambda: make_hyper_plan(1.0, **hyper(method="forward_online", every=2)), "every=2"),
-        (lambda: make_regularizer(**regularizer(blocks=2, place="head")), "regularizer.blocks=2"),
+        (
+            lambda: make_regularizer(1, **regularizer(blocks=2, place="head")),
+            "regularizer.blocks=2",
+        ),
         (lambda: make_optimizer(**optimizer(name="adamm")), "optimizer.name='adamm'"),
     ],
 )
@@ -100,6 +104,6 @@ def test_a_workdir_that_is_a_file_or_holds_another_run_is_refused(tmp_path):
 
 
 def test_lambda_weighs_a_pixel_as_the_notes_say():
-    made, _ = make_regularizer(**regularizer())
+    made, _ = make_regularizer(1, **regularizer())
     assert made.pixel_weight(1e-6, (16, 100, 100)) == pytest.approx(0.16)
     assert isinstance(config("unet"), ConfigDict)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from tvjax import hypergrad
-from tvjax.models.heads import SIGMOID
+from tvjax.models.heads import SIGMOID, make_head
 from tvjax.models.unet import UNet
 from tvjax.training import state as states
 from tvjax.training import steps
@@ -133,6 +133,54 @@ def test_weight_a_pixel(reduction):
     reduced = steps.reduce_tv(tv, reduction, 64, None)
     weight = regularizer.pixel_weight(0.1, (2, 8, 8))
     np.testing.assert_allclose(0.1 * reduced, weight * jnp.sum(tv) / (2 * 64), rtol=1e-6)
+
+
+def several_weights(head, lam):
+    """A problem, its state, and alpha with one lambda a block and class."""
+    net = UNet(width=2, depth=1, channels=head.channels)
+    regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
+    problem = steps.make_problem(net, head, hypergrad.adam(1e-3), regularizer)
+    variables = jax.jit(lambda: net.init(jax.random.key(0), IMAGE, train=False))()
+    variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+    model_state = steps.model_state_of(variables["batch_stats"], lam)
+    return net, problem, problem.init(variables["params"], model_state), jnp.log(lam)
+
+
+def test_weights_of_blocks_and_classes_weigh_what_they_say(x64):
+    head = make_head(name="softmax", num_iterations=1, kind="anisotropic")
+    lam = jnp.arange(1.0, 9.0).reshape(2, 2, 2)  # two by two blocks, two classes
+    net, problem, state, alpha = several_weights(head, lam)
+    data = batch(0)
+    loss, (_, aux) = problem.inner(state.params, alpha, data, state.model_state)
+    variables = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
+    logits, _ = net.apply(variables, data.image, train=True, mutable=["batch_stats"])
+    p = np.asarray(jax.nn.softmax(logits))
+    weights = np.kron(np.asarray(lam), np.ones((4, 4, 1)))
+    expected = sum(
+        np.sum(np.minimum(np.delete(weights, 0, i), np.delete(weights, -1, i)) * np.abs(d))
+        for i, d in ((0, np.diff(p, axis=1)), (1, np.diff(p, axis=2)))
+    )
+    np.testing.assert_allclose(loss - aux["bce"], expected, rtol=1e-10)
+    np.testing.assert_allclose(aux["tv"], np.abs(np.diff(p[..., 1], axis=1)).sum()
+                               + np.abs(np.diff(p[..., 1], axis=2)).sum())  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_hypergradient_of_many_weights_is_exact(x64):
+    head = make_head(name="softmax", num_iterations=1, kind="anisotropic")
+    lam = 0.01 * jnp.arange(1.0, 9.0).reshape(2, 2, 2)
+    _, problem, state, alpha = several_weights(head, lam)
+    exact = jax.jit(lambda s, a, t: hypergrad.exact()(problem, s, a, [t], batch(20)))
+    for i in range(2):
+        state = exact(state, alpha, batch(i)).state
+    gradient = exact(state, alpha, batch(10)).gradient
+    along, h = jnp.cos(jnp.arange(8.0)).reshape(2, 2, 2), 1e-4
+    near, far = (
+        exact(state, alpha + k * h * along, batch(10)).outer_loss
+        - exact(state, alpha - k * h * along, batch(10)).outer_loss
+        for k in (1, 2)
+    )
+    np.testing.assert_allclose(jnp.vdot(gradient, along), (8 * near - far) / (12 * h), rtol=1e-6)
 
 
 def test_linear_parametrization_stays_at_zero_or_above():

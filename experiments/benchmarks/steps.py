@@ -15,15 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
+from experiments.benchmarks import workload
 from tvjax import hypergrad, provenance
-from tvjax.models import make_model
-from tvjax.training import parallel, state, steps
-from tvjax.types import Batch
+from tvjax.training import parallel, steps
 
 _JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
@@ -51,25 +48,10 @@ def estimators() -> dict[str, hypergrad.Estimator]:
 def make_steps():
     """`{name: (step, batches)}`, each step compiled as training compiles it, and the state."""
     layout = parallel.make_layout(map="jit")
-    net, head = make_model(
-        name="unet", head="sigmoid", head_iterations=1, head_kind="anisotropic",
-        width=_WIDTH.value, depth=2, momentum=0.9, dtype=_DTYPE.value,
-    )  # fmt: skip
-    regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
-    problem = steps.make_problem(net, head, hypergrad.adam(RATE), regularizer)
-    shape = (_BATCH.value, _SIZE.value, _SIZE.value)
-    variables = jax.jit(
-        lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape[1:], 3)), train=False)
-    )()
-    alpha = jnp.log(jnp.float32(1e-6))
-    model_state = steps.model_state_of(variables["batch_stats"], jnp.exp(alpha))
-    rng = np.random.default_rng(0)
-
-    def batch():
-        image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-        return Batch(jnp.asarray(image), jnp.asarray(image[..., :1] > 128, dtype=jnp.uint8))
-
-    train, val = [batch() for _ in range(10)], batch()
+    problem, regularizer, start = workload.unet(
+        width=_WIDTH.value, size=_SIZE.value, rate=RATE, dtype=_DTYPE.value
+    )
+    *train, val = workload.random_batches(11, batch=_BATCH.value, size=_SIZE.value)
     optimizer = hypergrad.adam(0.02)
     made = {}
     plain = layout.compile(lambda s, _, t: steps.plain_step(problem, regularizer)(s, t))
@@ -80,7 +62,6 @@ def make_steps():
         bilevel = steps.bilevel_step(problem, regularizer, estimator, optimizer)
         step = layout.compile(lambda s, _, t, v, bilevel=bilevel: bilevel(s, t, v))
         made[name] = step, estimator, (train[: estimator.steps], val)
-    start = partial(state.create, problem, variables["params"], model_state, alpha)
     states = {name: start(made[name][1], optimizer) for name in made}
     return made, states
 
@@ -99,13 +80,7 @@ def measure() -> dict:
         }
         calls[name] = partial(compiled, states[name], None, *batches)
         jax.block_until_ready(calls[name]())
-    seconds = {name: [] for name in calls}
-    for _ in tqdm(range(_ROUNDS.value), "timing rounds"):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: float(np.median(times)) for name, times in seconds.items()}
+    medians = workload.median_seconds(calls, _ROUNDS.value)
     return {
         "benchmark": "steps",
         "config": {

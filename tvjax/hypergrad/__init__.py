@@ -38,6 +38,8 @@ from tvjax.hypergrad.loops import SCANNED, UNROLLED, Loop
 from tvjax.hypergrad.one_step import exact
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reversible import reversible
+from tvjax.hypergrad.significance import until_significant
+from tvjax.hypergrad.training_loss import training_loss
 from tvjax.hypergrad.unrolled import reverse
 
 __all__ = [
@@ -72,4 +74,6 @@ __all__ = [
     "scaled_identity",
     "sgd_formula",
     "table",
+    "training_loss",
+    "until_significant",
 ]

@@ -15,7 +15,9 @@ class Head(NamedTuple):
 
     channels: int
     probabilities: Callable[[jax.Array, jax.Array], jax.Array]
-    """`(logits, lam) -> [..., H, W, 1]` in [0, 1]."""
+    """`(logits, lam) -> [..., H, W, 1]` in [0, 1], of the object."""
+    classes: Callable[[jax.Array, jax.Array], jax.Array]
+    """`(logits, lam) -> [..., H, W, channels]`: of every class that the head tells apart."""
     cross_entropy: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     """`(logits, lam, mask) -> [...]`, the mean over pixels."""
 
@@ -46,6 +48,7 @@ def make_head(*, name: str, num_iterations: int | None, kind: str) -> Head:
 SIGMOID = Head(
     channels=1,
     probabilities=lambda logits, lam: jax.nn.sigmoid(logits),
+    classes=lambda logits, lam: jax.nn.sigmoid(logits),
     cross_entropy=lambda logits, lam, mask: binary_cross_entropy(logits, mask),
 )
 """One logit a pixel."""
@@ -61,4 +64,4 @@ def _softmax_head(layer: Callable[[jax.Array, jax.Array], jax.Array]) -> Head:
         truth = jnp.concatenate([mask == 0, mask > 0], axis=-1)
         return -jnp.mean(jnp.sum(jnp.where(truth, jnp.log(p), 0), axis=-1), axis=(-2, -1))
 
-    return Head(2, lambda logits, lam: layer(logits, lam)[..., 1:], cross_entropy)
+    return Head(2, lambda logits, lam: layer(logits, lam)[..., 1:], layer, cross_entropy)

@@ -67,11 +67,13 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         name: evaluate(setup, state, split, batch_size=batch_size, denoise=denoise)
         for name, split in splits.items()
     }
-    lam = float(np.mean(setup.regularizer.weight(state.hyper))) if denoise is None else denoise
+    weights = setup.regularizer.weight(state.hyper)
+    lam = float(np.mean(weights)) if denoise is None else denoise
     batch = (config.train.batch_size, *image_shape[:2])
     summary = {
         **{f"{name}_iou": score["iou"] for name, score in scores.items()},
         "lambda": lam,
+        **({"lambdas": np.asarray(weights).tolist()} if np.ndim(weights) else {}),
         "lambda_per_pixel": setup.regularizer.pixel_weight(lam, batch),
         **sweep,
         "steps": int(state.step),

@@ -10,8 +10,6 @@ import optax
 from tvjax import hypergrad
 from tvjax.errors import UserError
 from tvjax.hypergrad import Bilevel, Estimator
-from tvjax.hypergrad.significance import until_significant
-from tvjax.hypergrad.training_loss import training_loss
 from tvjax.models import make_model
 from tvjax.training import parallel, state, steps
 from tvjax.training.steps import Regularizer
@@ -80,7 +78,7 @@ def make_hyper_plan(
         "reverse": lambda: hypergrad.reverse(steps),
         "forward": lambda: hypergrad.forward(steps),
         "forward_online": hypergrad.forward_online,
-        "training_loss": training_loss,
+        "training_loss": hypergrad.training_loss,
     }
     _choose("hypergrad.method", method, methods)
     _choose("hypergrad.statistics", statistics, ("batch", "running"))
@@ -97,17 +95,22 @@ def make_hyper_plan(
         )
     optimizer = optax.adam(learning_rate)
     if significance:
-        optimizer = until_significant(optimizer, significance)
+        optimizer = hypergrad.until_significant(optimizer, significance)
     return HyperPlan(methods[method](), optimizer, warmup, every, batch_size, statistics)
 
 
-def make_regularizer(*, weight: float, blocks: int, **fields: str) -> tuple[Regularizer, jax.Array]:
+def make_regularizer(
+    channels: int, *, weight: float, blocks: int, per_class: bool, **fields: str
+) -> tuple[Regularizer, jax.Array]:
     """The regulariser and the first value of what is learned.
 
     Args:
+      channels: the classes that the head tells apart.
       weight: lambda at the start.
       blocks: 1 for one lambda, n for a map of n x n of them, each the weight of a block of the
         tile (only with `place="loss"`).
+      per_class: one lambda for the probabilities of each class (only with `place="loss"` and a
+        softmax head); with two classes, whose variations are equal, only their sum matters.
       **fields: `place`, `kind`, `reduction` and `parametrization`, as in `Regularizer`.
 
     Raises:
@@ -132,7 +135,13 @@ def make_regularizer(*, weight: float, blocks: int, **fields: str) -> tuple[Regu
         raise UserError(
             f"regularizer.blocks={blocks} must be 1, or more with regularizer.place='loss'"
         )
-    shape = () if blocks == 1 else (blocks, blocks)
+    if per_class and (fields["place"] != "loss" or channels == 1):
+        raise UserError(
+            "regularizer.per_class=True needs regularizer.place='loss' and model.head='softmax'"
+        )
+    # One lambda is a scalar; several are [blocks, blocks, classes], as `steps.to_pixels` has them.
+    many = blocks > 1 or per_class
+    shape = (blocks, blocks, channels if per_class else 1) if many else ()
     if fields["place"] == "none":
         return regularizer, jnp.asarray(-jnp.inf if log else 0.0, jnp.float32)
     return regularizer, jnp.full(shape, jnp.log(weight) if log else weight, jnp.float32)
@@ -167,14 +176,14 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
       UserError: naming the field that cannot be so.
     """
     layout = parallel.make_layout(**config.parallel)
-    regularizer, hyper = make_regularizer(**config.regularizer)
+    net, head = make_model(axis_name=layout.axis_name, **config.model)
+    regularizer, hyper = make_regularizer(head.channels, **config.regularizer)
     plan = make_hyper_plan(config.optimizer.learning_rate, **config.hypergrad)
     if plan.estimator is not None and regularizer.place == "none":
         raise UserError(
             f"hypergrad.method={config.hypergrad.method!r} has no lambda to learn with "
             f"regularizer.place='none'; choose 'loss' or 'head'"
         )
-    net, head = make_model(axis_name=layout.axis_name, **config.model)
     problem = steps.make_problem(
         net,
         head,

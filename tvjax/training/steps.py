@@ -98,13 +98,15 @@ def make_problem(
         bce = jnp.mean(head.cross_entropy(logits, lam, batch.mask))
         pixels = batch.image.shape[1] * batch.image.shape[2]
 
-        def tv_of_batch(weights=None):
-            probabilities = head.probabilities(logits, lam)
+        def tv_of_batch(probabilities, weights=None):
             tv = total_variation(probabilities, kind=regularizer.kind, weights=weights)
             return reduce_tv(tv, regularizer.reduction, pixels, axis_name)
 
-        tv = tv_of_batch()
-        weighted = lam * tv if lam.ndim == 0 else tv_of_batch(to_pixels(lam, batch.mask.shape))
+        tv = tv_of_batch(head.probabilities(logits, lam))
+        weighted = lam * tv
+        if lam.ndim:
+            weights = to_pixels(lam, batch.mask.shape)
+            weighted = tv_of_batch(head.classes(logits, lam), weights)
         loss = bce + weighted if regularizer.place == "loss" else bce
         aux = {"loss": loss, "bce": bce, "tv": tv} | scores(logits, lam, batch.mask)
         return loss, (model_state_of(batch_stats, lam), aux)
@@ -128,11 +130,11 @@ def model_state_of(batch_stats: PyTree, lam: jax.Array) -> PyTree:
 
 
 def to_pixels(lam: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A map of weights `[n, n]` -> `[1, H, W, 1]`, constant on n x n blocks as equal as can be."""
+    """Weights `[n, n, C]` -> `[1, H, W, C]`, constant on n x n blocks as equal as can be."""
     for axis, size in enumerate(shape[1:3]):
         block = jnp.arange(size) * lam.shape[axis] // size
         lam = jnp.take(lam, block, axis=axis)
-    return lam[None, :, :, None]
+    return lam[None]
 
 
 def to_float(images: jax.Array) -> jax.Array:

@@ -1,0 +1,285 @@
+"""Bilevel steps of PyTorch's libraries beside ours: the same net, weights, batches and optimiser.
+
+    pip install torch torchopt higher
+    python -m experiments.benchmarks.peers --width=16 --json=FILE
+
+The U-Net at 16 x 100 x 100 (`--batch`, `--size`), cross-entropy + lambda TV, Adam, lambda's
+hypergradient through one step, each by its library's own means: TorchOpt's MetaAdam, higher's inner
+loop, and the paper's printed formula written out in PyTorch. All start from the weights that we
+drew, and are timed in turn, round after round. `hypergradient` holds what each computes at the
+second step of Adam: where one differs, its derivative is not that of the step.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import higher
+import jax
+import numpy as np
+import torch
+import torchopt
+from absl import app, flags
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from experiments.benchmarks import workload
+from tvjax import hypergrad, provenance
+from tvjax.training import parallel, steps
+from tvjax.types import Batch
+
+_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
+_WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
+_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images.")
+_BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each is timed.")
+
+RATE, LAMBDA, DEPTH = 1e-3, 1e-6, 2
+
+
+class TorchUNet(nn.Module):
+    """`tvjax.models.unet.UNet` in PyTorch, `[B, 3, H, W] -> [B, 1, H, W]`."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        sizes = [width * 2**i for i in range(DEPTH + 1)]
+        inputs = [3, *sizes[:-1]]
+        self.down = nn.ModuleList(_block(i, o) for i, o in zip(inputs, sizes, strict=True))
+        pairs = list(zip(sizes[:0:-1], sizes[-2::-1], strict=True))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, 2) for i, o in pairs)
+        self.back = nn.ModuleList(_block(2 * o, o) for _, o in pairs)
+        self.last = nn.Conv2d(width, 1, 1)
+
+    def forward(self, x):
+        """Logits."""
+        skips = []
+        for block in self.down[:-1]:
+            x = block(x)
+            skips.append(x)
+            x = F.max_pool2d(x, 2)
+        x = self.down[-1](x)
+        for up, block, skip in zip(self.up, self.back, reversed(skips), strict=True):
+            x = block(torch.cat([skip, up(x)], 1))
+        return self.last(x)
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+def copy_weights(params, net: TorchUNet) -> None:
+    """Ours into PyTorch's, in the order in which both nets use them."""
+    convolutions = iter(range(10**6))
+    norms = iter(range(10**6))
+
+    def conv(layer):
+        ours = params[f"Conv_{next(convolutions)}"]
+        layer.weight.data = _tensor(ours["kernel"]).permute(3, 2, 0, 1)
+        if layer.bias is not None:
+            layer.bias.data = _tensor(ours["bias"])
+
+    def block(layers):
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                conv(layer)
+            elif isinstance(layer, nn.BatchNorm2d):
+                ours = params[f"BatchNorm_{next(norms)}"]
+                layer.weight.data = _tensor(ours["scale"])
+                layer.bias.data = _tensor(ours["bias"])
+
+    for layers in net.down:
+        block(layers)
+    for i, (up, layers) in enumerate(zip(net.up, net.back, strict=True)):
+        ours = params[f"Upsample_{i}"]
+        # Flax's transposed convolution is a correlation: its taps are mirrored.
+        up.weight.data = _tensor(ours["kernel"]).flip(0, 1).permute(2, 3, 0, 1)
+        up.bias.data = _tensor(ours["bias"])
+        block(layers)
+    conv(net.last)
+
+
+def _tensor(x) -> torch.Tensor:
+    return torch.tensor(np.asarray(x))
+
+
+class Peers:
+    """One bilevel step of each peer; `(step, hypergradient)` by name, on a net of its own."""
+
+    def __init__(self, params, train: Batch, val: Batch):
+        self.params = params
+        self.train, self.val = (
+            tuple(
+                torch.tensor(np.asarray(x, np.float32))
+                .permute(0, 3, 1, 2)
+                .contiguous(memory_format=torch.channels_last)
+                for x in (b.image / 255, b.mask)
+            )
+            for b in (train, val)
+        )
+        self.alpha = torch.tensor(float(np.log(LAMBDA)), requires_grad=True)
+
+    def net(self) -> TorchUNet:
+        """A new net with our first weights."""
+        net = TorchUNet(_WIDTH.value)
+        copy_weights(self.params, net)
+        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def inner(self, net):
+        """Cross-entropy + lambda TV of the training batch."""
+        logits = net(self.train[0])
+        return F.binary_cross_entropy_with_logits(logits, self.train[1]) + self.tv(logits)
+
+    def tv(self, logits):
+        """Lambda TV."""
+        p = torch.sigmoid(logits)
+        return self.alpha.exp() * (p.diff(dim=2).abs().sum() + p.diff(dim=3).abs().sum())
+
+    def outer(self, net):
+        """Cross-entropy of the validation batch."""
+        return F.binary_cross_entropy_with_logits(net(self.val[0]), self.val[1])
+
+    def plain(self):
+        """A step of torch's own Adam, no hypergradient."""
+        net = self.net()
+        adam = torch.optim.Adam(net.parameters(), RATE)
+
+        def step():
+            adam.zero_grad()
+            self.inner(net).backward()
+            adam.step()
+
+        return step
+
+    def torchopt(self):
+        """MetaAdam, and autograd through its step."""
+        net = self.net()
+        adam = torchopt.MetaAdam(net, lr=RATE)
+
+        def step():
+            adam.step(self.inner(net))
+            (slope,) = torch.autograd.grad(self.outer(net), self.alpha)
+            torchopt.stop_gradient(net)
+            torchopt.stop_gradient(adam)
+            return slope.item()
+
+        return step
+
+    def higher(self):
+        """Its differentiable Adam; the state goes back to the net after each step."""
+        net = self.net()
+        adam = torch.optim.Adam(net.parameters(), RATE)
+        with warnings.catch_warnings(), higher.innerloop_ctx(net, adam) as (functional, inner):
+            warnings.simplefilter("ignore")
+
+        def step():
+            nonlocal functional, inner
+            inner.step(self.inner(functional))
+            (slope,) = torch.autograd.grad(self.outer(functional), self.alpha)
+            fast = [p.detach().requires_grad_() for p in functional.fast_params]
+            functional.update_params(fast)
+            inner.state = [
+                {
+                    k: {n: v.detach() if torch.is_tensor(v) else v for n, v in s.items()}
+                    for k, s in group.items()
+                }
+                for group in inner.state
+            ]
+            return slope.item()
+
+        return step
+
+    def printed(self):
+        """Algorithm 1 as printed: a step, the outer gradient, and the TV gradient, at theta'."""
+        net = self.net()
+        params = list(net.parameters())
+        adam = torch.optim.Adam(params, RATE)
+
+        def step():
+            adam.zero_grad()
+            self.inner(net).backward()
+            adam.step()
+            q = torch.autograd.grad(self.outer(net), params)
+            g = torch.autograd.grad(self.tv(net(self.train[0])), params)
+            return -RATE * sum(float((a * b).sum()) for a, b in zip(q, g, strict=True))
+
+        return step
+
+
+def ours(train: Batch, val: Batch):
+    """`(plain, exact)`, each a step on a state of its own, and the first parameters."""
+    layout = parallel.make_layout(map="jit")
+    problem, regularizer, start = workload.unet(
+        width=_WIDTH.value, size=_SIZE.value, rate=RATE, lam=LAMBDA
+    )
+    begin = start(None, hypergrad.adam(0.0))
+    bilevel = steps.bilevel_step(problem, regularizer, hypergrad.exact(), hypergrad.adam(0.0))
+    plain = steps.plain_step(problem, regularizer)
+    made = {
+        "plain": (layout.compile(lambda s, _, t: plain(s, t)), ([train],)),
+        "exact": (layout.compile(lambda s, _, t, v: bilevel(s, t, v)), ([train], val)),
+    }
+
+    def on_its_state(step, batches):
+        now = begin
+
+        def advance():
+            nonlocal now
+            now, metrics = jax.block_until_ready(step(now, None, *batches))
+            return float(metrics.get("hypergradient", np.nan))
+
+        return advance
+
+    return {k: on_its_state(*v) for k, v in made.items()}, begin.inner.params
+
+
+def _or_none(x: float) -> float | None:
+    """JSON has no NaN."""
+    return x if np.isfinite(x) else None
+
+
+def main(argv):
+    del argv
+    train, val = workload.random_batches(2, batch=_BATCH.value, size=_SIZE.value)
+    calls, params = ours(train, val)
+    peers = Peers(params, train, val)
+    calls |= {
+        "torch_plain": peers.plain(),
+        "torchopt": peers.torchopt(),
+        "higher": peers.higher(),
+        "torch_printed": peers.printed(),
+    }
+    slopes = {}
+    for name, call in tqdm(calls.items(), "first steps"):
+        call()
+        slopes[name] = call()
+    medians = workload.median_seconds(calls, _ROUNDS.value)
+    result = {
+        "benchmark": "peers",
+        "config": {
+            "width": _WIDTH.value, "batch": _BATCH.value, "size": _SIZE.value,
+            "rounds": _ROUNDS.value, "threads": torch.get_num_threads(),
+        },
+        "medians_s": medians,
+        "exact_over": {name: medians["exact"] / medians[name] for name in medians},
+        "hypergradient": {k: _or_none(slopes[k]) for k in calls if "plain" not in k},
+        "peers": {m.__name__: m.__version__ for m in (torch, torchopt)},
+        **provenance.describe(seed=0),
+    }  # fmt: skip
+    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{'':<14}{'seconds':>9}{'exact / it':>12}   hypergradient")
+    for name, value in medians.items():
+        print(f"{name:<14}{value:>9.3f}{medians['exact'] / value:>12.2f}   {slopes[name]}")
+    print(f"written to {_JSON.value}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,71 @@
+"""What the benchmarks of training steps share: the U-Net, random tiles, and timing in turn."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from tvjax import hypergrad
+from tvjax.hypergrad import Bilevel
+from tvjax.models import make_model
+from tvjax.training import state, steps
+from tvjax.types import Batch
+
+
+def unet(
+    *,
+    width: int,
+    size: int,
+    rate: float = 1e-3,
+    lam: float = 1e-6,
+    head: str = "sigmoid",
+    head_iterations: int | None = 1,
+    place: str = "loss",
+    dtype: str = "float32",
+) -> tuple[Bilevel, steps.Regularizer, Callable[..., state.TrainState]]:
+    """The problem, its regulariser, and `(estimator, optimizer of lambda) -> first state`."""
+    net, made = make_model(
+        name="unet", head=head, head_iterations=head_iterations, head_kind="anisotropic",
+        width=width, depth=2, momentum=0.9, dtype=dtype,
+    )  # fmt: skip
+    regularizer = steps.Regularizer(place, "anisotropic", "sum", "log")
+    problem = steps.make_problem(net, made, hypergrad.adam(rate), regularizer)
+    image = jnp.zeros((1, size, size, 3))
+    variables = jax.jit(lambda: net.init(jax.random.key(0), image, train=False))()
+    model_state = steps.model_state_of(variables["batch_stats"], jnp.float32(lam))
+    alpha = jnp.log(jnp.float32(lam))
+    return (
+        problem,
+        regularizer,
+        partial(state.create, problem, variables["params"], model_state, alpha),
+    )
+
+
+def random_batches(number: int, *, batch: int, size: int) -> list[Batch]:
+    """Noise, with a mask that can be read off it."""
+    rng = np.random.default_rng(0)
+
+    def one():
+        image = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+        return Batch(jnp.asarray(image), jnp.asarray(image[..., :1] > 128, dtype=jnp.uint8))
+
+    return [one() for _ in range(number)]
+
+
+def median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Of each call, timed in turn, round after round: a drift of the machine's speed hits all.
+
+    The calls are to be compiled already.
+    """
+    seconds = {name: [] for name in calls}
+    for _ in tqdm(range(rounds), "timing rounds"):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: float(np.median(times)) for name, times in seconds.items()}
