@@ -84,10 +84,10 @@ def total_variation(
       huber         sum h(d_y) + h(d_x),  h(d) = d^2 / (2 delta)   where |d| <= delta
                                                  |d| - delta / 2   elsewhere
 
-    At a tie (`d = 0`) the function has a kink, and the derivative taken is the subgradient 0, so a
-    constant image has gradient 0. All derivatives of any order are finite. The second derivative
-    of the anisotropic form is 0 everywhere: an estimator that needs curvature needs `huber`, which
-    is at most `delta / 2` a pair below it.
+    At a tie (`d = 0`, up to 8 units of rounding) the function has a kink, and the derivative taken
+    is the subgradient 0, so a constant image has gradient 0. All derivatives of any order are
+    finite. The second derivative of the anisotropic form is 0 everywhere: an estimator that needs
+    curvature needs `huber`, which is at most `delta / 2` a pair below it.
 
     Args:
       x: `[..., H, W, C]`, any range; integers and booleans are read as floats.
@@ -136,6 +136,8 @@ def _total_variation(x, delta, weights, *, kind, axes):
         if w[0].dtype == jnp.bool_:  # a select beside the product, since 0 * NaN is NaN
             d = [jnp.where(w_k, d_k, 0) for w_k, d_k in zip(w, d, strict=True)]
         w = [w_k.astype(x.dtype) for w_k in w]
+    if kind != "huber":
+        d = [_settled(d_k, x) for d_k in d]
     if kind == "isotropic":
         v = norm([w_k * d_k for w_k, d_k in zip(w, d, strict=True)])
     else:
@@ -157,6 +159,16 @@ def backward_difference(p: jax.Array, axis: int) -> jax.Array:
     """`p[i] - p[i - 1]` along `axis`, with 0 in place of p[-1] and of the last p."""
     p = jnp.where(_has_next(p.shape, axis), p, 0)
     return p - jnp.roll(p, 1, axis)
+
+
+def _settled(d: jax.Array, u: jax.Array) -> jax.Array:
+    """`d`, and 0 where two neighbours of `u` are equal up to rounding.
+
+    A compiler may compute `u` again for each use of `sign(d)`, and round it otherwise each time:
+    where neighbours tie, as they do wherever a net's features are dead, one use then sees a tie and
+    another does not, and a gradient that should vanish is as large as the weight.
+    """
+    return jnp.where(jnp.abs(d) <= 8 * jnp.finfo(d.dtype).eps * jnp.abs(u), 0, d)
 
 
 def _has_next(shape: tuple[int, ...], axis: int) -> jax.Array:
