@@ -1,6 +1,5 @@
 """The parts of the loop, without a run."""
 
-import itertools
 from types import SimpleNamespace
 
 import jax
@@ -12,9 +11,8 @@ import pytest
 from configs import lunet_bilevel
 from tvjax.data import pipeline
 from tvjax.errors import UserError
-from tvjax.training import parallel
+from tvjax.training import feeds, parallel, resident
 from tvjax.training.checkpoint import Checkpoints
-from tvjax.training.loop import _feeds, _passes
 from tvjax.training.setup import make_hyper_plan
 from tvjax.training.state import TrainState
 
@@ -33,37 +31,87 @@ class Tiles:
         return {"image": np.full((2, 2, 3), value), "mask": np.full((2, 2, 1), value)}
 
 
-@pytest.mark.parametrize("start", [0, 7])
-@pytest.mark.parametrize("resident", [True, False])
-def test_feeds_give_the_batches_of_their_own_split(start, resident):
+def setup_of(plan, *, resident=True, most=1):
+    layout = parallel.make_layout(map="jit")
+    return SimpleNamespace(layout=layout, plan=plan, resident=resident, most=most)
+
+
+def bilevel_config(**changes):
     config = lunet_bilevel.get_config()
     config.train.batch_size, config.hypergrad.batch_size = 4, 2
-    config.data.resident = resident
-    plan = make_hyper_plan(1.0, **(config.hypergrad.to_dict() | {"warmup": 3, "every": 2}))
-    setup = SimpleNamespace(layout=parallel.make_layout(map="jit"), plan=plan)
+    config.train.steps, config.evaluation.every, config.checkpoint.every = 20, 7, 10
+    config.hypergrad.update(changes)
+    return config, make_hyper_plan(1.0, **config.hypergrad.to_dict())
+
+
+@pytest.mark.parametrize("start", [0, 7])
+@pytest.mark.parametrize("held", [True, False])
+def test_each_step_gets_the_batches_of_its_own_split(start, held):
+    config, plan = bilevel_config(warmup=3, every=2)
     splits = {"train": Tiles(0, 30), "val": Tiles(1, 9)}
-    arrays, *feeds = _feeds(config, setup, splits, start)
-    expected = (("train", 4, start), ("val", 2, plan.updates(start)))
-    for held, feed, (name, batch_size, position) in zip(arrays, feeds, expected, strict=True):
-        split = splits[name]
-        indices = pipeline.train_indices(len(split), batch_size=batch_size, seed=config.seed)
-        for t, batch in enumerate(itertools.islice(feed, 6), position):
-            found = jax.jit(parallel.take)(held, batch).image[:, 0, 0, 0]
-            np.testing.assert_array_equal(found, 100 * split.number + indices[t])
+    indices = {
+        name: pipeline.train_indices(len(splits[name]), batch_size=size, seed=config.seed)
+        for name, size in (("train", 4), ("val", 2))
+    }
+    setup = setup_of(plan, resident=held)
+    for step, dispatch in enumerate(feeds.dispatches(config, setup, splits, start), start):
+        assert (dispatch.before, dispatch.after) == (step, step + 1)
+        tiles, (inner,), *outer = dispatch.arguments
+        found = jax.jit(resident.take)(tiles[0], inner).image[:, 0, 0, 0]
+        np.testing.assert_array_equal(found, indices["train"][step])
+        assert dispatch.bilevel == plan.is_due(step) == bool(outer)
+        if outer:
+            found = jax.jit(resident.take)(tiles[1], outer[0]).image[:, 0, 0, 0]
+            np.testing.assert_array_equal(found, 100 + indices["val"][plan.updates(step)])
+    assert step == 19
 
 
 def test_a_batch_larger_than_its_split_names_the_field():
-    config = lunet_bilevel.get_config()
-    config.hypergrad.batch_size = 10
-    plan = make_hyper_plan(1.0, **config.hypergrad.to_dict())
-    setup = SimpleNamespace(layout=parallel.make_layout(map="jit"), plan=plan)
+    config, plan = bilevel_config(batch_size=10)
     with pytest.raises(UserError, match=r"hypergrad\.batch_size"):
-        _feeds(config, setup, {"train": Tiles(0, 30), "val": Tiles(1, 9)}, 0)
+        feeds.dispatches(config, setup_of(plan), {"train": Tiles(0, 30), "val": Tiles(1, 9)}, 0)
 
 
 def test_multiples_are_passed_by_steps_of_any_length():
-    assert [s for s in range(1, 13) if _passes(s - 1, s, 4)] == [4, 8, 12]
-    assert _passes(3, 8, 5) and not _passes(5, 9, 5)
+    assert [s for s in range(1, 13) if feeds.passes(s - 1, s, 4)] == [4, 8, 12]
+    assert feeds.passes(3, 8, 5) and not feeds.passes(5, 9, 5)
+
+
+def test_dispatches_hold_steps_of_one_kind_and_end_at_each_pause():
+    _, plan = bilevel_config(warmup=9, every=4)
+    work = list(feeds.schedule(plan, 0, 20, most=4, pauses=(6, 10)))
+    ends = [(d.after, d.bilevel) for d in work]
+    assert ends == [
+        (4, False), (6, False), (9, False), (10, True), (12, False), (13, False), (14, True),
+        (17, False), (18, True), (20, False),
+    ]  # fmt: skip
+    assert [d.before for d in work] == [0, *(d.after for d in work[:-1])]
+    _, plan = bilevel_config(method="forward", steps=3, warmup=2, every=3)
+    work = list(feeds.schedule(plan, 0, 16, most=2, pauses=(100,)))
+    assert [(d.before, d.size, d.count) for d in work] == [
+        (0, 1, 2), (2, 3, 2), (8, 3, 2), (14, 1, 2),
+    ]  # fmt: skip
+
+
+def test_several_steps_in_one_program_are_the_steps_one_by_one():
+    tiles = jnp.arange(5.0), jnp.arange(3.0)
+
+    def step(state, tiles, inner, outer):
+        moved = sum(tiles[0][rows].sum() for rows in inner) + tiles[1][outer].sum()
+        return 2 * state + moved, {"moved": moved}
+
+    rng = np.random.default_rng(0)
+    inner, outer = rng.integers(0, 5, (6, 4, 2)), rng.integers(0, 3, (2, 4))  # [B, most, K]
+    many = jax.jit(resident.repeat(step))
+    for n in (1, 3, 4):
+        state, moved = jnp.float32(1), []
+        for t in range(n):
+            state, metrics = step(state, tiles, list(inner[:, t].T), outer[:, t])
+            moved.append(metrics["moved"])
+        found, metrics = many(jnp.float32(1), (tiles, n), inner, outer)
+        assert found == state
+        np.testing.assert_array_equal(metrics["moved"][:n], moved)
+    assert many._cache_size() == 1
 
 
 def state(value):
@@ -84,7 +132,7 @@ def test_checkpoints_take_a_relative_folder_keep_the_newest_and_skip_a_damaged_o
     monkeypatch.chdir(tmp_path)
     from pathlib import Path
 
-    with Checkpoints(Path("run/checkpoints"), keep=2) as checkpoints:
+    with Checkpoints(Path("run/checkpoints"), keep=2, keep_best=0) as checkpoints:
         assert checkpoints.restore(state(0)) is None
         for step in (1, 2, 3):
             checkpoints.save(state(step), {"seconds": float(step)}, wait=True)
@@ -95,8 +143,8 @@ def test_checkpoints_take_a_relative_folder_keep_the_newest_and_skip_a_damaged_o
     for file in (tmp_path / "run/checkpoints/3/state").rglob("*"):
         if file.is_file():
             file.unlink()
-    with Checkpoints(Path("run/checkpoints"), keep=2) as checkpoints:
+    with Checkpoints(Path("run/checkpoints"), keep=2, keep_best=0) as checkpoints:
         restored, _ = checkpoints.restore(state(0))
         assert int(restored.step) == 2 and checkpoints.steps == [2]
-    assert "checkpoints/3 cannot be read" in capsys.readouterr().out
+    assert "checkpoints/3 cannot be read" in capsys.readouterr().err
     assert (tmp_path / "run/damaged_checkpoints/3").is_dir()

@@ -13,9 +13,10 @@ from absl import flags, logging
 
 from tvjax import program
 from tvjax.errors import UserError
-from tvjax.training import loop, rundir
+from tvjax.training import cluster, interrupt, loop, parallel, rundir
 
 _CONFIG = program.define_config_flag()
+_MULTIHOST = cluster.define_flags()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
 
 INTERRUPTED = 75
@@ -28,12 +29,17 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value.copy_and_resolve_references()
+    names = "coordinator", "num_processes", "process_id"
+    cluster.join(multihost=_MULTIHOST.value, **{name: flags.FLAGS[name].value for name in names})
     workdir = Path(_WORKDIR.value or Path("runs") / config.name)
     try:
         summary = loop.run(config, workdir)
-    except loop.Interrupted as interrupted:
-        print(f"\n{interrupted}", file=sys.stderr)
+    except interrupt.Interrupted as interrupted:
+        if parallel.is_first():
+            print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    if not parallel.is_first():
+        return
     print(rundir.format_summary(summary, workdir))
     print(json.dumps(summary))
 

@@ -1,14 +1,18 @@
 """Checkpoints: the whole training state and what resuming needs, by orbax."""
 
+import contextlib
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as keeping
 
 from tvjax.errors import UserError
+from tvjax.training import parallel
 from tvjax.training.state import TrainState
 
 
@@ -16,44 +20,106 @@ class Checkpoints:
     """The checkpoints of one run, newest first; a context manager that finishes pending saves.
 
     Saving is asynchronous, and a save that was cut off is never read: orbax writes into a
-    temporary folder and renames it.
+    temporary folder and renames it. All processes of a run save and restore together.
     """
 
-    def __init__(self, directory: Path, *, keep: int):
+    def __init__(
+        self, directory: Path, *, keep: int = 1, keep_best: int = 0, read_only: bool = False
+    ):
+        """Opens the folder, and makes it where it is not.
+
+        Args:
+          directory: of the checkpoints.
+          keep: how many of the newest to keep.
+          keep_best: how many to keep besides, of those with the best validation IoU.
+          read_only: leaves everything as it is: a run may be writing there.
+        """
         self._directory = directory.absolute()  # orbax takes no other
+        self._read_only = read_only
+        if not read_only:
+            _report_cut_off(self._directory)
+        best = keeping.BestN(
+            get_metric_fn=lambda metrics: metrics["val_iou"], n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )  # fmt: skip
+        newest = keeping.LatestN(n=keep)
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "run": ocp.JsonCheckpointHandler(),
             },
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keeping.AnyPreservationPolicy([newest, best]),
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+            ),
         )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self._finish(self._manager.close)
+        else:  # the error under way says more than a save that fails for the same reason
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     @property
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, state: TrainState, run: dict[str, Any], *, wait: bool = False) -> None:
-        """Saves the state with `run`, a JSON dict (seconds so far, and the like)."""
+    @property
+    def best(self) -> int | None:
+        """The step of the one with the best validation IoU, if any was saved with its IoU."""
+        scores = {step: self._manager.metrics(step) for step in self.steps}
+        scores = {step: score["val_iou"] for step, score in scores.items() if score}
+        return max(scores, key=lambda step: scores[step]) if scores else None
+
+    def save(
+        self,
+        state: TrainState,
+        run: dict[str, Any],
+        *,
+        val_iou: float | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Saves the state with `run`, a JSON dict (seconds so far, and the like).
+
+        Args:
+          state: what to save.
+          run: goes with it.
+          val_iou: validation IoU of this state, where it was evaluated.
+          wait: return only when it is written.
+
+        Raises:
+          UserError: it, or the one before it, could not be written.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         # A copy: the next step reuses the state's memory while the save still reads it.
         state = jax.tree.map(jnp.copy, state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        metrics = None if val_iou is None else {"val_iou": val_iou}
+        self._finish(lambda: self._manager.save(step, args=args, metrics=metrics))
         if wait:
-            self._manager.wait_until_finished()
+            self._finish(self._manager.wait_until_finished)
+
+    def _finish(self, write: Any) -> None:
+        try:
+            write()
+            self._manager.check_for_errors()
+        except Exception as error:  # orbax and tensorstore pass on what the file system says
+            self._manager.reload()
+            kept = next(iter(self.steps), None)
+            left = "there is none before it" if kept is None else f"checkpoint {kept} is kept"
+            raise UserError(
+                f"{self._directory}: a checkpoint could not be written ({_reason(error)}); {left}. "
+                f"Make room, or the folder writable, and run the same command again"
+            ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None where there is none.
@@ -79,13 +145,12 @@ class Checkpoints:
                 raise
             except Exception as error:  # a damaged file can raise almost anything in tensorstore
                 broken.append(step)
-                reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else ""
-                print(
-                    f"warning: checkpoint {self._directory / str(step)} cannot be read "
-                    f"({type(error).__name__}: {reason}); trying the one before"
+                _warn(
+                    f"checkpoint {self._directory / str(step)} cannot be read "
+                    f"({_reason(error)}); trying the one before"
                 )
                 continue
-            for bad in broken:
+            for bad in () if self._read_only else broken:
                 self._set_aside(bad)
             return restored["state"], restored["run"]
         if broken:
@@ -97,11 +162,13 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         # Out of the manager's sight, or it would not save that step again.
-        aside = self._directory.parent / "damaged_checkpoints"
-        aside.mkdir(exist_ok=True)
-        target = aside / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(self._directory / str(step), target)
+        if parallel.is_first():
+            aside = self._directory.parent / "damaged_checkpoints"
+            aside.mkdir(exist_ok=True)
+            target = aside / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.move(self._directory / str(step), target)
+        parallel.wait_for_all("set aside")
         self._manager.reload()
 
     def _check_shapes(self, step: int, like: TrainState) -> None:
@@ -116,6 +183,21 @@ class Checkpoints:
                     f"{found.get(name)} there and {wanted.get(name)} here; use another --workdir "
                     f"or the config that wrote it"
                 )
+
+
+def _report_cut_off(directory: Path) -> None:
+    for folder in directory.glob("*.orbax-checkpoint-tmp*") if directory.is_dir() else ():
+        _warn(f"the save of checkpoint {folder.name.split('.')[0]} was cut off; it is not used")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _warn(message: str) -> None:
+    if parallel.is_first():
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -40,9 +40,12 @@ def evaluate(
       `true_tv`); `pooled_iou` and `pooled_f1` over all pixels; `images`, their number.
     """
     total: Any = None
-    weight_of_tv = None if denoise is None else jnp.float32(denoise)
-    for batch, weight in _bar(eval_batches(split, batch_size=batch_size), split, batch_size):
-        sums = setup.evaluate(state, weight_of_tv, tuple(batch), weight)
+    layout = setup.layout
+    layout.check_batch("evaluation.batch_size", batch_size)
+    weight_of_tv = None if denoise is None else layout.replicate(jnp.float32(denoise))
+    batches = eval_batches(split, batch_size=batch_size, **layout.share)
+    for batch, weight in _bar(batches, split, batch_size):
+        sums = setup.evaluate(state, weight_of_tv, *layout.shard((tuple(batch), weight)))
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     total = {k: float(v) for k, v in jax.device_get(total).items()}
     counts = Counts(*(jnp.asarray(total.pop(name)) for name in Counts._fields))

@@ -66,6 +66,24 @@ class Logs:
         self._bar.set_postfix(shown | speed, refresh=False)
 
 
+class NoLogs:
+    """What all processes but the first write down: nothing."""
+
+    def __enter__(self) -> "NoLogs":
+        return self
+
+    def __exit__(self, *_) -> None: ...
+
+    def scalars(self, *_) -> None:
+        """Writes nothing, as the others."""
+
+    def image(self, *_) -> None:
+        """Writes nothing."""
+
+    def advance(self, *_, **__) -> None:
+        """Shows nothing."""
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`, but for a last one that was cut off in writing."""
     path = workdir / "metrics.jsonl"

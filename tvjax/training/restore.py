@@ -48,7 +48,9 @@ def open_run(workdir: Path, *, directory: str | None = None) -> Run:
     folder = workdir / "checkpoints"
     restored = None
     if folder.is_dir():
-        with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+        with Checkpoints(
+            folder, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
+        ) as checkpoints:
             restored = checkpoints.restore(setup.create())
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")

@@ -10,12 +10,17 @@ from tvjax.types import Config
 # What may differ when a run is resumed: none of these changes what a step computes.
 _MAY_CHANGE = (
     "name", "train.steps", "train.log_every", "evaluation.", "checkpoint.", "parallel.",
-    "data.directory", "data.cache", "data.resident",
+    "train.steps_per_dispatch", "data.directory", "data.cache", "data.resident",
 )  # fmt: skip
 
 
-def open_run(workdir: Path, config: Config) -> None:
+def open_run(workdir: Path, config: Config, *, write: bool = True) -> None:
     """Makes the folder and stores the config, or checks that it is a run of the same config.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      write: False: only check, as the processes do that are not the first.
 
     Raises:
       UserError: the folder cannot be written, or holds a run of another config.
@@ -31,6 +36,8 @@ def open_run(workdir: Path, config: Config) -> None:
                     f"{workdir} holds a run with {field}={found.get(field)!r}, this config has "
                     f"{wanted.get(field)!r}; use another --workdir"
                 )
+    if not write:
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _write(path, config.to_dict())

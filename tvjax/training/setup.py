@@ -11,7 +11,7 @@ from tvjax import hypergrad
 from tvjax.errors import UserError
 from tvjax.hypergrad import Bilevel, Estimator
 from tvjax.models import make_model
-from tvjax.training import parallel, state, steps
+from tvjax.training import parallel, resident, state, steps
 from tvjax.training.steps import Regularizer
 from tvjax.types import Batch, Config, PyTree
 
@@ -151,6 +151,10 @@ class Setup(NamedTuple):
     """Everything that a run calls; all functions are compiled over the layout's devices."""
 
     layout: parallel.Layout
+    resident: bool
+    """Whether the tiles live on the devices, and batches are rows of them."""
+    most: int
+    """Steps (or updates of lambda) that one call takes; more than 1 as in `resident.repeat`."""
     regularizer: Regularizer
     plan: HyperPlan
     problem: Bilevel
@@ -176,6 +180,14 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
       UserError: naming the field that cannot be so.
     """
     layout = parallel.make_layout(**config.parallel)
+    # Of several processes, each reads only its own rows of each batch.
+    on_device = config.data.resident and layout.processes == 1
+    most = config.train.steps_per_dispatch
+    if most < 1 or (most > 1 and not on_device):
+        raise UserError(
+            f"train.steps_per_dispatch={most} must be 1, or more with data.resident=True in one "
+            f"process"
+        )
     net, head = make_model(axis_name=layout.axis_name, **config.model)
     regularizer, hyper = make_regularizer(head.channels, **config.regularizer)
     plan = make_hyper_plan(config.optimizer.learning_rate, **config.hypergrad)
@@ -208,23 +220,28 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
 
     plain_step = steps.plain_step(problem, regularizer)
 
-    def plain(state, resident, inner_batches):
-        return plain_step(state, [parallel.take(resident[0], b) for b in inner_batches])
+    def plain(state, tiles, inner_batches):
+        return plain_step(state, [resident.take(tiles[0], b) for b in inner_batches])
 
     bilevel_step = None
     if plan.estimator is not None:
         bilevel_step = steps.bilevel_step(problem, regularizer, plan.estimator, plan.optimizer)
 
-    def bilevel(state, resident, inner_batches, outer_batch):
+    def bilevel(state, tiles, inner_batches, outer_batch):
         assert bilevel_step is not None, "no update of lambda is ever due"
-        inner_batches = [parallel.take(resident[0], b) for b in inner_batches]
-        return bilevel_step(state, inner_batches, parallel.take(resident[1], outer_batch))
+        inner_batches = [resident.take(tiles[0], b) for b in inner_batches]
+        return bilevel_step(state, inner_batches, resident.take(tiles[1], outer_batch))
 
     evaluation = steps.evaluation_step(
         net, head, regularizer, denoise_kind=config.denoise.kind, axis_name=layout.axis_name
     )
+    if most > 1:
+        plain, bilevel = resident.repeat(plain), resident.repeat(bilevel)
+    predict = jax.jit(steps.prediction_step(net, head, regularizer))
     return Setup(
         layout=layout,
+        resident=on_device,
+        most=most,
         regularizer=regularizer,
         plan=plan,
         problem=problem,
@@ -234,7 +251,7 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
         evaluate=layout.compile(
             lambda state, denoise, batch, weight: evaluation(state, denoise, Batch(*batch), weight)
         ),
-        predict=jax.jit(steps.prediction_step(net, head, regularizer)),
+        predict=lambda state, images: predict(layout.local(state), images),
     )
 
 

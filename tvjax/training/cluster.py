@@ -1,0 +1,116 @@
+"""How the processes of one job find each other, before JAX is used for anything else."""
+
+import os
+from typing import Any
+
+import jax
+from absl import flags
+
+from tvjax.errors import UserError
+
+LOST_AFTER = 30
+"""Seconds without a sign of life after which a process counts as dead and the job ends."""
+
+
+def define_flags() -> flags.FlagHolder[Any]:
+    """`--multihost`, and what to give where the environment does not tell."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no environment tells it.")
+    flags.DEFINE_integer("num_processes", None, "Processes of the job, likewise.")
+    flags.DEFINE_integer("process_id", None, "Of this process, from 0, likewise.")
+    return flags.DEFINE_boolean(
+        "multihost", None,
+        "Join the other processes of the job. Default: where SLURM, Open MPI, an indexed "
+        "Kubernetes job or a TPU pod says there are several. --nomultihost: run alone.",
+    )  # fmt: skip
+
+
+def join(
+    *,
+    multihost: bool | None,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+) -> None:
+    """Joins the other processes of the job; does nothing where this one is alone.
+
+    JAX's own detection fills in what is not given, in the environments that it knows.
+
+    Args:
+      multihost: None: if anything is given, or an environment of several processes is found.
+      coordinator: HOST:PORT of process 0.
+      num_processes: of the job.
+      process_id: of this process, from 0.
+
+    Raises:
+      UserError: the settings are half given or contradict each other, or the others were not found.
+    """
+    given: dict[str, Any] = {
+        "coordinator": coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    named = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    environment = found_environment()
+    if multihost is False:
+        if (coordinator, num_processes, process_id) != (None, None, None):
+            raise UserError(f"--nomultihost contradicts {' '.join(named)}; leave one of them out")
+        return
+    if not named and environment is None and not multihost:
+        return
+    if environment == "Open MPI":  # JAX knows the variables of Open MPI 4 only
+        given["num_processes"] = given["num_processes"] or int(os.environ["OMPI_COMM_WORLD_SIZE"])
+        if given["process_id"] is None:
+            given["process_id"] = int(os.environ["OMPI_COMM_WORLD_RANK"])
+    _check(given, named, environment)
+    try:
+        jax.distributed.initialize(
+            coordinator_address=given["coordinator"],
+            num_processes=given["num_processes"],
+            process_id=given["process_id"],
+            initialization_timeout=120,
+            heartbeat_timeout_seconds=LOST_AFTER,
+            shutdown_timeout_seconds=LOST_AFTER,
+        )
+    except Exception as error:  # JAX raises what each environment's detection happens to raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        source = environment or (" ".join(named) if named else "no known environment")
+        raise UserError(
+            f"cannot join the other processes of this job ({source}): {reason}. Give "
+            f"--coordinator=HOST:PORT --num_processes=N --process_id=I, or --nomultihost to run "
+            f"alone"
+        ) from error
+
+
+def found_environment() -> str | None:
+    """The environment that says this process is one of several, if any does."""
+    env = os.environ
+    if "SLURM_STEP_NODELIST" in env and _number("SLURM_NTASKS") > 1:
+        return "SLURM"
+    if _number("OMPI_COMM_WORLD_SIZE") > 1:
+        return "Open MPI"
+    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+        return "Kubernetes"
+    if "," in env.get("TPU_WORKER_HOSTNAMES", "") or _number("MEGASCALE_NUM_SLICES") > 1:
+        return "TPU pod"
+    return None
+
+
+def _check(given: dict[str, Any], named: list[str], environment: str | None) -> None:
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if named and missing and environment is None:
+        raise UserError(
+            f"{' '.join(named)} needs {' and '.join(missing)} too, for no SLURM, Open MPI, "
+            f"Kubernetes or TPU pod is here to tell"
+        )
+    address, count, index = given.values()
+    if address is not None and not address.rpartition(":")[2].isdigit():
+        raise UserError(f"--coordinator={address}: HOST:PORT is needed, such as node1:8476")
+    if count is not None and count < 1:
+        raise UserError(f"--num_processes={count} must be at least 1")
+    if index is not None and not 0 <= index < (count or index + 1):
+        raise UserError(f"--process_id={index} must be one of 0 to {(count or 1) - 1}")
+
+
+def _number(variable: str) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdigit() else 1

@@ -1,0 +1,139 @@
+"""What each step gets: its batches, laid out on the devices one step ahead.
+
+Positions in the data are functions of the step: one training batch a step, one validation batch an
+update of lambda. Nothing else is needed to resume.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tvjax.data import pipeline
+from tvjax.data.records import Split
+from tvjax.errors import UserError
+from tvjax.training.setup import HyperPlan, Setup
+from tvjax.types import Config, PyTree
+
+
+class Dispatch(NamedTuple):
+    """Steps of one kind that are one call of a compiled function."""
+
+    before: int
+    """Steps taken before it."""
+    size: int
+    """Steps between two lines of its metrics: K for an update of lambda, else 1."""
+    count: int
+    """Lines of metrics."""
+    bilevel: bool
+    arguments: tuple[Any, ...] = ()
+    """What the function takes after the state."""
+
+    @property
+    def after(self) -> int:
+        """Steps taken after it."""
+        return self.before + self.size * self.count
+
+
+def dispatches(
+    config: Config, setup: Setup, splits: dict[str, Split], start: int
+) -> Iterator[Dispatch]:
+    """All that is left to do from a step on, the next one always laid out on the devices.
+
+    Raises:
+      UserError: a batch does not suit its split, or the devices.
+    """
+    _, train = feed = _feed(
+        config, setup, splits["train"], "train.batch_size", config.train.batch_size, start
+    )
+    resident_val, val = (), iter(())
+    if setup.plan.estimator is not None:
+        resident_val, val = _feed(
+            config, setup, splits["val"], "hypergrad.batch_size", config.hypergrad.batch_size,
+            setup.plan.updates(start),
+        )  # fmt: skip
+    resident = feed[0], resident_val
+
+    def lay_out(dispatch: Dispatch) -> Dispatch:
+        inner = [[next(train) for _ in range(dispatch.size)] for _ in range(dispatch.count)]
+        outer = [next(val) for _ in range(dispatch.count)] if dispatch.bilevel else []
+        if setup.most == 1:
+            return dispatch._replace(arguments=(resident, *setup.layout.shard((inner[0], *outer))))
+        rows = [_padded(np.moveaxis(np.asarray(inner), -1, 0), setup.most)]
+        if dispatch.bilevel:
+            rows.append(_padded(np.moveaxis(np.asarray(outer), -1, 0), setup.most))
+        count = setup.layout.replicate(np.int32(dispatch.count))
+        return dispatch._replace(arguments=((resident, count), *setup.layout.shard(tuple(rows))))
+
+    pauses = config.evaluation.every, config.checkpoint.every
+    plan = schedule(setup.plan, start, config.train.steps, most=setup.most, pauses=pauses)
+    return _ahead(lay_out(dispatch) for dispatch in plan)
+
+
+def schedule(
+    plan: HyperPlan, start: int, end: int, *, most: int, pauses: tuple[int, ...]
+) -> Iterator[Dispatch]:
+    """The dispatches from step `start` to `end`, without their batches.
+
+    Args:
+      plan: when lambda is updated.
+      start: steps already taken.
+      end: steps to take in all.
+      most: steps (or updates) that one dispatch may hold.
+      pauses: it ends where a multiple of one of these is passed.
+    """
+
+    def kind(step: int) -> tuple[bool, int]:
+        size = plan.estimator.steps if plan.estimator else 1
+        return (True, size) if plan.is_due(step) and step + size <= end else (False, 1)
+
+    step = start
+    while step < end:
+        bilevel, size = kind(step)
+        after = step + size
+        while (
+            (after - step) // size < most
+            and after < end
+            and kind(after) == (bilevel, size)
+            and not any(passes(step, after, every) for every in pauses)
+        ):
+            after += size
+        yield Dispatch(step, size, (after - step) // size, bilevel)
+        step = after
+
+
+def passes(before: int, step: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, step]."""
+    return step // every > before // every
+
+
+def _feed(
+    config: Config, setup: Setup, split: Split, field: str, batch_size: int, position: int
+) -> tuple[PyTree, Iterator[Any]]:
+    """What resides on the device of a split, and its batches (or their rows) from a position."""
+    setup.layout.check_batch(field, batch_size)
+    options = {"batch_size": batch_size, "seed": config.seed}
+    try:
+        indices = pipeline.train_indices(len(split), **options)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
+    if not setup.resident:
+        options |= setup.layout.share
+        return (), pipeline.train_batches(split, start=position, **options)
+    resident = setup.layout.replicate(pipeline.resident(split))
+    return resident, (indices[t].astype(np.int32) for t in itertools.count(position))
+
+
+def _padded(rows: np.ndarray, most: int) -> np.ndarray:
+    """`[B, count, ...]` -> `[B, most, ...]`, so that one program serves every count."""
+    missing = most - rows.shape[1]
+    return np.pad(rows, [(0, 0), (0, missing), *[(0, 0)] * (rows.ndim - 2)])
+
+
+def _ahead(items: Iterator[Dispatch]) -> Iterator[Dispatch]:
+    """The same items, each made before the one in front of it is used."""
+    upcoming = next(items, None)
+    while upcoming is not None:
+        item, upcoming = upcoming, next(items, None)
+        yield item
