@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run test test-slow check clean
+.PHONY: run test test-slow test-cluster check clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m tvjax.main --config=configs/lunet_bilevel.py
@@ -14,6 +14,9 @@ test: check
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
+
+test-cluster: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m cluster
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

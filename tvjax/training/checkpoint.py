@@ -15,6 +15,8 @@ from tvjax.errors import UserError
 from tvjax.training import parallel
 from tvjax.training.state import TrainState
 
+_NOT_EVALUATED = -1.0  # below any IoU; orbax wants each checkpoint to have its metric
+
 
 class Checkpoints:
     """The checkpoints of one run, newest first; a context manager that finishes pending saves.
@@ -39,9 +41,8 @@ class Checkpoints:
         if not read_only:
             _report_cut_off(self._directory)
         best = keeping.BestN(
-            get_metric_fn=lambda metrics: metrics["val_iou"], n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )  # fmt: skip
+            get_metric_fn=_val_iou, n=keep_best, keep_checkpoints_without_metrics=False
+        )
         newest = keeping.LatestN(n=keep)
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -50,9 +51,9 @@ class Checkpoints:
                 "run": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
+                best_fn=_val_iou,  # makes orbax write the metrics
                 preservation_policy=keeping.AnyPreservationPolicy([newest, best]),
                 cleanup_tmp_directories=not read_only,
-                read_only=read_only,
             ),
         )
 
@@ -74,9 +75,9 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the one with the best validation IoU, if any was saved with its IoU."""
-        scores = {step: self._manager.metrics(step) for step in self.steps}
-        scores = {step: score["val_iou"] for step, score in scores.items() if score}
-        return max(scores, key=lambda step: scores[step]) if scores else None
+        scores = {step: _val_iou(self._manager.metrics(step)) for step in self.steps}
+        best = max(scores, key=lambda step: scores[step], default=None)
+        return best if best is not None and scores[best] != _NOT_EVALUATED else None
 
     def save(
         self,
@@ -103,7 +104,7 @@ class Checkpoints:
         # A copy: the next step reuses the state's memory while the save still reads it.
         state = jax.tree.map(jnp.copy, state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        metrics = None if val_iou is None else {"val_iou": val_iou}
+        metrics = {"val_iou": _NOT_EVALUATED if val_iou is None else val_iou}
         self._finish(lambda: self._manager.save(step, args=args, metrics=metrics))
         if wait:
             self._finish(self._manager.wait_until_finished)
@@ -183,6 +184,10 @@ class Checkpoints:
                     f"{found.get(name)} there and {wanted.get(name)} here; use another --workdir "
                     f"or the config that wrote it"
                 )
+
+
+def _val_iou(metrics: Any) -> float:
+    return metrics["val_iou"] if metrics else _NOT_EVALUATED
 
 
 def _report_cut_off(directory: Path) -> None:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from tvjax.data.pipeline import eval_batches
 from tvjax.data.records import Split
 from tvjax.metrics import Counts
+from tvjax.training import parallel
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState
 
@@ -62,7 +63,9 @@ def choose_denoising(
     setup: Setup, state: TrainState, split: Split, weights: Sequence[float], *, batch_size: int
 ) -> tuple[float, dict[str, float]]:
     """The weight of the TV denoising with the best mean IoU (eq. 12), and the IoU of each."""
-    bar = tqdm(weights, "choosing the denoising weight", leave=False)
+    bar = tqdm(
+        weights, "choosing the denoising weight", leave=False, disable=not parallel.is_first()
+    )
     ious = {
         str(weight): evaluate(setup, state, split, batch_size=batch_size, denoise=weight)["iou"]
         for weight in bar
@@ -83,4 +86,5 @@ def baselines(split: Split, *, batch_size: int) -> dict[str, float]:
 
 def _bar(batches: Iterable[Any], split: Split, batch_size: int) -> Iterable[Any]:
     total = -(-len(split) // batch_size)
-    return tqdm(batches, f"evaluating {split.name}", total, leave=False, delay=3)
+    disable = not parallel.is_first()
+    return tqdm(batches, f"evaluating {split.name}", total, leave=False, delay=3, disable=disable)

@@ -1,0 +1,51 @@
+"""One device = several, in losses, lambda and parameters, to 1e-10: see `devices`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+METHODS = (
+    "exact", "sgd_formula", "paper", "preconditioned", "darts", "reverse", "forward",
+    "forward_online", "training_loss", "head",
+)  # fmt: skip
+# `stream`: from the records; `many`: several steps in one program.
+LAYOUTS = ("pmap:2", "pmap:4:stream", "pmap:8", "jit:2", "jit:4:stream", "jit:8")
+
+
+def same_on(net, method, *layouts):
+    env = os.environ | {
+        "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [
+        sys.executable,
+        "-W",
+        "error::UserWarning",
+        "tests/devices.py",
+        net,
+        method,
+        *layouts,
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(json.loads(done.stdout.splitlines()[-1])[method]) == set(layouts)
+
+
+def test_a_run_of_a_small_net_is_the_same_on_one_device_and_on_four():
+    same_on("pixels", "exact", "pmap:4:many", "jit:4:stream")
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_the_same_on_any_number_of_devices(method):
+    same_on("unet", method, *LAYOUTS)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("method", ["exact", "forward"])
+def test_several_steps_in_one_program_change_nothing(method):
+    same_on("unet", method, "pmap:1:many", "pmap:2:many", "jit:2:many")
