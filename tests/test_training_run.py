@@ -12,23 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tvjax.data import builder, synthetic
 from tvjax.training.logs import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS = 14
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    """A tiny prepared set: 60 tiles of 16 pixels."""
-    base = tmp_path_factory.mktemp("tiles")
-    synthetic.write(base / "coco", tiles=60, seed=0, progress=False)
-    builder.build(
-        base / "coco" / "annotation.json", base / "coco" / "images", base / "records",
-        size=16, progress=False,
-    )  # fmt: skip
-    return base / "records"
 
 
 def command(tiles, workdir, *flags, config="lunet_bilevel"):

@@ -1,5 +1,6 @@
 """How the processes of one job find each other, before JAX is used for anything else."""
 
+import faulthandler
 import os
 from typing import Any
 
@@ -71,6 +72,8 @@ def join(
             heartbeat_timeout_seconds=LOST_AFTER,
             shutdown_timeout_seconds=LOST_AFTER,
         )
+        # When another process dies, JAX says so and aborts; absl would add every thread's stack.
+        faulthandler.disable()
     except Exception as error:  # JAX raises what each environment's detection happens to raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         source = environment or (" ".join(named) if named else "no known environment")

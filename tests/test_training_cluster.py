@@ -1,0 +1,214 @@
+"""How processes find each other, and that several of them are one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tvjax.errors import UserError
+from tvjax.training import cluster
+from tvjax.training.logs import read_metrics
+
+ROOT = Path(__file__).parents[1]
+NOTHING = {"multihost": None, "coordinator": None, "num_processes": None, "process_id": None}
+SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
+KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+TPU_POD = {"TPU_WORKER_HOSTNAMES": "t0,t1"}
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What `jax.distributed.initialize` was called with, instead of calling it."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    monkeypatch.setattr(cluster.faulthandler, "disable", lambda: None)
+    return calls
+
+
+def join(monkeypatch, environment=(), **given):
+    for name, value in dict(environment).items():
+        monkeypatch.setenv(name, value)
+    cluster.join(**NOTHING | given)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"coordinator": "node1:8476"}, ("--coordinator=node1:8476", "--num_processes and --pro")),
+        ({"process_id": 1, "num_processes": 2}, ("--process_id=1", "needs --coordinator")),
+        ({"coordinator": "node1", "num_processes": 2, "process_id": 0}, ("HOST:PORT",)),
+        ({"coordinator": "n:1", "num_processes": 2, "process_id": 2}, ("--process_id=2", "0 to 1")),
+        ({"coordinator": "n:1", "num_processes": 0, "process_id": 0}, ("--num_processes=0",)),
+        ({"multihost": False, "process_id": 1}, ("--nomultihost contradicts --process_id=1",)),
+    ],
+)
+def test_settings_given_by_halves_are_refused_in_words(monkeypatch, joined, given, words):
+    with pytest.raises(UserError) as error:
+        join(monkeypatch, **given)
+    assert all(word in str(error.value) for word in words), error.value
+    assert not joined
+
+
+@pytest.mark.parametrize(
+    "environment, name",
+    [(SLURM, "SLURM"), (KUBERNETES, "Kubernetes"), (TPU_POD, "TPU pod")],
+)
+def test_an_environment_of_several_processes_is_left_to_jax(monkeypatch, joined, environment, name):
+    join(monkeypatch, environment)
+    assert cluster.found_environment() == name
+    [options] = joined
+    assert {options[k] for k in ("coordinator_address", "num_processes", "process_id")} == {None}
+    join(monkeypatch, multihost=False)
+    assert len(joined) == 1
+
+
+def test_open_mpi_tells_all_but_the_address(monkeypatch, joined):
+    join(monkeypatch, OPEN_MPI, coordinator="node1:8476")
+    assert (joined[0]["num_processes"], joined[0]["process_id"]) == (4, 3)
+
+
+@pytest.mark.parametrize("environment", [{}, SLURM | {"SLURM_NTASKS": "1"}])
+def test_a_process_alone_joins_nobody(monkeypatch, joined, environment):
+    join(monkeypatch, environment)
+    assert not joined
+
+
+def test_what_jax_cannot_find_out_is_passed_on(monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(UserError, match=r"no known environment.*coordinator_address"):
+        join(monkeypatch, multihost=True)
+
+
+def settings(tiles, workdir, *flags):
+    return [
+        "--config=configs/lunet_bilevel.py", f"--workdir={workdir}",
+        f"--config.data.directory={tiles}", f"--config.data.cache={tiles.parent / 'cache'}",
+        "--config.train.steps=14", "--config.train.batch_size=4", "--config.train.log_every=1",
+        "--config.model.width=2", "--config.model.depth=1", "--config.evaluation.every=100",
+        "--config.hypergrad.warmup=3", "--config.hypergrad.every=1",
+        "--config.hypergrad.batch_size=4", "--config.checkpoint.every=4", *flags,
+    ]  # fmt: skip
+
+
+def environment(devices):
+    return os.environ | {
+        "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHON": sys.executable,
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
+
+
+def alone(*settings, devices=1):
+    command = [sys.executable, "-m", "tvjax.main", *settings]
+    env = environment(devices)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def local(processes, devices, *settings):
+    command = ["launch/local.sh", str(processes), *settings]
+    env = environment(devices)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def start(processes, *settings, devices=1):
+    """Starts the processes of a job by themselves, without a launcher that watches them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = (f"--coordinator={address}", f"--num_processes={processes}")
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tvjax.main", *settings, *flags, f"--process_id={i}"],
+            cwd=ROOT, env=environment(devices), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.stderr.read().decode()[-3000:]
+        time.sleep(0.05)
+
+
+def same_run(one, other):
+    a, b = read_metrics(one), read_metrics(other)
+    assert [(m["step"], m["kind"]) for m in a] == [(m["step"], m["kind"]) for m in b]
+    for x, y in zip(a, b, strict=True):
+        names = ("loss", "lambda") if x["kind"] == "train" else ("bce",)
+        np.testing.assert_allclose([x[k] for k in names], [y[k] for k in names], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def whole(tiles, tmp_path_factory):
+    """One process, one device."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    done = alone(*settings(tiles, workdir))
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("map", ["pmap", "jit"])
+def test_two_processes_of_two_devices_are_one_of_one(whole, tiles, tmp_path, map):
+    workdir = tmp_path / "run"
+    done = local(2, 2, *settings(tiles, workdir, f"--config.parallel.map={map}"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    same_run(whole, workdir)
+    # The first process alone printed and wrote.
+    printed = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(printed) == 1 and json.loads(printed[0])["hardware"].startswith("4 x")
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.cluster
+def test_sigterm_to_one_of_two_saves_in_both_and_resumes_on_another_number_of_devices(
+    whole, tiles, tmp_path
+):
+    workdir = tmp_path / "run"
+    one, two = start(2, *settings(tiles, workdir))
+    wait_for(lambda: len(read_metrics(workdir)) >= 6, one)
+    two.send_signal(signal.SIGTERM)
+    _, errors = one.communicate(timeout=120)
+    two.communicate(timeout=120)
+    assert (one.returncode, two.returncode) == (75, 75), errors.decode()[-3000:]
+    assert b"the same command resumes" in errors
+    done = alone(*settings(tiles, workdir), devices=4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    same_run(whole, workdir)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_job_which_then_resumes(whole, tiles, tmp_path, victim):
+    workdir = tmp_path / "run"
+    processes = start(2, *settings(tiles, workdir, "--config.train.steps=100000"))
+    wait_for(lambda: (workdir / "checkpoints" / "8").is_dir(), processes[0])
+    processes[victim].kill()
+    survivor = processes[1 - victim]
+    _, errors = survivor.communicate(timeout=60)
+    processes[victim].communicate()
+    assert survivor.returncode != 0
+    assert b"another task died" in errors, errors.decode()[-3000:]
+    for line in (workdir / "checkpoints").iterdir():
+        assert not line.name.isdigit() or int(line.name) % 4 == 0
+    step = max(m["step"] for m in read_metrics(workdir))
+    done = local(2, 1, *settings(tiles, workdir, f"--config.train.steps={step + 8}"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = [m["step"] for m in read_metrics(workdir) if m["kind"] == "train"]
+    assert metrics == list(range(1, step + 9))
+
+
+@pytest.mark.cluster
+def test_the_launcher_ends_the_others_and_says_which_process_failed(tiles, tmp_path):
+    done = local(2, 1, *settings(tiles, tmp_path / "run", "--config.train.batch_size=3"))
+    assert done.returncode == 2
+    assert "train.batch_size=3" in done.stderr and "ended with status 2" in done.stderr

@@ -1,0 +1,130 @@
+"""Full disks, damaged files, kills: a clear error, the older checkpoint, nothing else lost."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tvjax.data import records
+from tvjax.errors import UserError
+from tvjax.hypergrad import InnerState
+from tvjax.training.checkpoint import Checkpoints
+from tvjax.training.state import TrainState
+
+ROOT = Path(__file__).parents[1]
+
+
+def state(step, size=3):
+    w = jax.random.normal(jax.random.key(step), (size,))
+    return TrainState(jnp.int32(step), InnerState({"w": w}, (), ()), w[0], optax.EmptyState(), ())
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 64 KB: what a full disk does, without one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_in_mid_save_keeps_the_older_checkpoint(tmp_path, small_files):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.save(state(1), {}, wait=True)
+        with pytest.raises(UserError, match=r"could not be written .* checkpoint 1 is kept"):
+            checkpoints.save(state(2, 100_000), {}, wait=True)
+    small_files()  # room was made
+    with Checkpoints(folder, keep=2) as checkpoints:
+        restored, _ = checkpoints.restore(state(0))
+        jax.tree.map(np.testing.assert_array_equal, restored, state(1))
+        checkpoints.save(state(2), {}, wait=True)
+        assert checkpoints.steps == [2, 1]
+
+
+def test_a_save_that_fails_unseen_is_reported_by_the_next_one_or_at_the_end(tmp_path, small_files):
+    with pytest.raises(UserError, match="there is none before it"):
+        with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+            checkpoints.save(state(1, 100_000), {})
+
+
+def damage(folder, how):
+    files = [f for f in sorted((folder / "3").rglob("*")) if f.is_file()]
+    largest = max(files, key=lambda f: f.stat().st_size)
+    if how == "truncated":
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    elif how == "deleted":
+        largest.unlink()
+    else:
+        shutil.rmtree(folder / "3" / "run")
+
+
+@pytest.mark.parametrize("how", ["truncated", "deleted", "half"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, capsys, how):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in (2, 3):
+            checkpoints.save(state(step), {"seconds": float(step)}, wait=True)
+    damage(folder, how)
+    with Checkpoints(folder, keep=2) as checkpoints:
+        restored, run = checkpoints.restore(state(0))
+        assert run == {"seconds": 2.0}
+        jax.tree.map(np.testing.assert_array_equal, restored, state(2))
+    assert "checkpoints/3 cannot be read" in capsys.readouterr().err
+
+
+def test_a_save_that_was_cut_off_is_reported_and_not_used(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.save(state(2), {}, wait=True)
+    shutil.copytree(folder / "2", folder / "4.orbax-checkpoint-tmp-7")
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.steps == [2]
+    assert "checkpoint 4 was cut off" in capsys.readouterr().err
+
+
+def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder, keep=2, keep_best=1) as checkpoints:
+        assert checkpoints.best is None
+        for step, val_iou in ((1, None), (2, 0.5), (3, 0.9), (4, 0.2), (5, None)):
+            checkpoints.save(state(step), {}, val_iou=val_iou, wait=True)
+    with Checkpoints(folder, keep=2, keep_best=1) as checkpoints:
+        checkpoints.save(state(6), {}, wait=True)
+        assert (checkpoints.steps, checkpoints.best) == ([6, 5, 3], 3)
+
+
+def test_a_record_file_cut_off_is_named_in_one_line(tiles, tmp_path):
+    cut = tmp_path / "records"
+    shutil.copytree(tiles, cut)
+    [file] = cut.rglob("*train*.array_record*")
+    whole = records.open_split(cut, "train")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(UserError, match=rf"{file.name}: has \d+ bytes instead of \d+"):
+        records.open_split(cut, "train")
+    with pytest.raises(UserError, match=r"record of the split 'train' cannot be read") as error:
+        [whole[i] for i in range(len(whole))]  # cut off while the run has it open
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.cluster
+def test_twenty_kills_leave_the_run_bit_for_bit_what_it_is_without(tiles, tmp_path):
+    env = os.environ | {
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [sys.executable, "tests/lives.py", str(tiles), str(tmp_path / "lives"), "20"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    print(report)
+    assert len(report["lost"]) == 20 and report["in_save"] > 0
