@@ -49,3 +49,17 @@ def test_a_run_is_the_same_on_any_number_of_devices(method):
 @pytest.mark.parametrize("method", ["exact", "forward"])
 def test_several_steps_in_one_program_change_nothing(method):
     same_on("unet", method, "pmap:1:many", "pmap:2:many", "jit:2:many")
+
+
+@pytest.mark.cluster
+def test_streaming_a_hundred_thousand_records_holds_memory_flat(tiles, tmp_path):
+    result = tmp_path / "result.json"
+    command = [
+        sys.executable, "-m", "experiments.benchmarks.input_pipeline", f"--json={result}",
+        f"--data={tiles}", "--batch=32", "--batches=10", "--records=100000",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    held = json.loads(result.read_text())["streaming_bytes_held"]
+    assert len(held) == 10
+    assert held[-1] - held[1] < 16 * 2**20, held  # the records themselves are 102 MB
