@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict(
         dict(
-            # Prepared records (tvjax.data.prepare), or a folder with annotation.json and images/,
-            # prepared at first use. None: the embedded set, drawn at first use.
+            # Prepared records (tvjax.data.prepare), or a folder with images/ and annotation.json or
+            # masks/, prepared at first use. None: the embedded set, drawn at first use.
             directory=placeholder(str),
             cache="~/.cache/tvjax",  # where sets that are made at first use are kept
             size=64,  # pixels, height and width of the tiles, if they are prepared at first use
@@ -31,13 +31,15 @@ def get_config() -> ConfigDict:
     )
     config.model = ConfigDict(
         dict(
-            name="unet",
+            name="unet",  # unet, segnet or segformer
             head="sigmoid",  # sigmoid, softmax (two classes), or tv_softmax (RU-Net)
             head_iterations=1,  # of tv_softmax
             head_kind="anisotropic",  # of tv_softmax: anisotropic or isotropic
-            width=16,  # filters of the first block; they double with each one
-            depth=2,  # number of times that the size is halved
-            momentum=0.9,  # decay of BatchNorm's running statistics
+            # Filters of the first block, which double with each one (of segnet: up to 8 times as
+            # many); of segformer the channels of one attention head.
+            width=16,
+            depth=2,  # how often the size is halved (segnet: 5 at most); segformer: blocks a stage
+            momentum=0.9,  # decay of BatchNorm's running statistics; segformer has none
             dtype="float32",  # of the net's computation: float32 or bfloat16
         )
     )
@@ -64,6 +66,29 @@ def get_config() -> ConfigDict:
             eps=1e-8,
             weight_decay=0.0,  # of adamw
             momentum=0.0,  # of sgd
+        )
+    )
+    config.schedule = ConfigDict(
+        dict(
+            name="constant",  # of the learning rate after the warm-up: constant, cosine or linear
+            warmup=0,  # steps over which it rises to optimizer.learning_rate
+            final=0.0,  # of cosine and linear: the last rate, as a part of the highest
+        )
+    )
+    config.loss = ConfigDict(
+        dict(
+            train="bce",  # what the net is trained by (beside TV): bce, dice or focal
+            validation="bce",  # what lambda is learned by, the same names
+            dice_smoothing=1.0,  # pixels
+            focal_gamma=2.0,  # 0: focal is bce
+            focal_alpha=placeholder(float),  # weight of the object; None: as of the background
+        )
+    )
+    config.augmentation = ConfigDict(  # of training batches
+        dict(
+            flips=False,  # left to right and upside down
+            turns=False,  # by quarter turns; for square tiles
+            brightness=0.0,  # the greatest relative change, below 1
         )
     )
     config.hypergrad = ConfigDict(
@@ -132,13 +157,21 @@ def get_config() -> ConfigDict:
 
 
 def paper(config: ConfigDict) -> ConfigDict:
-    """The paper's sizes: 100 pixels, width 64, batch 16, Adam 5e-5, 30 epochs of 4,000 tiles."""
+    """The paper's sizes: 100 pixels, width 64, batch 16, Adam 5e-5, 30 epochs of 4,000 tiles.
+
+    Its training too: a constant rate, no augmentation.
+    """
     config.name += "_paper"
     config.data.size = 100
     config.data.limit = 5000
     config.data.directory = ""  # to be given: --config.data.directory=DIR
     config.model.width = 64
+    config.optimizer.name = "adam"
     config.optimizer.learning_rate = 5e-5
+    config.schedule.name = "constant"
+    config.schedule.warmup = 0
+    config.augmentation.flips = config.augmentation.turns = False
+    config.augmentation.brightness = 0.0
     config.train.steps = 7500
     config.train.log_every = 25
     config.evaluation.every = 250

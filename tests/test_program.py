@@ -27,7 +27,9 @@ def test_every_config_has_the_fields_of_base_and_the_paper_preset(name):
     if name != "base":
         assert set(field_paths(config(name, "paper"))) == fields
         paper = config(name, "paper")
-        assert (paper.model.width, paper.data.size, paper.train.batch_size) == (64, 100, 16)
+        width = 32 if name == "segformer" else 64  # that of B0
+        assert (paper.model.width, paper.data.size, paper.train.batch_size) == (width, 100, 16)
+        assert not any(paper.augmentation.values())
         assert paper.optimizer.learning_rate == 5e-5
         assert paper.name == f"{name}_paper"
         with pytest.raises(ValueError, match="papre"):

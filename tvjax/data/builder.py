@@ -1,4 +1,4 @@
-"""COCO file -> records: tiles shrunk, split by cluster of near-duplicates, written with tfds.
+"""COCO file or masks -> records: tiles shrunk, split by cluster of near-duplicates, written.
 
 A prepared directory holds `source.json` (see `manifest.py`) and one tfds data set of three splits
 in array_record files, which needs no TensorFlow to be written or read. All is written into a
@@ -16,8 +16,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from tvjax.data import area, coco, duplicates, manifest, splits, workspace
+from tvjax.data import area, coco, duplicates, manifest, masks, splits, workspace
 from tvjax.errors import UserError
+
+Tile = coco.Tile | masks.Tile
 
 
 class Tiles(tfds.core.GeneratorBasedBuilder):
@@ -28,7 +30,7 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
     code_path = None  # nothing is downloaded: tfds need not look for checksums beside this file
 
     def __init__(
-        self, *, data_dir: Path, tiles: list[coco.Tile], arrays: np.ndarray, assigned: np.ndarray
+        self, *, data_dir: Path, tiles: list[Tile], arrays: np.ndarray, assigned: np.ndarray
     ):
         self._tiles, self._arrays, self._assigned = tiles, arrays, assigned
         super().__init__(data_dir=data_dir)
@@ -44,9 +46,9 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Tiles with masks of a COCO file, shrunk by area.",
+            description="Tiles with masks, shrunk by area.",
             features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # records stay in the order of image ids
+            disable_shuffling=True,  # records stay in the order of ids
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Any]:
@@ -77,10 +79,10 @@ def build(
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Builds the records of a COCO file; does nothing if `out` already holds the same.
+    """Builds the records; does nothing if `out` already holds the same.
 
     Args:
-      annotations: the COCO file; see `coco.read`.
+      annotations: the COCO file, see `coco.read`; or a directory of mask PNGs, see `masks.read`.
       images: the directory of its images.
       out: the directory to make.
       size: of the records, in pixels: height and width, or the side of a square. Tiles are shrunk
@@ -94,8 +96,8 @@ def build(
       The content of `source.json`.
 
     Raises:
-      UserError: bad input (see `coco`), tiles smaller than `size` or of another shape, too few
-        tiles, or an `out` that holds anything else. `out` is then as it was before.
+      UserError: bad input (see `coco`, `masks`), tiles smaller than `size` or of another shape,
+        too few tiles, or an `out` that holds anything else. `out` is then as it was before.
     """
     annotations, images, out = Path(annotations), Path(images), Path(out)
     size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -104,7 +106,7 @@ def build(
     asked = manifest.request(annotations, images, size=size, limit=limit, seed=seed, split=split)
     if manifest.is_built(out, asked):
         return manifest.read(out)
-    tiles = _subset(coco.read(annotations, images), limit, seed, annotations)
+    tiles = _subset(_read(annotations, images), limit, seed, annotations)
     _check_sizes(tiles, size)
     with workspace.beside(out) as work:
         arrays = np.lib.format.open_memmap(
@@ -130,9 +132,13 @@ def build(
     return content
 
 
-def _subset(
-    tiles: list[coco.Tile], limit: int | None, seed: int, annotations: Path
-) -> list[coco.Tile]:
+def _read(annotations: Path, images: Path) -> list[Any]:
+    if annotations.is_dir():
+        return masks.read(images, annotations)
+    return coco.read(annotations, images)
+
+
+def _subset(tiles: list[Tile], limit: int | None, seed: int, annotations: Path) -> list[Tile]:
     if limit is None:
         return tiles
     if not 0 < limit <= len(tiles):
@@ -141,7 +147,7 @@ def _subset(
     return [tiles[k] for k in sorted(chosen)]
 
 
-def _check_sizes(tiles: list[coco.Tile], size: tuple[int, int]) -> None:
+def _check_sizes(tiles: list[Tile], size: tuple[int, int]) -> None:
     for tile in tiles:
         if tile.height < size[0] or tile.width < size[1]:
             problem = "is larger than"
@@ -155,7 +161,7 @@ def _check_sizes(tiles: list[coco.Tile], size: tuple[int, int]) -> None:
         )
 
 
-def _decode(tiles: list[coco.Tile], arrays: np.ndarray, progress: bool) -> np.ndarray:
+def _decode(tiles: list[Tile], arrays: np.ndarray, progress: bool) -> np.ndarray:
     """Fills `arrays` (uint8 `[N, h, w, 4]`: image and mask); returns the hashes, `[N, 8]`."""
     hashes = np.empty((len(tiles), 8), np.uint64)
     size = arrays.shape[1:3]
@@ -168,7 +174,7 @@ def _decode(tiles: list[coco.Tile], arrays: np.ndarray, progress: bool) -> np.nd
 
 
 def _write_records(
-    directory: Path, tiles: list[coco.Tile], arrays: np.ndarray, assigned: np.ndarray
+    directory: Path, tiles: list[Tile], arrays: np.ndarray, assigned: np.ndarray
 ) -> None:
     builder = Tiles(data_dir=directory, tiles=tiles, arrays=arrays, assigned=assigned)
     # tfds prints the name of a directory that is about to be renamed, and bars of its own.

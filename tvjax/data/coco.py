@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from tvjax.data import regions
+from tvjax.data import pictures, regions
 from tvjax.errors import UserError
-
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-"""Pillow's names of the 8-bit pixel formats that convert to RGB without loss of range."""
 
 
 class Tile(NamedTuple):
@@ -45,7 +41,7 @@ class Tile(NamedTuple):
           UserError: the file is truncated, no image, of 16 bits a channel, or of another size than
             declared.
         """
-        image = _read_image(self.file)
+        image = pictures.read_image(self.file)
         if image.shape[:2] != (self.height, self.width):
             raise UserError(
                 f"{self.file}: is {image.shape[1]}x{image.shape[0]} pixels, but the annotations "
@@ -142,22 +138,3 @@ def _check_annotation(
     except ValueError as error:
         raise UserError(f"{file}: annotation {number} of image id {image_id} {error}") from error
     return image_id, segmentation
-
-
-def _read_image(file: Path) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            mode = image.mode
-            if mode in ("P", "PA"):
-                image = image.convert("RGBA")  # Pillow warns when transparency meets RGB directly
-            return np.asarray(image.convert("RGB")) if mode in MODES else _refuse(file, mode)
-    except UserError:
-        raise
-    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
-        raise UserError(
-            f"{file}: cannot be decoded, it may be truncated or no image ({error})"
-        ) from error
-
-
-def _refuse(file: Path, mode: str) -> np.ndarray:
-    raise UserError(f"{file}: has pixels of kind '{mode}'; convert it to 8 bits a channel")

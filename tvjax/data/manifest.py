@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tvjax.data import masks
 from tvjax.errors import UserError
 
 FILE = "source.json"
@@ -21,9 +22,16 @@ def request(
     seed: int,
     split: tuple[float, ...],
 ) -> dict[str, Any]:
-    """What the caller of a build asks for, in the form that is stored and compared."""
+    """What the caller of a build asks for, in the form that is stored and compared.
+
+    Raises:
+      UserError: the annotations (a COCO file, or a directory of masks) cannot be read.
+    """
     try:
-        digest = hashlib.sha256(annotations.read_bytes()).hexdigest()
+        if annotations.is_dir():
+            digest = masks.digest(annotations)
+        else:
+            digest = hashlib.sha256(annotations.read_bytes()).hexdigest()
     except OSError as error:
         message = f"{annotations}: cannot read the annotations ({error.strerror})"
         raise UserError(message) from error

@@ -1,6 +1,7 @@
-r"""Prepares a COCO file for training.
+r"""Prepares a COCO file, or images with mask PNGs of the same names, for training.
 
     python -m tvjax.data.prepare --annotations=annotation.json --images=images --out=DATA_DIR
+    python -m tvjax.data.prepare --masks=masks --images=images --out=DATA_DIR
 
 It may be interrupted and run again: DATA_DIR appears when it is complete, and not before.
 """
@@ -8,6 +9,7 @@ It may be interrupted and run again: DATA_DIR appears when it is complete, and n
 import re
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -15,8 +17,11 @@ from absl import app, flags, logging
 from tvjax.data import builder
 from tvjax.errors import UserError, exit_with_one_line
 
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file.", required=True)
-_IMAGES = flags.DEFINE_string("images", None, "The directory of its images.", required=True)
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file.")
+_MASKS = flags.DEFINE_string(
+    "masks", None, "Instead of it, a directory of PNG files: not 0 is object."
+)
+_IMAGES = flags.DEFINE_string("images", None, "The directory of images.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The directory to make.", required=True)
 _SIZE = flags.DEFINE_string("size", "100", "Side of the records in pixels, or HEIGHTxWIDTH.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Number of tiles, drawn at random; default all.")
@@ -55,10 +60,15 @@ def main(argv: list[str]) -> None:
     """Reads the flags, builds and prints the summary."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
+    annotations = _MASKS.value or _ANNOTATIONS.value
+    if not annotations or (_MASKS.value and _ANNOTATIONS.value):
+        raise UserError("give either --annotations (a COCO file) or --masks (a directory)")
+    if _MASKS.value and not Path(_MASKS.value).is_dir():
+        raise UserError(f"--masks={_MASKS.value}: no such directory")
     logging.set_verbosity(logging.WARNING)  # tfds would log the names of temporary directories
     try:
         content = builder.build(
-            _ANNOTATIONS.value,
+            annotations,
             _IMAGES.value,
             _OUT.value,
             size=parse_size(_SIZE.value),

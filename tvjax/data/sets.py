@@ -18,8 +18,8 @@ def open_sets(
     """Opens the splits `train`, `val` and `test`.
 
     Args:
-      directory: prepared records, or a folder with `annotation.json` and `images/`, or None for
-        the embedded set.
+      directory: prepared records, or a folder with `images/` and `annotation.json` or `masks/`,
+        or None for the embedded set.
       cache: the folder that keeps what is prepared here.
       size: pixels, height and width of tiles that are prepared here.
       limit: how many tiles of a folder to draw; None takes all.
@@ -30,8 +30,8 @@ def open_sets(
     """
     if directory == "":
         raise UserError(
-            "data.directory is not set: give prepared tiles or a folder with annotation.json and "
-            "images/ by --config.data.directory=DIR"
+            "data.directory is not set: give prepared tiles, or a folder with images/ and "
+            "annotation.json or masks/, by --config.data.directory=DIR"
         )
     prepared = Path(directory).expanduser() if directory else None
     if prepared is None or not (prepared / manifest.FILE).exists():
@@ -44,16 +44,16 @@ def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, see
         name = f"embedded-{EMBEDDED_VERSION}-{EMBEDDED_TILES}-seed{seed}"
         source, limit = cache / name, None
         synthetic.write(source, tiles=EMBEDDED_TILES, seed=seed)
-    elif not (source / "annotation.json").exists():
+    elif not (source / "annotation.json").exists() and not (source / "masks").is_dir():
         raise UserError(
             f"data.directory={source} holds neither prepared tiles ({manifest.FILE}) nor "
-            f"annotation.json and images/; see python -m tvjax.data.prepare --help"
+            f"images/ with annotation.json or masks/; see python -m tvjax.data.prepare --help"
         )
     else:
         path = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
         name = f"{source.resolve().name}-{path}-limit{limit}-seed{seed}"
     out = cache / f"{name}-{size}px"
-    builder.build(
-        source / "annotation.json", source / "images", out, size=size, limit=limit, seed=seed
-    )
+    coco = source / "annotation.json"
+    annotations = coco if coco.exists() else source / "masks"
+    builder.build(annotations, source / "images", out, size=size, limit=limit, seed=seed)
     return out

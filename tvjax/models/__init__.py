@@ -6,9 +6,11 @@ import flax.linen as nn
 
 from tvjax.errors import UserError
 from tvjax.models.heads import Head, make_head
+from tvjax.models.segformer import SegFormer
+from tvjax.models.segnet import SegNet
 from tvjax.models.unet import UNet
 
-NETS: dict[str, Any] = {"unet": UNet}
+NETS: dict[str, Any] = {"unet": UNet, "segnet": SegNet, "segformer": SegFormer}
 
 
 def make_model(
@@ -17,8 +19,11 @@ def make_model(
     head: str,
     head_iterations: int | None,
     head_kind: str,
+    width: int,
+    depth: int,
+    momentum: float,
+    dtype: str,
     axis_name: str | None = None,
-    **options: Any,
 ) -> tuple[nn.Module, Head]:
     """The net of this name, with as many channels as its head reads.
 
@@ -27,18 +32,25 @@ def make_model(
       head: see `make_head`, as for the next two.
       head_iterations: `num_iterations` of a TV-softmax head.
       head_kind: `kind` of a TV-softmax head.
+      width: filters of the first block, or channels of one attention head.
+      depth: number of blocks, see the net.
+      momentum: of BatchNorm's running statistics, in nets that have them.
+      dtype: of the net's computation.
       axis_name: the device axis, for BatchNorm.
-      **options: of the net, e.g. `width=16`.
 
     Raises:
       UserError: naming the field that cannot be so.
     """
     if name not in NETS:
         raise UserError(f"model.name={name!r} is unknown; choose one of {sorted(NETS)}")
-    if options.get("width", 1) < 1 or options.get("depth", 1) < 1:
-        raise UserError(f"model.width and model.depth must be positive, got {options}")
+    for field, value in (("width", width), ("depth", depth)):
+        if value < 1:
+            raise UserError(f"model.{field}={value} must be positive")
     try:
         made = make_head(name=head, num_iterations=head_iterations, kind=head_kind)
     except ValueError as error:
         raise UserError(f"model.head: {error}") from error
-    return NETS[name](channels=made.channels, axis_name=axis_name, **options), made
+    options: dict[str, Any] = {"width": width, "depth": depth, "dtype": dtype}
+    if name != "segformer":  # which has no BatchNorm
+        options |= {"momentum": momentum, "axis_name": axis_name}
+    return NETS[name](channels=made.channels, **options), made

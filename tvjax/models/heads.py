@@ -1,4 +1,4 @@
-"""From a net's logits to probabilities of the object, and to the loss that fits them."""
+"""From a net's logits to probabilities of the object, and to the losses that fit them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tvjax.losses import binary_cross_entropy
+from tvjax.losses import binary_cross_entropy, dice, focal
 from tvjax.tv.softmax import tv_softmax
 
 
@@ -20,6 +20,46 @@ class Head(NamedTuple):
     """`(logits, lam) -> [..., H, W, channels]`: of every class that the head tells apart."""
     cross_entropy: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     """`(logits, lam, mask) -> [...]`, the mean over pixels."""
+    log_odds: Callable[[jax.Array, jax.Array], jax.Array]
+    """`(logits, lam) -> [..., H, W, 1]`: log p - log(1 - p)."""
+
+
+Loss = Callable[[Head, jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(head, logits, lam, mask) -> [...]`, one value an image."""
+
+
+def make_loss(
+    *, name: str, dice_smoothing: float, focal_gamma: float, focal_alpha: float | None
+) -> Loss:
+    """The loss of this name, for any head.
+
+    Args:
+      name: `"bce"` (the cross-entropy), `"dice"` or `"focal"`.
+      dice_smoothing: `smoothing` of `tvjax.losses.dice`.
+      focal_gamma: `gamma` of `tvjax.losses.focal`.
+      focal_alpha: `alpha` of `tvjax.losses.focal`.
+
+    Raises:
+      ValueError: for another name, or a parameter that cannot be so.
+    """
+    if dice_smoothing <= 0:
+        raise ValueError(f"dice_smoothing={dice_smoothing} must be positive")
+    if focal_gamma < 0:
+        raise ValueError(f"focal_gamma={focal_gamma} must be at least 0")
+    if focal_alpha is not None and not 0 <= focal_alpha <= 1:
+        raise ValueError(f"focal_alpha={focal_alpha} must be in [0, 1], or None")
+    losses: dict[str, Loss] = {
+        "bce": lambda head, logits, lam, mask: head.cross_entropy(logits, lam, mask),
+        "dice": lambda head, logits, lam, mask: dice(
+            head.probabilities(logits, lam), mask, smoothing=dice_smoothing
+        ),
+        "focal": lambda head, logits, lam, mask: focal(
+            head.log_odds(logits, lam), mask, gamma=focal_gamma, alpha=focal_alpha
+        ),
+    }
+    if name not in losses:
+        raise ValueError(f"{name!r} is unknown; choose one of {', '.join(losses)}")
+    return losses[name]
 
 
 def make_head(*, name: str, num_iterations: int | None, kind: str) -> Head:
@@ -50,6 +90,7 @@ SIGMOID = Head(
     probabilities=lambda logits, lam: jax.nn.sigmoid(logits),
     classes=lambda logits, lam: jax.nn.sigmoid(logits),
     cross_entropy=lambda logits, lam, mask: binary_cross_entropy(logits, mask),
+    log_odds=lambda logits, lam: logits,
 )
 """One logit a pixel."""
 
@@ -57,11 +98,24 @@ SIGMOID = Head(
 def _softmax_head(layer: Callable[[jax.Array, jax.Array], jax.Array]) -> Head:
     """Two logits a pixel, background and object, through a layer that gives probabilities."""
 
-    def cross_entropy(logits, lam, mask):
+    def log_probabilities(logits, lam):
         # Kept above the least normal number: a class that was ruled out costs 87 nats, not inf.
         p = layer(logits, lam)
-        p = jnp.maximum(p, jnp.finfo(p.dtype).tiny)
-        truth = jnp.concatenate([mask == 0, mask > 0], axis=-1)
-        return -jnp.mean(jnp.sum(jnp.where(truth, jnp.log(p), 0), axis=-1), axis=(-2, -1))
+        return jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))
 
-    return Head(2, lambda logits, lam: layer(logits, lam)[..., 1:], layer, cross_entropy)
+    def cross_entropy(logits, lam, mask):
+        log_p = log_probabilities(logits, lam)
+        truth = jnp.concatenate([mask == 0, mask > 0], axis=-1)
+        return -jnp.mean(jnp.sum(jnp.where(truth, log_p, 0), axis=-1), axis=(-2, -1))
+
+    def log_odds(logits, lam):
+        log_p = log_probabilities(logits, lam)
+        return log_p[..., 1:] - log_p[..., :1]
+
+    return Head(
+        channels=2,
+        probabilities=lambda logits, lam: layer(logits, lam)[..., 1:],
+        classes=layer,
+        cross_entropy=cross_entropy,
+        log_odds=log_odds,
+    )

@@ -11,7 +11,9 @@ from tvjax import hypergrad
 from tvjax.errors import UserError
 from tvjax.hypergrad import Bilevel, Estimator
 from tvjax.models import make_model
+from tvjax.models.heads import Loss, make_loss
 from tvjax.training import parallel, resident, state, steps
+from tvjax.training.augment import make_augment
 from tvjax.training.steps import Regularizer
 from tvjax.types import Batch, Config, PyTree
 
@@ -39,7 +41,7 @@ class HyperPlan(NamedTuple):
 
 
 def make_hyper_plan(
-    inner_learning_rate: float,
+    inner_learning_rate: optax.ScalarOrSchedule,
     *,
     method: str,
     steps: int,
@@ -147,6 +149,27 @@ def make_regularizer(
     return regularizer, jnp.full(shape, jnp.log(weight) if log else weight, jnp.float32)
 
 
+def make_losses(*, train: str, validation: str, **parameters: Any) -> tuple[Loss, Loss]:
+    """The losses of the inner and of the outer problem.
+
+    Args:
+      train: name of the first, see `make_loss`.
+      validation: name of the second.
+      **parameters: `dice_smoothing`, `focal_gamma` and `focal_alpha`, as in `make_loss`.
+
+    Raises:
+      UserError: naming the field that cannot be so.
+    """
+
+    def make(field: str, name: str) -> Loss:
+        try:
+            return make_loss(name=name, **parameters)
+        except ValueError as error:
+            raise UserError(f"{field}: {error}") from error
+
+    return make("loss.train", train), make("loss.validation", validation)
+
+
 class Setup(NamedTuple):
     """Everything that a run calls; all functions are compiled over the layout's devices."""
 
@@ -190,17 +213,24 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
         )
     net, head = make_model(axis_name=layout.axis_name, **config.model)
     regularizer, hyper = make_regularizer(head.channels, **config.regularizer)
-    plan = make_hyper_plan(config.optimizer.learning_rate, **config.hypergrad)
+    rate = state.make_schedule(
+        config.optimizer.learning_rate, steps=config.train.steps, **config.schedule
+    )
+    plan = make_hyper_plan(rate, **config.hypergrad)
     if plan.estimator is not None and regularizer.place == "none":
         raise UserError(
             f"hypergrad.method={config.hypergrad.method!r} has no lambda to learn with "
             f"regularizer.place='none'; choose 'loss' or 'head'"
         )
+    loss, validation_loss = make_losses(**config.loss)
+    optimizer: dict[str, Any] = {**config.optimizer, "learning_rate": rate}
     problem = steps.make_problem(
         net,
         head,
-        state.make_optimizer(**config.optimizer),
+        state.make_optimizer(**optimizer),
         regularizer,
+        loss=loss,
+        validation_loss=validation_loss,
         statistics=plan.statistics,
         axis_name=layout.axis_name,
     )
@@ -218,14 +248,19 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
             plan.optimizer,
         )
 
-    plain_step = steps.plain_step(problem, regularizer)
+    augment = make_augment(
+        seed=config.seed, image_shape=image_shape, axis_name=layout.axis_name, **config.augmentation
+    )
+    plain_step = steps.plain_step(problem, regularizer, augment)
 
     def plain(state, tiles, inner_batches):
         return plain_step(state, [resident.take(tiles[0], b) for b in inner_batches])
 
     bilevel_step = None
     if plan.estimator is not None:
-        bilevel_step = steps.bilevel_step(problem, regularizer, plan.estimator, plan.optimizer)
+        bilevel_step = steps.bilevel_step(
+            problem, regularizer, plan.estimator, plan.optimizer, augment
+        )
 
     def bilevel(state, tiles, inner_batches, outer_batch):
         assert bilevel_step is not None, "no update of lambda is ever due"

@@ -1,5 +1,6 @@
 """What a training run carries from step to step, and the optimisers that move it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ def create(
 def make_optimizer(
     *,
     name: str,
-    learning_rate: float,
+    learning_rate: optax.ScalarOrSchedule,
     b1: float,
     b2: float,
     eps: float,
@@ -62,7 +63,7 @@ def make_optimizer(
 
     Args:
       name: `"adam"`, `"adamw"` or `"sgd"`.
-      learning_rate: step size.
+      learning_rate: step size, or a schedule of it.
       b1: of adam and adamw.
       b2: of adam and adamw.
       eps: of adam and adamw.
@@ -80,3 +81,41 @@ def make_optimizer(
     if name == "sgd":
         return optax.sgd(learning_rate, momentum=momentum or None)
     raise UserError(f"optimizer.name={name!r} is unknown; choose one of adam, adamw, sgd")
+
+
+def make_schedule(
+    learning_rate: float, *, steps: int, name: str, warmup: int, final: float
+) -> optax.ScalarOrSchedule:
+    """The learning rate over the steps of a run.
+
+    Args:
+      learning_rate: its highest value.
+      steps: of the run.
+      name: `"constant"`, or after the warm-up `"cosine"` (half a period) or `"linear"`, falling to
+        `final` at the last step.
+      warmup: steps over which it rises to its highest value, linearly; the first of them is taken
+        at 1 / (warmup + 1) of it.
+      final: the last value, as a part of the highest one; in [0, 1].
+
+    Returns:
+      The number itself where it stays the same, else an optax schedule.
+
+    Raises:
+      UserError: naming the field that cannot be so.
+    """
+    left = steps - warmup
+    if warmup < 0 or (left <= 0 and steps > 0):
+        raise UserError(f"schedule.warmup={warmup} must be at least 0 and below train.steps")
+    if not 0 <= final <= 1:
+        raise UserError(f"schedule.final={final} must be in [0, 1]")
+    schedules: dict[str, Callable[[], optax.Schedule]] = {
+        "constant": lambda: optax.constant_schedule(learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(learning_rate, max(left, 1), alpha=final),
+        "linear": lambda: optax.linear_schedule(learning_rate, final * learning_rate, max(left, 1)),
+    }
+    if name not in schedules:
+        raise UserError(f"schedule.name={name!r} is unknown; choose one of {', '.join(schedules)}")
+    if warmup == 0:
+        return learning_rate if name == "constant" else schedules[name]()
+    rise = optax.linear_schedule(learning_rate / (warmup + 1), learning_rate, warmup)
+    return optax.join_schedules([rise, schedules[name]()], [warmup])

@@ -16,7 +16,8 @@ from jax import lax
 
 from tvjax import metrics
 from tvjax.hypergrad import Bilevel, Estimator
-from tvjax.models.heads import Head
+from tvjax.models.heads import Head, Loss
+from tvjax.training.augment import Augment, to_float
 from tvjax.training.state import TrainState
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.variation import total_variation
@@ -56,25 +57,34 @@ class Regularizer(NamedTuple):
         return lam * {"sum": b * h * w, "image": h * w, "pixel": 1}[self.reduction]
 
 
+def cross_entropy(head: Head, logits: jax.Array, lam: jax.Array, mask: jax.Array) -> jax.Array:
+    """The head's own loss, the paper's."""
+    return head.cross_entropy(logits, lam, mask)
+
+
 def make_problem(
     net: nn.Module,
     head: Head,
     optimizer: optax.GradientTransformation,
     regularizer: Regularizer,
     *,
+    loss: Loss = cross_entropy,
+    validation_loss: Loss = cross_entropy,
     statistics: str = "batch",
     axis_name: str | None = None,
 ) -> Bilevel:
     """Segmentation as a bilevel problem (eqs 15 to 17).
 
-        inner: cross-entropy + lambda TV of the training batch     outer: cross-entropy of the
-        validation batch
+        inner: loss + lambda TV of the training batch     outer: validation loss of the validation
+        batch
 
     Args:
       net: `net.apply(variables, images, train=...)` -> logits; may hold `batch_stats`.
       head: from logits to probabilities and loss.
       optimizer: of the inner problem.
       regularizer: where TV enters.
+      loss: of the inner problem, its mean over images; the paper's is the cross-entropy.
+      validation_loss: of the outer problem.
       statistics: BatchNorm's in the outer loss: `"batch"` or `"running"`. The two give different
         hypergradients. In one step the running ones come from theta(t) and carry no derivative.
       axis_name: the axis over which the batch is spread, if any.
@@ -95,7 +105,9 @@ def make_problem(
     def inner_loss(params, hyper, batch: Batch, model_state):
         lam = regularizer.weight(hyper)
         logits, batch_stats = apply(params, model_state, batch, True)
-        bce = jnp.mean(head.cross_entropy(logits, lam, batch.mask))
+        fit = jnp.mean(loss(head, logits, lam, batch.mask))
+        # Logged whatever the loss is, so that runs can be compared.
+        bce = lax.stop_gradient(jnp.mean(head.cross_entropy(logits, lam, batch.mask)))
         pixels = batch.image.shape[1] * batch.image.shape[2]
 
         def tv_of_batch(probabilities, weights=None):
@@ -107,15 +119,15 @@ def make_problem(
         if lam.ndim:
             weights = to_pixels(lam, batch.mask.shape)
             weighted = tv_of_batch(head.classes(logits, lam), weights)
-        loss = bce + weighted if regularizer.place == "loss" else bce
-        aux = {"loss": loss, "bce": bce, "tv": tv} | scores(logits, lam, batch.mask)
-        return loss, (model_state_of(batch_stats, lam), aux)
+        total = fit + weighted if regularizer.place == "loss" else fit
+        aux = {"loss": total, "bce": bce, "tv": tv} | scores(logits, lam, batch.mask)
+        return total, (model_state_of(batch_stats, lam), aux)
 
     def outer_loss(params, batch: Batch, model_state):
         logits, _ = apply(params, model_state, batch, statistics == "batch")
         lam = model_state["lam"]
-        loss = jnp.mean(head.cross_entropy(logits, lam, batch.mask))
-        return loss, scores(logits, lam, batch.mask)
+        fit = jnp.mean(validation_loss(head, logits, lam, batch.mask))
+        return fit, scores(logits, lam, batch.mask)
 
     return Bilevel(inner_loss, outer_loss, optimizer, stateful=True, axis_name=axis_name)
 
@@ -137,11 +149,6 @@ def to_pixels(lam: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return lam[None]
 
 
-def to_float(images: jax.Array) -> jax.Array:
-    """uint8 in 0..255 -> float32 in [0, 1]; floats as they are."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
-
-
 def reduce_tv(tv: jax.Array, reduction: str, pixels: int, axis_name: str | None) -> jax.Array:
     """TV per image `[B]` -> a local value whose mean over devices is the global one."""
     if reduction == "sum":
@@ -150,10 +157,13 @@ def reduce_tv(tv: jax.Array, reduction: str, pixels: int, axis_name: str | None)
     return jnp.mean(tv) / (pixels if reduction == "pixel" else 1)
 
 
-def plain_step(problem: Bilevel, regularizer: Regularizer) -> Callable:
+def plain_step(
+    problem: Bilevel, regularizer: Regularizer, augment: Augment | None = None
+) -> Callable:
     """`(state, [inner batch]) -> (state, metrics)`: one step at the present lambda."""
 
     def step(state: TrainState, inner_batches):
+        inner_batches = _augmented(augment, state.step, inner_batches)
         inner, aux = problem.inner_step(state.inner, state.hyper, inner_batches[0])
         state = state._replace(step=state.step + 1, inner=inner)
         return state, aux | {"lambda": regularizer.weight(state.hyper)}
@@ -166,13 +176,16 @@ def bilevel_step(
     regularizer: Regularizer,
     estimator: Estimator,
     hyper_optimizer: optax.GradientTransformation,
+    augment: Augment | None = None,
 ) -> Callable:
     """`(state, inner batches, outer batch) -> (state, metrics)`: Algorithm 1.
 
-    First the parameters, then lambda by the hypergradient at the new ones.
+    First the parameters, then lambda by the hypergradient at the new ones. Validation batches are
+    never augmented.
     """
 
     def step(state: TrainState, inner_batches, outer_batch):
+        inner_batches = _augmented(augment, state.step, inner_batches)
         estimate = estimator(
             problem, state.inner, state.hyper, inner_batches, outer_batch, state.carry
         )
@@ -194,6 +207,13 @@ def bilevel_step(
         return state, aux
 
     return step
+
+
+def _augmented(augment: Augment | None, step: jax.Array, batches: list[Batch]) -> list[Batch]:
+    """The batches of this step and the following ones."""
+    if augment is None:
+        return batches
+    return [augment(step + i, batch) for i, batch in enumerate(batches)]
 
 
 def evaluation_step(

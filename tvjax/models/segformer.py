@@ -1,0 +1,121 @@
+"""SegFormer (Xie et al., 2021): a mix transformer as encoder, matrix products alone as decoder."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tvjax.models.layers import DepthwiseConv
+
+HEADS = (1, 2, 5, 8)
+"""Attention heads of the four stages, `width` channels each."""
+REDUCTIONS = (8, 4, 2, 1)
+"""By which the side of the keys' grid is reduced in each stage."""
+PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))
+"""Side and stride of the patches, which overlap, that each stage starts from."""
+EXPANSION = 4
+"""Of the channels inside a Mix-FFN."""
+
+
+class SegFormer(nn.Module):
+    """Four stages at 1/4 to 1/32 of the size, an all-MLP decoder at 1/4; returns logits.
+
+    Stage i has `width * HEADS[i]` channels: a patch embedding and `depth` blocks of attention and
+    Mix-FFN. The decoder projects each stage to 8 `width` channels, upsamples them to 1/4,
+    fuses them, and upsamples the logits to the image's size (bilinear, both).
+
+    `width=32, depth=2` is SegFormer-B0: 3,713,120 + 257 channels parameters.
+
+    Differs from the paper: LayerNorm in the decoder where its code has BatchNorm, so that there
+    are no running statistics; no stochastic depth; and no bias of the keys, which the softmax
+    cancels: its gradient is pure rounding noise, which Adam would amplify in hypergradients (with
+    it B0 has 1,024 parameters more: for 150 classes the 3,752,694 of the published weights).
+
+    Attributes:
+      channels: output channels: 1 for a sigmoid head, the number of classes for a softmax head.
+      width: channels of one attention head.
+      depth: blocks in a stage.
+      dtype: of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
+    """
+
+    channels: int = 1
+    width: int = 32
+    depth: int = 2
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """`[B, H, W, 3]` in [0, 1] -> logits `[B, H, W, channels]`, for any H and W."""
+        del train  # nothing here depends on it
+        norm = partial(nn.LayerNorm, dtype=self.dtype)
+        dense = partial(nn.Dense, dtype=self.dtype)
+        x = images if self.dtype is None else images.astype(self.dtype)
+        stages = []
+        for heads, reduction, (side, stride) in zip(HEADS, REDUCTIONS, PATCHES, strict=True):
+            x = nn.Conv(
+                self.width * heads, (side, side), stride, padding=side // 2, dtype=self.dtype
+            )(x)
+            x = norm()(x)
+            for _ in range(self.depth):
+                x = x + Attention(heads, reduction, self.dtype)(norm()(x))
+                x = x + MixFFN(self.dtype)(norm()(x))
+            x = norm()(x)
+            stages.append(x)
+        size, features = stages[0].shape[1:3], HEADS[-1] * self.width
+        x = jnp.concatenate([_resize(dense(features)(y), size) for y in stages], axis=-1)
+        x = nn.relu(norm()(dense(features, use_bias=False)(x)))
+        logits = _resize(dense(self.channels)(x), images.shape[1:3])
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+class Attention(nn.Module):
+    """Self-attention whose keys and values live on a grid `reduction` times coarser.
+
+    The coarser grid is a convolution of `reduction` x `reduction` patches (zero-padded where they
+    do not fit), so that the cost falls by reduction^2.
+    """
+
+    heads: int
+    reduction: int
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C] -> [B, H, W, C]`."""
+        b, h, w, c = x.shape
+        dense = partial(nn.Dense, c, dtype=self.dtype)
+        r = self.reduction
+        coarse = x
+        if r > 1:
+            # Patches that do not overlap are rows of a matrix; convolved, they are slow on a CPU.
+            coarse = jnp.pad(x, ((0, 0), (0, -h % r), (0, -w % r), (0, 0)))
+            coarse = coarse.reshape(b, -(-h // r), r, -(-w // r), r, c).swapaxes(2, 3)
+            coarse = dense(name="reduce")(coarse.reshape(*coarse.shape[:3], r * r * c))
+            coarse = nn.LayerNorm(dtype=self.dtype)(coarse)
+        query = dense(name="query")(x)
+        key = dense(name="key", use_bias=False)(coarse)
+        value = dense(name="value")(coarse)
+        q, k, v = (y.reshape(b, -1, self.heads, c // self.heads) for y in (query, key, value))
+        scores = jnp.einsum("bqhc,bkhc->bhqk", q, k) / (c // self.heads) ** 0.5
+        weights = nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        y = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(x.dtype), v)
+        return dense(name="out")(y.reshape(b, h, w, c))
+
+
+class MixFFN(nn.Module):
+    """Two matrix products with a 3x3 depthwise convolution between, which tells positions apart."""
+
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C] -> [B, H, W, C]`."""
+        c = x.shape[-1]
+        y = nn.Dense(EXPANSION * c, dtype=self.dtype)(x)
+        y = nn.gelu(DepthwiseConv()(y), approximate=False)
+        return nn.Dense(c, dtype=self.dtype)(y)
+
+
+def _resize(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear")

@@ -1,0 +1,112 @@
+"""Flips, quarter turns and brightness, drawn anew for each image of each training batch.
+
+What is drawn is a function of the seed, the step and the image's place in the global batch: a
+resumed run draws the same, and so does one on any number of devices.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tvjax.errors import UserError
+from tvjax.types import Batch
+
+Augment = Callable[[jax.Array, Batch], Batch]
+"""`(step, one device's share of the batch) -> the same share, augmented`."""
+
+
+class Draw(NamedTuple):
+    """What happens to each image of a batch, in this order; arrays `[B]`."""
+
+    transpose: jax.Array
+    """bool: rows become columns."""
+    flip_rows: jax.Array
+    """bool: upside down."""
+    flip_columns: jax.Array
+    """bool: left to right."""
+    brightness: jax.Array
+    """float32: what the image is multiplied by, before it is clipped to [0, 1]."""
+
+
+def make_augment(
+    *,
+    flips: bool,
+    turns: bool,
+    brightness: float,
+    seed: int,
+    image_shape: tuple[int, int],
+    axis_name: str | None = None,
+) -> Augment | None:
+    """The augmentation of training batches, masks along with their images; None if there is none.
+
+    Args:
+      flips: left to right and upside down, each for half of the images.
+      turns: by 0, 90, 180 or 270 degrees, all alike often.
+      brightness: b: images are multiplied by a number drawn from [1 - b, 1 + b].
+      seed: of the draws.
+      image_shape: height and width of the tiles.
+      axis_name: the axis over which the batch is spread, if any.
+
+    Raises:
+      UserError: naming the field that cannot be so.
+    """
+    if not 0 <= brightness < 1:
+        raise UserError(f"augmentation.brightness={brightness} must be in [0, 1)")
+    height, width = image_shape
+    if turns and height != width:
+        raise UserError(f"augmentation.turns=True needs square tiles; these are {height}x{width}")
+    if not (flips or turns or brightness):
+        return None
+
+    def augment(step: jax.Array, batch: Batch) -> Batch:
+        share = batch.image.shape[0]
+        devices = 1 if axis_name is None else lax.axis_size(axis_name)
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        # Every device draws for all and takes its own, so that their number does not matter.
+        whole = draw(key, share * devices, flips=flips, turns=turns, brightness=brightness)
+        first = 0 if axis_name is None else share * lax.axis_index(axis_name)
+        return apply(Draw(*(lax.dynamic_slice_in_dim(x, first, share) for x in whole)), batch)
+
+    return augment
+
+
+def draw(key: jax.Array, count: int, *, flips: bool, turns: bool, brightness: float) -> Draw:
+    """Draws for `count` images; the options are those of `make_augment`."""
+    keys = jax.random.split(key, 4)
+    turn = jax.random.randint(keys[0], (count,), 0, 4) if turns else jnp.zeros(count, jnp.int32)
+    rows, columns = (jax.random.bernoulli(k, 0.5, (count,)) & flips for k in keys[1:3])
+    # A turn by 90 degrees is a transposition and a flip of rows, and so on.
+    return Draw(
+        transpose=turn % 2 == 1,
+        flip_rows=rows ^ ((turn == 1) | (turn == 2)),
+        flip_columns=columns ^ ((turn == 2) | (turn == 3)),
+        brightness=jax.random.uniform(
+            keys[3], (count,), jnp.float32, 1 - brightness, 1 + brightness
+        ),
+    )
+
+
+def apply(drawn: Draw, batch: Batch) -> Batch:
+    """Augments images (uint8, or floats in [0, 1]) and masks; uint8 become floats in [0, 1]."""
+
+    def move(x: jax.Array) -> jax.Array:
+        if x.shape[1] == x.shape[2]:
+            x = jnp.where(_each(drawn.transpose), x.swapaxes(1, 2), x)
+        x = jnp.where(_each(drawn.flip_rows), x[:, ::-1], x)
+        return jnp.where(_each(drawn.flip_columns), x[:, :, ::-1], x)
+
+    image = move(to_float(batch.image))
+    bright = image * _each(drawn.brightness).astype(image.dtype)
+    return Batch(jnp.clip(bright, 0, 1), move(batch.mask))
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """uint8 in 0..255 -> float32 in [0, 1]; floats as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def _each(values: jax.Array) -> jax.Array:
+    return values.reshape(-1, 1, 1, 1)
