@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 from scipy import ndimage
 
 from tvjax import losses, metrics
+from tvjax.models.heads import SIGMOID, make_head, make_loss
 
 
 def masks(seed, shape=(3, 11, 13, 1)):
@@ -24,6 +26,56 @@ def test_binary_cross_entropy_is_its_definition(x64):
 def test_binary_cross_entropy_of_huge_logits_is_finite():
     z = jnp.asarray([1e4, -1e4]).reshape(1, 1, 2, 1)
     assert losses.binary_cross_entropy(z, jnp.ones((1, 1, 2, 1))) == 5e3
+
+
+@pytest.mark.parametrize("gamma, alpha", [(0.0, None), (2.0, None), (1.5, 0.25)])
+def test_focal_is_its_definition(x64, gamma, alpha):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(2, 4, 5, 1)), rng.integers(0, 2, (2, 4, 5, 1))
+    p = 1 / (1 + np.exp(-z))
+    q = np.where(y == 1, p, 1 - p)
+    weight = 1 if alpha is None else np.where(y == 1, alpha, 1 - alpha)
+    expected = -(weight * (1 - q) ** gamma * np.log(q)).mean((1, 2, 3))
+    found = losses.focal(jnp.asarray(z), jnp.asarray(y, jnp.uint8), gamma=gamma, alpha=alpha)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    if gamma == 0:
+        same = losses.binary_cross_entropy(jnp.asarray(z), jnp.asarray(y))
+        np.testing.assert_allclose(found, same, rtol=1e-12)
+
+
+def test_focal_of_huge_logits_is_finite():
+    z = jnp.asarray([1e4, -1e4]).reshape(1, 1, 2, 1)
+    value, gradient = jax.value_and_grad(lambda z: losses.focal(z, jnp.ones((1, 1, 2, 1))).sum())(z)
+    assert value == 5e3
+    np.testing.assert_allclose(gradient.ravel(), [0, -0.5], atol=1e-6)
+
+
+def test_dice_by_hand():
+    p = jnp.asarray([1.0, 0.5, 0.5, 0.0]).reshape(2, 2, 1)
+    y = jnp.asarray([1, 1, 0, 0], jnp.uint8).reshape(2, 2, 1)
+    assert losses.dice(p, y, smoothing=1.0) == pytest.approx(1 - (2 * 1.5 + 1) / (2 + 2 + 1))
+    empty = jnp.zeros((4, 4, 1))
+    assert losses.dice(empty, empty) == 0 and losses.dice(empty + 1, empty + 1) == 0
+    assert losses.dice(empty, empty + 1) == pytest.approx(1 - 1 / 17)
+
+
+@pytest.mark.parametrize("name", ["bce", "dice", "focal"])
+def test_losses_have_their_derivatives_and_no_batch(x64, name):
+    loss = make_loss(name=name, dice_smoothing=0.5, focal_gamma=2.0, focal_alpha=0.3)
+    rng = np.random.default_rng(1)
+    z, lam = jnp.asarray(rng.normal(size=(3, 4, 5, 1))), jnp.asarray(0.1)
+    y = jnp.asarray(rng.integers(0, 2, (3, 4, 5, 1)), jnp.uint8)
+    check_grads(lambda z: loss(SIGMOID, z, lam, y), (z,), order=2, modes=("fwd", "rev"))
+    each = jnp.stack([loss(SIGMOID, z[i], lam, y[i]) for i in range(3)])
+    np.testing.assert_allclose(loss(SIGMOID, z, lam, y), each, rtol=1e-12)
+    # Two logits through a softmax are one through a sigmoid: their difference.
+    two = jnp.concatenate([jnp.asarray(rng.normal(size=z.shape)), z], -1)
+    softmax = make_head(name="softmax", num_iterations=1, kind="anisotropic")
+    np.testing.assert_allclose(
+        loss(softmax, two, lam, y), loss(SIGMOID, two[..., 1:] - two[..., :1], lam, y), rtol=1e-10
+    )
+    tv = make_head(name="tv_softmax", num_iterations=1, kind="anisotropic")
+    check_grads(lambda z, lam: loss(tv, z, lam, y), (two, lam), order=1, modes=("rev",))
 
 
 def test_iou_and_f1_by_hand():

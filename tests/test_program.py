@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from tvjax.errors import UserError
 from tvjax.program import field_paths
 from tvjax.training import rundir
-from tvjax.training.setup import HyperPlan, make_hyper_plan, make_regularizer
-from tvjax.training.state import make_optimizer
+from tvjax.training.augment import make_augment
+from tvjax.training.setup import HyperPlan, make_hyper_plan, make_losses, make_regularizer
+from tvjax.training.state import make_optimizer, make_schedule
 
 CONFIGS = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("[a-z]*.py"))
 
@@ -59,6 +60,14 @@ def test_a_mistyped_field_of_a_config_is_refused(name):
             "regularizer.blocks=2",
         ),
         (lambda: make_optimizer(**optimizer(name="adamm")), "optimizer.name='adamm'"),
+        (lambda: make_schedule(0.1, **schedule(name="cos")), "schedule.name='cos'"),
+        (lambda: make_schedule(0.1, **schedule(warmup=10)), "schedule.warmup=10"),
+        (lambda: make_schedule(0.1, **schedule(final=2.0)), "schedule.final=2.0"),
+        (lambda: make_losses(**loss(train="mse")), "loss.train: 'mse'"),
+        (lambda: make_losses(**loss(validation="iou")), "loss.validation: 'iou'"),
+        (lambda: make_losses(**loss(focal_gamma=-1.0)), "focal_gamma=-1.0"),
+        (lambda: make_augment(**augmentation(brightness=1.0)), "augmentation.brightness=1.0"),
+        (lambda: make_augment(**augmentation(turns=True)), "augmentation.turns=True.*4x5"),
     ],
 )
 def test_a_wrong_value_names_its_field(call, words):
@@ -76,6 +85,19 @@ def hyper(**changes):
 
 def optimizer(**changes):
     return config("unet").optimizer.to_dict() | changes
+
+
+def schedule(**changes):
+    return config("unet").schedule.to_dict() | {"steps": 10} | changes
+
+
+def loss(**changes):
+    return config("unet").loss.to_dict() | changes
+
+
+def augmentation(**changes):
+    fixed = {"seed": 0, "image_shape": (4, 5)}
+    return config("unet").augmentation.to_dict() | fixed | changes
 
 
 @pytest.mark.parametrize("warmup, every", [(0, 1), (3, 1), (3, 4), (10, 3)])
