@@ -134,7 +134,7 @@ def test_segnet_parameter_count():
     assert count(SegNet(channels=1)) == 29_435_649 == segnet_count(1, 64, 5)
     # Table 4 of the paper: 29.45 million, for 11 classes (12 with the void one).
     assert round(segnet_count(12, 64, 5, biases=True) / 1e6, 2) == 29.45
-    for channels, width, depth in ((2, 16, 4), (3, 5, 1), (1, 8, 5)):
+    for channels, width, depth in ((2, 16, 4), (3, 5, 1)):
         net = SegNet(channels=channels, width=width, depth=depth)
         assert count(net) == segnet_count(channels, width, depth)
 
@@ -160,9 +160,7 @@ def test_segformer_parameter_count():
     assert count(SegFormer(channels=1)) == 3_713_377 == segformer_count(1, 32, 2)
     # The published weights of B0 for ADE20K's 150 classes.
     assert segformer_count(150, 32, 2, key_bias=True) == 3_752_694
-    for channels, width, depth in ((1, 16, 2), (2, 3, 1)):
-        net = SegFormer(channels=channels, width=width, depth=depth)
-        assert count(net) == segformer_count(channels, width, depth)
+    assert count(SegFormer(channels=2, width=3, depth=1)) == segformer_count(2, 3, 1)
 
 
 def model(name, *, head="sigmoid", width=2, depth=1):
@@ -172,22 +170,33 @@ def model(name, *, head="sigmoid", width=2, depth=1):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("head, channels", [("sigmoid", 1), ("softmax", 2), ("tv_softmax", 2)])
-@pytest.mark.parametrize(
-    "name, sizes",
-    [("segnet", [(8, 8), (25, 7), (1, 3)]), ("segformer", [(64, 64), (100, 100), (33, 9)])],
-)
-def test_any_size_and_head(name, sizes, head, channels):
+def shapes(name, head, size):
+    """Of logits and probabilities."""
     net, made = model(name, head=head)
-    for size in sizes:
 
-        def outputs(size=size):
-            x = jnp.zeros((2, *size, 3))
-            logits, _ = net.init_with_output(jax.random.key(0), x, train=False)
-            return logits, made.probabilities(logits, jnp.float32(0.1))
+    def outputs():
+        x = jnp.zeros((2, *size, 3))
+        logits, _ = net.init_with_output(jax.random.key(0), x, train=False)
+        return logits, made.probabilities(logits, jnp.float32(0.1))
 
-        logits, probabilities = jax.eval_shape(outputs)
-        assert logits.shape == (2, *size, channels) and probabilities.shape == (2, *size, 1)
+    return [x.shape for x in jax.eval_shape(outputs)]
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        *(("segnet", size) for size in ((8, 8), (25, 7), (1, 3))),
+        *(("segformer", size) for size in ((100, 100), (33, 9))),
+    ],
+)
+def test_any_size(name, size):
+    assert shapes(name, "sigmoid", size) == [(2, *size, 1), (2, *size, 1)]
+
+
+def test_any_head():
+    for head in ("softmax", "tv_softmax"):
+        for name in ("segnet", "segformer"):
+            assert shapes(name, head, (16, 16)) == [(2, 16, 16, 2), (2, 16, 16, 1)]
 
 
 def test_bfloat16_is_inside_only():
@@ -234,7 +243,9 @@ def bilevel(name, optimizer, *, width=2, dtype=jnp.float32):
 @pytest.mark.parametrize("name, rate, width", [("segnet", 0.03, 4), ("segformer", 0.01, 4)])
 def test_it_learns(name, rate, width):
     problem, regularizer, state = bilevel(name, hypergrad.adam(rate), width=width)
-    step = jax.jit(steps.plain_step(problem, regularizer))
+    # Compiling is what takes the time here.
+    options = {"xla_llvm_disable_expensive_passes": True, "xla_cpu_parallel_codegen_split_count": 1}
+    step = jax.jit(steps.plain_step(problem, regularizer), compiler_options=options)
     data, losses = batch(0), []
     for _ in range(25):
         state, metrics = step(state, [data])

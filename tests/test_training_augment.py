@@ -57,7 +57,7 @@ def test_what_is_drawn_is_done():
 def test_symmetries_come_alike_often_and_no_others(options, symmetries):
     one = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
     data = Batch(jnp.zeros((800, 4, 4, 3), jnp.uint8), jnp.asarray(np.stack([one] * 800)))
-    found = np.asarray(made(**options)(jnp.int32(3), data).mask)
+    found = np.asarray(jax.jit(made(**options))(jnp.int32(3), data).mask)
     counts = [np.sum(np.all(found == s(one), axis=(1, 2, 3))) for s in symmetries]
     assert sum(counts) == 800
     np.testing.assert_allclose(np.array(counts) * len(symmetries) / 800, 1, atol=0.35)

@@ -5,7 +5,7 @@ Arrays are `[..., H, W, C]`, probabilities in [0, 1]; every function is pure and
 """
 
 from tvjax import hypergrad
-from tvjax.losses import binary_cross_entropy
+from tvjax.losses import binary_cross_entropy, dice, focal
 from tvjax.metrics import iou
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.softmax import tv_softmax
@@ -14,6 +14,8 @@ from tvjax.tv.variation import total_variation
 __all__ = [
     "binary_cross_entropy",
     "denoise_tv",
+    "dice",
+    "focal",
     "hypergrad",
     "iou",
     "total_variation",

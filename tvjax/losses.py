@@ -78,8 +78,8 @@ def dice(
 
     Example:
       >>> half = jnp.full((4, 4, 1), 0.5)
-      >>> float(dice(half, jnp.ones((4, 4, 1)), smoothing=1.0))  # 1 - 17 / 25
-      0.32...
+      >>> dice(half, jnp.ones((4, 4, 1)), smoothing=1.0)  # 1 - 17 / 25
+      Array(0.32, dtype=float32)
     """
     y = mask.astype(probabilities.dtype)
     both, each = (jnp.sum(x, axis=(-3, -2, -1)) for x in (probabilities * y, probabilities + y))
