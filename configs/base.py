@@ -70,7 +70,9 @@ def get_config() -> ConfigDict:
     )
     config.schedule = ConfigDict(
         dict(
-            name="constant",  # of the learning rate after the warm-up: constant, cosine or linear
+            # Of the learning rate after the warm-up: constant, or cosine or linear down to the last
+            # of train.steps (a run that is prolonged follows its new length from there on).
+            name="constant",
             warmup=0,  # steps over which it rises to optimizer.learning_rate
             final=0.0,  # of cosine and linear: the last rate, as a part of the highest
         )

@@ -226,14 +226,25 @@ def batch(seed, *, n=4, size=16, dtype=jnp.float32):
     return Batch(jnp.asarray(image, dtype), jnp.asarray(mask, jnp.uint8))
 
 
+def initial(net, dtype):
+    """As `net.init` draws them, which takes longer to compile than all the rest."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key == "kernel":
+            return jnp.asarray(rng.normal(size=leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5, dtype)
+        return jnp.full(leaf.shape, path[-1].key in ("scale", "var"), dtype)
+
+    x = jnp.zeros((1, 16, 16, 3))
+    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), x, train=False))
+    return jax.tree.map_with_path(draw, variables)
+
+
 def bilevel(name, optimizer, *, width=2, dtype=jnp.float32):
     net, head = model(name, width=width)
     regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
     problem = steps.make_problem(net, head, optimizer, regularizer)
-    variables = jax.jit(
-        lambda: net.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
-    )()
-    variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+    variables = initial(net, dtype)
     hyper = jnp.asarray(-7.0, dtype)
     model_state = steps.model_state_of(variables.get("batch_stats", {}), regularizer.weight(hyper))
     state = states.create(problem, variables["params"], model_state, hyper, None, optax.sgd(1.0))

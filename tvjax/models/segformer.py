@@ -14,6 +14,9 @@ REDUCTIONS = (8, 4, 2, 1)
 """By which the side of the keys' grid is reduced in each stage."""
 PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))
 """Side and stride of the patches, which overlap, that each stage starts from."""
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the colours of photographs, by which images are standardised as in the paper: with no
+BatchNorm to do it, the net hardly learns from colours in [0, 1], whose mean drowns the rest."""
 EXPANSION = 4
 """Of the channels inside a Mix-FFN."""
 
@@ -50,7 +53,9 @@ class SegFormer(nn.Module):
         del train  # nothing here depends on it
         norm = partial(nn.LayerNorm, dtype=self.dtype)
         dense = partial(nn.Dense, dtype=self.dtype)
-        x = images if self.dtype is None else images.astype(self.dtype)
+        mean, deviation = (jnp.asarray(c, images.dtype) for c in (MEAN, DEVIATION))
+        x = (images - mean.reshape(1, 1, 1, 3)) / deviation.reshape(1, 1, 1, 3)
+        x = x if self.dtype is None else x.astype(self.dtype)
         stages = []
         for heads, reduction, (side, stride) in zip(HEADS, REDUCTIONS, PATCHES, strict=True):
             x = nn.Conv(
