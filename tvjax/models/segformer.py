@@ -32,8 +32,8 @@ class SegFormer(nn.Module):
 
     Differs from the paper: LayerNorm in the decoder where its code has BatchNorm, so that there
     are no running statistics; no stochastic depth; and no bias of the keys, which the softmax
-    cancels: its gradient is pure rounding noise, which Adam would amplify in hypergradients (with
-    it B0 has 1,024 parameters more: for 150 classes the 3,752,694 of the published weights).
+    cancels: its gradient is pure rounding noise, which Adam would amplify in hypergradients. With
+    those 1,024 biases B0 has 3,752,694 parameters for 150 classes (the paper: 3.8 million).
 
     Attributes:
       channels: output channels: 1 for a sigmoid head, the number of classes for a softmax head.

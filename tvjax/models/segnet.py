@@ -24,8 +24,8 @@ class SegNet(nn.Module):
     decoder gives the logits.
 
     Differs from the paper: no bias in front of BatchNorm (see `UNet`). With `width=64, depth=5`
-    that is 29,435,072 + 577 channels parameters; with those biases 29.45 million for 12 classes,
-    the paper's figure.
+    that is 29,435,072 + 577 channels parameters, half of them in the encoder (the paper: 14.7
+    million).
 
     Attributes:
       channels: output channels: 1 for a sigmoid head, the number of classes for a softmax head.

@@ -93,7 +93,7 @@ def apply(drawn: Draw, batch: Batch) -> Batch:
     """Augments images (uint8, or floats in [0, 1]) and masks; uint8 become floats in [0, 1]."""
 
     def move(x: jax.Array) -> jax.Array:
-        if x.shape[1] == x.shape[2]:
+        if x.shape[1] == x.shape[2]:  # no others are ever turned
             x = jnp.where(_each(drawn.transpose), x.swapaxes(1, 2), x)
         x = jnp.where(_each(drawn.flip_rows), x[:, ::-1], x)
         return jnp.where(_each(drawn.flip_columns), x[:, :, ::-1], x)
