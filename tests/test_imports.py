@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tvjax"
 HEAVY = (
     "tensorflow", "tensorflow_datasets", "grain", "orbax", "matplotlib", "pycocotools", "flax",
-    "jaxopt", "tensorboardX", "ml_collections",
+    "jaxopt", "tensorboardX", "ml_collections", "scipy.ndimage", "rasterio", "shapely",
 )  # fmt: skip
 
 # What the modules of a folder (or file) may import of the package, and what they may not at all.
@@ -21,11 +21,15 @@ ALLOWED = {
     "metrics.py": {"tv"},
     "models": {"models", "tv", "losses", "errors", "types"},
     "data": {"data", "errors", "types"},
+    "rasters": {"rasters", "data", "errors", "types"},
+    "polygons.py": {"errors"},
 }
 FORBIDDEN = {
     "tv": {"flax", "grain", "tensorflow_datasets", "orbax"},
     "hypergrad": {"flax", "grain", "tensorflow_datasets", "orbax"},
     "data": {"jax", "flax", "optax", "tensorflow"},
+    "rasters": {"jax", "flax", "optax", "tensorflow"},
+    "polygons.py": {"jax", "flax", "optax", "tensorflow"},
 }
 
 

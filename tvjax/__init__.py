@@ -4,6 +4,8 @@ Arrays are `[..., H, W, C]`, probabilities in [0, 1]; every function is pure and
 `vmap`, `grad` and `jvp`. Importing this loads jax and optax and nothing heavier.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from tvjax import hypergrad
 from tvjax.losses import binary_cross_entropy, dice, focal
 from tvjax.metrics import iou
@@ -11,7 +13,11 @@ from tvjax.tv.rof import denoise_tv
 from tvjax.tv.softmax import tv_softmax
 from tvjax.tv.variation import total_variation
 
+if TYPE_CHECKING:
+    from tvjax.predictor import Predictor
+
 __all__ = [
+    "Predictor",
     "binary_cross_entropy",
     "denoise_tv",
     "dice",
@@ -21,3 +27,12 @@ __all__ = [
     "total_variation",
     "tv_softmax",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`tvjax.Predictor`, which needs flax and orbax, is loaded when it is first asked for."""
+    if name == "Predictor":
+        from tvjax.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module 'tvjax' has no attribute {name!r}")

@@ -45,11 +45,12 @@ def rasterise(segmentations: Sequence[Any], height: int, width: int) -> np.ndarr
         if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
             code = coco_mask.frPyObjects(code, height, width)
         for part in code if isinstance(code, list) else [code]:
-            mask |= _decode(part)
+            mask |= decode(part)
     return mask
 
 
-def _decode(code: Any) -> np.ndarray:
+def decode(code: Any) -> np.ndarray:
+    """A compressed run-length code as a bool mask."""
     with warnings.catch_warnings():
         # pycocotools 2.0.11 does not yet know the copy argument of numpy 2's __array__.
         warnings.simplefilter("ignore", DeprecationWarning)

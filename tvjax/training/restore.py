@@ -15,6 +15,9 @@ from tvjax.training.setup import Setup, make_setup
 from tvjax.training.state import TrainState
 from tvjax.types import Config
 
+ANY_SHAPE = (64, 64)
+"""Of the images by which parameters are made; their shapes do not depend on it."""
+
 
 class Run(NamedTuple):
     """What a workdir holds."""
@@ -35,15 +38,25 @@ def open_run(workdir: Path, *, directory: str | None = None) -> Run:
     Raises:
       UserError: there is no run, no checkpoint, or no data.
     """
+    config, setup, state = open_net(workdir)
+    if directory is not None:
+        config.data.directory = directory
+    splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
+    return Run(config, setup, state, splits)
+
+
+def open_net(workdir: Path) -> tuple[Config, Setup, TrainState]:
+    """Restores the newest checkpoint of a run, whose data need not be at hand.
+
+    Raises:
+      UserError: there is no run, or no checkpoint.
+    """
     try:
         config: Config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir} holds no run (no readable config.json)") from error
-    if directory is not None:
-        config.data.directory = directory
     program.cache_compilations(Path(config.data.cache) / "compiled")
-    splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
-    setup = make_setup(config, splits["train"][0]["image"].shape[:2])
+    setup = make_setup(config, ANY_SHAPE)
     # Nothing is made where nothing was: orbax would create the folder.
     folder = workdir / "checkpoints"
     restored = None
@@ -54,4 +67,4 @@ def open_run(workdir: Path, *, directory: str | None = None) -> Run:
             restored = checkpoints.restore(setup.create())
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
-    return Run(config, setup, restored[0], splits)
+    return config, setup, restored[0]

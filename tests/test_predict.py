@@ -1,0 +1,234 @@
+"""Images of any size to masks and polygons; the net is a stub that reads the red channel."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tvjax import predict
+from tvjax.data import area
+from tvjax.errors import UserError
+from tvjax.rasters import reader, tiles
+
+rasterio = pytest.importorskip("rasterio")
+geopandas = pytest.importorskip("geopandas")
+shapely = pytest.importorskip("shapely")
+
+METRES = 0.5
+TOP_LEFT = (500_000.0, 5_400_000.0)
+
+
+def red(images):
+    """A net that is right: the probability of a roof is its redness."""
+    return np.asarray(images)[..., :1]
+
+
+def draw_roofs(size, number, seed=0):
+    """Bool `[size, size]` and as many `(top, left, bottom, right, courtyard)`, none touching."""
+    rng = np.random.default_rng(seed)
+    mask, roofs = np.zeros((size, size), bool), []
+    cells = size // 40
+    for cell in rng.permutation(cells * cells)[:number]:
+        top, left = (int(k) * 40 + int(rng.integers(1, 6)) for k in divmod(int(cell), cells))
+        height, width = rng.integers(12, 33, 2).tolist()
+        has_court = bool(rng.random() < 0.3)
+        mask[top : top + height, left : left + width] = True
+        if has_court:
+            mask[top + 4 : top + height - 4, left + 4 : left + width - 4] = False
+        roofs.append((top, left, top + height, left + width, has_court))
+    return mask, roofs
+
+
+def write_raster(path, mask, **options):
+    """A georeferenced raster, red where there are roofs, with a fourth band to be ignored."""
+    transform = rasterio.Affine(METRES, 0, TOP_LEFT[0], 0, -METRES, TOP_LEFT[1])
+    with rasterio.open(
+        path, "w", driver="GTiff", height=len(mask), width=mask.shape[1], count=4, dtype="uint8",
+        crs="EPSG:32633", transform=transform, tiled=True, compress="deflate", **options,
+    ) as file:  # fmt: skip
+        for band, value in ((1, 255), (2, 40), (3, 40), (4, 200)):
+            file.write(np.where(mask, value, 0 if band == 1 else 90).astype(np.uint8), band)
+
+
+def expected_outline(roof):
+    """The roof in map coordinates."""
+    top, left, bottom, right, has_court = roof
+    x, y = TOP_LEFT
+
+    def box(t, a, b, c):
+        return shapely.box(x + a * METRES, y - b * METRES, x + c * METRES, y - t * METRES)
+
+    outline = box(top, left, bottom, right)
+    return (
+        outline - box(top + 4, left + 4, bottom - 4, right - 4) if has_court else outline
+    ).normalize()
+
+
+def assert_roofs_found(tmp_path, size, number):
+    mask, roofs = draw_roofs(size, number)
+    write_raster(tmp_path / "town.tif", mask)
+    out = tmp_path / "out"
+    options = predict.Options(probabilities=True)
+    objects, skipped = predict.predict_images(
+        [(1, tmp_path / "town.tif")], out, red, options=options, tile=128
+    )
+    assert (objects, skipped) == (len(roofs), [])
+    found = geopandas.read_file(out / "town.geojson")
+    assert found.crs.to_epsg() == 32633 and found.is_valid.all()
+    wanted = [expected_outline(roof) for roof in roofs]
+    # Exact, not only within a pixel: the net is.
+    assert {g.normalize().wkt for g in found.geometry} == {g.wkt for g in wanted}
+    assert all(g.exterior.is_ccw for g in found.geometry)
+    assert found.score.min() > 0.999
+    with rasterio.open(out / "town_mask.tif") as file, rasterio.open(tmp_path / "town.tif") as raw:
+        assert (file.crs, file.transform, file.dtypes[0]) == (raw.crs, raw.transform, "uint8")
+        np.testing.assert_array_equal(file.read(1), np.where(mask, 255, 0))
+    with rasterio.open(out / "town_probability.tif") as file:
+        np.testing.assert_allclose(file.read(1), mask, atol=1e-6)
+    results = json.loads((out / "results.json").read_text())
+    pixels = sum(coco_mask.area(result["segmentation"]) for result in results)
+    assert len(results) == len(roofs) and pixels == mask.sum()
+    assert sorted(p.name for p in out.iterdir()) == [
+        "results.json", "town.geojson", "town_mask.tif", "town_probability.tif",
+    ]  # fmt: skip
+
+
+def test_every_roof_of_a_georeferenced_raster_is_found(tmp_path):
+    assert_roofs_found(tmp_path, 600, 90)
+
+
+@pytest.mark.slow
+def test_every_roof_of_a_large_raster_is_found(tmp_path):
+    assert_roofs_found(tmp_path, 4000, 5000)
+
+
+def smooth_net(images):
+    """Sees 10 pixels around: five box filters of 5."""
+    x = np.asarray(images).mean(-1, keepdims=True)
+    for _ in range(5):
+        for axis in (1, 2):
+            padded = np.pad(x, [(2, 2) if a == axis else (0, 0) for a in range(4)])
+            x = sum(np.roll(padded, -k, axis) for k in range(5)) / 5
+            x = np.take(x, np.arange(images.shape[axis]), axis)
+    return x
+
+
+@pytest.mark.parametrize("size", [(288, 320), (301, 130), (97, 401)])
+def test_tiles_give_what_one_pass_gives(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    reach = tiles.measure_reach(smooth_net, (2, 128, 128, 3))
+    assert reach == 10
+    tiling = tiles.make_tiling(128, reach, batch=2)
+    raster = reader.from_array(image)
+    strips = list(tiles.strips(raster.read, *size, smooth_net, tiling))
+    padded = np.pad(image, [(0, -size[0] % 32), (0, -size[1] % 32), (0, 0)], "edge")
+    tall = np.pad(padded, [(0, max(0, 128 - s)) for s in padded.shape[:2]] + [(0, 0)], "edge")
+    whole = smooth_net(tall[None].astype(np.float32) / 255)[0, : size[0], : size[1]]
+    np.testing.assert_allclose(np.concatenate(strips), whole, atol=1e-6)
+
+
+def test_a_net_that_reaches_everywhere_is_blended_without_seams():
+    def mean_net(images):
+        return np.broadcast_to(images.mean((1, 2, 3), keepdims=True), (*images.shape[:3], 1))
+
+    assert tiles.measure_reach(mean_net, (1, 128, 128, 3)) is None
+    tiling = tiles.make_tiling(128, None)
+    ramp = np.broadcast_to(np.linspace(0, 255, 640)[None, :, None], (64, 640, 3)).astype(np.uint8)
+    blend = np.concatenate(
+        list(tiles.strips(reader.from_array(ramp).read, 64, 640, mean_net, tiling))
+    )
+    assert np.abs(np.diff(blend[0, :, 0])).max() < 0.003  # tiles of their own would jump by 0.1
+
+
+def test_the_scale_shrinks_as_training_does_and_masks_keep_the_image_s_size(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (300, 240, 3), dtype=np.uint8)
+    small = reader.scaled(reader.from_array(image), 1 / 3)
+    shrunk = area.shrink_image(image, (100, 80))
+    np.testing.assert_array_equal(small.read(0, 100, 0, 80), shrunk)
+    np.testing.assert_array_equal(small.read(33, 71, 5, 64), shrunk[33:71, 5:64])
+    for scale in (1 / 3, 2.0):
+        mask = np.zeros((300, 300), bool)
+        mask[60:150, 90:240] = True
+        write_raster(tmp_path / "a.tif", mask)
+        options = predict.Options(scale=scale)
+        predict.predict_images([(1, tmp_path / "a.tif")], tmp_path / "out", red, options=options)
+        with rasterio.open(tmp_path / "out" / "a_mask.tif") as file:
+            # Interpolation rounds the corners.
+            assert np.sum((file.read(1) > 0) != mask) <= 4
+
+
+def test_pictures_give_png_and_bad_files_are_skipped(tmp_path):
+    mask, roofs = draw_roofs(160, 6)
+    picture = np.where(mask[..., None], (255, 40, 40), 0).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture[:, :90]).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:150])
+    write_raster(tmp_path / "d.tif", mask)
+    (tmp_path / "d.tif").write_bytes((tmp_path / "d.tif").read_bytes()[:900])
+    (tmp_path / "notes.txt").write_text("no image")
+    paths = predict.find_images([str(tmp_path), str(tmp_path / "*.png")])
+    assert [p.name for p in paths] == ["a.png", "b.png", "c.png", "d.tif"]
+    out = tmp_path / "out"
+    _, skipped = predict.predict_images(
+        list(enumerate(paths, 5)), out, red, options=predict.Options(probabilities=True)
+    )
+    assert len(skipped) == 2 and "c.png" in skipped[0] and "d.tif" in skipped[1]
+    assert all("\n" not in reason for reason in skipped)
+    names = ["a.geojson", "a_mask.png", "a_probability.png", "b.geojson", "b_mask.png"]
+    assert sorted(p.name for p in out.iterdir()) == [*names, "b_probability.png", "results.json"]
+    with Image.open(out / "a_mask.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.where(mask, 255, 0))
+    with Image.open(out / "a_probability.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.where(mask, 65535, 0))
+    found = geopandas.read_file(out / "a.geojson")
+    outlines = {shapely.box(left, top, right, bottom).area for top, left, bottom, right, _ in roofs}
+    assert {shapely.Polygon(g.exterior).area for g in found.geometry} == outlines
+    assert found.total_bounds[0] >= 0 and found.total_bounds[3] <= 160  # in pixels, y down
+    assert {result["image_id"] for result in json.loads((out / "results.json").read_text())} == {
+        5, 6,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "RGB"])
+def test_rasterio_and_pillow_read_the_same_pixels(tmp_path, mode, monkeypatch):
+    monkeypatch.setattr(reader, "WHOLE", 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
+    with reader.open_raster(tmp_path / "a.png") as windowed:
+        whole = reader._open_whole(tmp_path / "a.png")
+        assert (windowed.height, windowed.width) == (whole.height, whole.width) == (40, 50)
+        window = (3, 30, 7, 44)
+        np.testing.assert_array_equal(windowed.read(*window), whole.read(*window))
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-20])
+    with pytest.raises(UserError, match="cut off"), reader.open_raster(tmp_path / "b.png"):
+        pass
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="nothing"):
+        predict.find_images([str(tmp_path / "nothing*.tif")])
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(UserError, match="same name"):
+        predict.find_images([str(tmp_path)])
+    with pytest.raises(UserError, match=r"tvjax\[geo\]"):
+        reader._open_whole(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="--tile=100"):
+        predict.choose_tiling({(9, 9)}, red, 100)
+    (tmp_path / "coco.json").write_text('{"images": [{"id": 3, "file_name": "x/a.png"}]}')
+    numbered = predict._numbered([tmp_path / "a.png"], str(tmp_path / "coco.json"))
+    assert numbered == [(3, tmp_path / "a.png")]
+    with pytest.raises(UserError, match="no image of this name"):
+        predict._numbered([tmp_path / "b.png"], str(tmp_path / "coco.json"))
+    with rasterio.open(
+        tmp_path / "deep.tif", "w", driver="GTiff", height=8, width=8, count=1, dtype="uint16",
+        transform=rasterio.Affine.scale(2),
+    ):  # fmt: skip
+        pass
+    with (
+        pytest.raises(UserError, match="uint16"),
+        reader.open_raster(tmp_path / "deep.tif"),
+    ):
+        pass

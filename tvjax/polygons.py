@@ -1,0 +1,293 @@
+"""From a mask to the polygons of its objects, strip by strip, none cut at a border.
+
+Objects are the 4-connected components of the mask. A strip gives the corners of their outlines; an
+object is complete, and leaves the memory, in the first strip that it does not touch the end of. So
+memory is one strip and the outlines of the objects that are still open, whatever the image's
+height, and the answer does not depend on how the image is cut into strips.
+
+An outline is rectilinear, so that its corners determine it: sorted along a row, they are the ends
+of its horizontal edges by pairs, and sorted along a column, of its vertical ones. Where an object
+touches itself at a corner, the outline is linked so that the background there is not crossed:
+rings never touch themselves, and shells with holes are valid for OGC tools.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from scipy import ndimage, sparse
+
+from tvjax.errors import UserError
+
+ROWS = 64
+"""Of a strip that are worked on at once: labels take several times the memory of a strip."""
+
+
+class Polygon(NamedTuple):
+    """The outline of one object; coordinates are pixel edges, `(x, y)` from the top left."""
+
+    shell: np.ndarray
+    """Int `[N, 2]`, a closed ring without the repeated first point."""
+    holes: tuple[np.ndarray, ...]
+    score: float
+    """Mean probability of its pixels."""
+    area: int
+    """In pixels."""
+
+    @property
+    def rings(self) -> tuple[np.ndarray, ...]:
+        """The shell and the holes."""
+        return (self.shell, *self.holes)
+
+
+class _Corners(NamedTuple):
+    """Corners of outlines, `[N]` each. At a point where an object touches itself there are two,
+    which `along_row` and `along_column` tell apart: which comes first there."""
+
+    label: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    along_row: np.ndarray
+    along_column: np.ndarray
+
+
+def trace(
+    strips: Iterable[np.ndarray], *, threshold: float = 0.5, min_area: int = 1
+) -> Iterator[Polygon]:
+    """The objects of an image that comes as strips of probabilities.
+
+    Args:
+      strips: `[h, W]` from the top, in [0, 1].
+      threshold: a pixel belongs to an object above it, not at it.
+      min_area: objects of fewer pixels are left out.
+
+    Yields:
+      Objects, those that end first first.
+
+    Example:
+      >>> ring = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+      >>> (found,) = trace([ring[:2], ring[2:]])
+      >>> found.shell.tolist(), found.holes[0].tolist(), found.area
+      ([[0, 0], [3, 0], [3, 3], [0, 3]], [[1, 1], [1, 2], [2, 2], [2, 1]], 8)
+    """
+    tracer = None
+    for strip in strips:
+        tracer = tracer or _Tracer(strip.shape[1], threshold, min_area)
+        for k in range(0, len(strip), ROWS):
+            yield from tracer.add(np.asarray(strip[k : k + ROWS]))
+    if tracer:
+        yield from tracer.finish()
+
+
+class _Tracer:
+    """The open objects, numbered from 1: `row` holds their numbers in the last row seen."""
+
+    def __init__(self, width: int, threshold: float, min_area: int):
+        self._threshold, self._min_area = threshold, min_area
+        self._y = 0
+        self._row = np.zeros(width, int)
+        self._corners = _Corners(*(np.empty(0, int) for _ in _Corners._fields))
+        self._sums = np.zeros((2, 0))  # pixels and probabilities of each open object
+
+    def finish(self) -> Iterator[Polygon]:
+        yield from self.add(np.zeros((1, len(self._row))))
+
+    def add(self, strip: np.ndarray) -> Iterator[Polygon]:
+        known = self._sums.shape[1]
+        labels, new = ndimage.label(strip > self._threshold)  # pyright: ignore
+        labels = np.where(labels > 0, labels.astype(int) + known, 0)
+        found = _find_corners(np.concatenate([self._row[None], labels]), self._y)
+        self._y += len(strip)
+        corners = _Corners(*map(np.concatenate, zip(self._corners, found, strict=True)))
+        counts = np.bincount(labels.ravel(), minlength=known + new + 1)[1:]
+        weights = np.bincount(labels.ravel(), strip.ravel(), minlength=known + new + 1)[1:]
+        sums = np.stack([counts, weights]).astype(float)
+        sums[:, :known] += self._sums
+        # Objects that meet across the border become one.
+        names = _united(known + new, self._row, labels[0])
+        corners = corners._replace(label=names[corners.label])
+        number = names.max(initial=0) + 1
+        total = np.stack([np.bincount(names[1:], each, minlength=number) for each in sums])
+        last = names[labels[-1]]
+        is_open = np.zeros(total.shape[1], bool)
+        is_open[last] = True
+        is_open[0] = False
+        closed = _Corners(*(field[~is_open[corners.label]] for field in corners))
+        kept = _Corners(*(field[is_open[corners.label]] for field in corners))
+        renumbered = np.cumsum(is_open) * is_open
+        self._corners = kept._replace(label=renumbered[kept.label])
+        self._row, self._sums = renumbered[last], total[:, is_open]
+        yield from self._polygons(closed, total)
+
+    def _polygons(self, corners: _Corners, sums: np.ndarray) -> Iterator[Polygon]:
+        large = sums[0][corners.label] >= self._min_area
+        corners = _Corners(*(field[large] for field in corners))
+        for label, (shell, *holes) in _link(corners):
+            area, weight = sums[:, label]
+            yield Polygon(shell, tuple(holes), float(weight / area), int(area))
+
+
+def _find_corners(labels: np.ndarray, y: int) -> _Corners:
+    """Corners at the upper edges of all rows but the first, which has been seen before."""
+    padded = np.pad(labels, ((0, 0), (1, 1)))
+    nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    number = (nw > 0).astype(np.int8) + (ne > 0) + (sw > 0) + (se > 0)
+    falling = (number == 2) & (nw > 0) & (se > 0)
+    rising = (number == 2) & (ne > 0) & (sw > 0)
+    any_of = np.maximum(np.maximum(nw, ne), np.maximum(sw, se))
+    parts = []
+    # What a point contributes: the label, and its rank along the row and along the column.
+    for where, label, along_row, along_column in (
+        ((number == 1) | (number == 3), any_of, 0, 0),
+        (falling, nw, 0, 1),
+        (falling, se, 1, 0),
+        (rising, sw, 0, 0),
+        (rising, ne, 1, 1),
+    ):
+        rows, columns = np.nonzero(where)
+        ranks = (np.full(len(rows), rank) for rank in (along_row, along_column))
+        parts.append((label[rows, columns], rows + y, columns, *ranks))
+    return _Corners(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _united(number: int, above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """New names `[number + 1]`, from 1 on, of labels of which some touch; 0 stays 0."""
+    touching = (above > 0) & (below > 0)
+    pairs = above[touching], below[touching]
+    graph = sparse.coo_array((np.ones(len(pairs[0]), bool), pairs), shape=(number + 1, number + 1))
+    # Nothing touches 0, so that it is alone in its component, and first.
+    return sparse.csgraph.connected_components(graph, directed=False)[1].astype(int)
+
+
+def _link(corners: _Corners) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """The rings of each object."""
+    order = np.lexsort((corners.along_row, corners.x, corners.y, corners.label))
+    corners = _Corners(*(field[order] for field in corners))
+    down = np.lexsort((corners.along_column, corners.y, corners.x, corners.label))
+    vertical = np.empty_like(down)
+    vertical[down[::2]], vertical[down[1::2]] = down[1::2], down[::2]
+    vertical = vertical.tolist()
+    points = np.stack([corners.x, corners.y], axis=1)
+    ends = np.flatnonzero(np.diff(corners.label, append=-1)) + 1
+    seen = bytearray(len(points))
+    start = 0
+    for end in ends.tolist():
+        rings = []
+        for first in range(start, end, 2):
+            if seen[first]:
+                continue
+            ring, k = [], first
+            while not seen[k]:
+                seen[k] = seen[k ^ 1] = 1  # the horizontal partner
+                ring += [k, k ^ 1]
+                k = vertical[k ^ 1]
+            rings.append(points[ring])
+        yield int(corners.label[start]), _oriented(rings)
+        start = end
+
+
+def _oriented(rings: list[np.ndarray]) -> list[np.ndarray]:
+    """The shell with a positive area on the screen, and holes with a negative one.
+
+    The shell holds the least point, which comes first.
+    """
+    signs = [1, *[-1] * (len(rings) - 1)]
+    return [
+        ring if _signed_area(ring) * sign > 0 else np.roll(ring[::-1], 1, axis=0)
+        for ring, sign in zip(rings, signs, strict=True)
+    ]
+
+
+def _signed_area(ring: np.ndarray) -> float:
+    """Positive if the ring runs clockwise on the screen (y down)."""
+    x, y = ring[:, 0].astype(float), ring[:, 1].astype(float)
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+
+
+def run_lengths(polygon: Polygon, height: int, width: int) -> dict[str, Any]:
+    """The object's pixels as COCO's compressed run-length code, holes left out.
+
+    Args:
+      polygon: the object.
+      height: of the image.
+      width: of the image.
+    """
+    columns, rows = [], []
+    for ring in polygon.rings:
+        after = np.roll(ring, -1, axis=0)
+        for (x0, y0), (x1, y1) in zip(ring.tolist(), after.tolist(), strict=True):
+            if y0 == y1:
+                run = np.arange(min(x0, x1), max(x0, x1))
+                columns.append(run)
+                rows.append(np.full(len(run), y0))
+    # Down each column the outline is crossed in and out by turns; COCO counts column after column.
+    crossings = np.sort(np.concatenate(columns) * height + np.concatenate(rows))
+    lengths = np.diff(crossings, prepend=0, append=height * width)
+    code: Any = {"size": [height, width], "counts": lengths.tolist()}
+    made = coco_mask.frPyObjects(code, height, width)
+    return {"size": [height, width], "counts": made["counts"].decode()}
+
+
+def coco_result(polygon: Polygon, height: int, width: int, image_id: int) -> dict[str, Any]:
+    """The object as an entry of a COCO results file."""
+    (left, top), (right, bottom) = polygon.shell.min(0).tolist(), polygon.shell.max(0).tolist()
+    return {
+        "image_id": image_id,
+        "category_id": 1,
+        "segmentation": run_lengths(polygon, height, width),
+        "bbox": [left, top, right - left, bottom - top],
+        "area": polygon.area,
+        "score": round(polygon.score, 6),
+    }
+
+
+def require_shapely() -> Any:
+    """The package shapely.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        import shapely
+    except ImportError as error:
+        raise UserError("--simplify needs shapely; pip install 'tvjax[geo]'") from error
+    return shapely
+
+
+def simplify(polygon: Polygon, tolerance: float) -> Polygon:
+    """The polygon with fewer corners, none further than `tolerance` pixels from the outline.
+
+    Douglas and Peucker's algorithm in the form that keeps every ring and the polygon valid; needs
+    shapely (the extra `geo`).
+    """
+    shape = require_shapely().Polygon(polygon.shell, polygon.holes).simplify(tolerance)
+    rings = [np.asarray(ring.coords)[:-1] for ring in (shape.exterior, *shape.interiors)]
+    shell, *holes = _oriented(rings)
+    return polygon._replace(shell=shell, holes=tuple(holes))
+
+
+def feature(polygon: Polygon, transform: Any = None) -> dict[str, Any]:
+    """The object as a GeoJSON feature.
+
+    Args:
+      polygon: the object.
+      transform: `affine.Affine` from pixels to map coordinates; None leaves pixels, y down.
+
+    Returns:
+      A feature whose geometry has its shell counterclockwise where y points up (RFC 7946).
+    """
+    # Clockwise on the screen (y down) is counterclockwise to who reads y as up.
+    turns = transform is not None and transform.determinant < 0
+    rings = []
+    for ring in polygon.rings:
+        points = ring[::-1].astype(float) if turns else ring.astype(float)
+        if transform is not None:
+            matrix = np.array([[transform.a, transform.d], [transform.b, transform.e]])
+            points = points @ matrix + (transform.c, transform.f)
+        rings.append([*points.tolist(), points[0].tolist()])
+    return {
+        "type": "Feature",
+        "properties": {"score": round(polygon.score, 6), "pixels": polygon.area},
+        "geometry": {"type": "Polygon", "coordinates": rings},
+    }

@@ -1,0 +1,109 @@
+"""A trained net as one function from images to probabilities."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tvjax.training import restore, rundir
+from tvjax.training.setup import Setup
+from tvjax.training.state import TrainState
+from tvjax.tv.rof import denoise_tv
+from tvjax.types import Config
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Predictor:
+    """`predictor(images) -> probabilities`, a pure function that works under `jit` and `vmap`.
+
+    A predictor is also a pytree of its parameters and may itself be an argument of a jitted
+    function, which keeps them from being compiled into it as constants.
+
+    Use:
+      predictor = tvjax.Predictor.load("runs/lunet_bilevel")
+      probabilities = predictor(image)  # [H, W, 3] -> [H, W, 1]
+    """
+
+    state: TrainState
+    """What prediction reads of it: parameters, running statistics and lambda."""
+    denoise: float | None
+    """Weight of a TV denoising of the probabilities (eq. 3); None: as the net gives them."""
+    step: Callable[..., tuple[jax.Array, jax.Array]] = field(metadata={"static": True})
+    """`(state, images) -> (logits, probabilities)`, as in `steps.prediction_step`."""
+    denoise_kind: str = field(default="anisotropic", metadata={"static": True})
+
+    @classmethod
+    def load(cls, workdir: str | Path, *, denoise: float | None = None) -> "Predictor":
+        """The net of a run's newest checkpoint; its data need not be at hand.
+
+        Args:
+          workdir: of the run.
+          denoise: weight of the TV denoising. None: the run's own (U-Net + TV), if it has one; 0:
+            no denoising.
+
+        Raises:
+          UserError: there is no run, or no checkpoint.
+        """
+        workdir = Path(workdir)
+        config, setup, state = restore.open_net(workdir)
+        if denoise is None:
+            denoise = own_denoising(workdir, config)
+        return cls.of(setup, state, denoise=denoise, denoise_kind=config.denoise.kind)
+
+    @classmethod
+    def of(
+        cls,
+        setup: Setup,
+        state: TrainState,
+        *,
+        denoise: float | None = None,
+        denoise_kind: str = "anisotropic",
+    ) -> "Predictor":
+        """The net of a state in training."""
+        inner = state.inner._replace(opt_state=())
+        state = state._replace(inner=inner, hyper_opt_state=(), carry=())
+        return cls(state, denoise or None, setup.predict, denoise_kind)
+
+    def __call__(self, images: Any) -> jax.Array:
+        """Probabilities of the object.
+
+        Args:
+          images: `[..., H, W, 3]`, uint8 in 0..255 or float in [0, 1], of the ground resolution
+            that the net was trained on.
+
+        Returns:
+          Float32 `[..., H, W, 1]` in [0, 1].
+
+        Raises:
+          ValueError: for another shape.
+        """
+        images = jnp.asarray(images)
+        if images.ndim < 3 or images.shape[-1] != 3:
+            raise ValueError(f"images must be [..., H, W, 3]; got shape {images.shape}")
+        batch, shape = images.shape[:-3], images.shape[-3:]
+        return _apply(self, images.reshape(math.prod(batch), *shape)).reshape(*batch, *shape[:2], 1)
+
+
+def own_denoising(workdir: Path, config: Config) -> float | None:
+    """The weight that a run of U-Net + TV chose on its validation split, if it is one."""
+    summary = rundir.read_summary(workdir, config) if config.denoise.weights else None
+    return summary["lambda"] if summary else None
+
+
+@jax.jit
+def _apply(predictor: Predictor, images: jax.Array) -> jax.Array:
+    _, probabilities = predictor.step(predictor.state, images)
+    if predictor.denoise is None:
+        return probabilities
+    return denoise_tv(
+        probabilities,
+        jnp.float32(predictor.denoise),
+        kind=predictor.denoise_kind,
+        tolerance=1e-3,
+        max_iterations=2000,
+    ).image

@@ -1,0 +1,166 @@
+"""Images of any size, read window by window, with the place on the map that they show.
+
+PNG and JPEG are decoded whole by Pillow, as training tiles are. Larger ones than 64 megapixels, and
+all else that GDAL opens, are read in windows by rasterio (the extra `geo`).
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tvjax.data import pictures
+from tvjax.errors import UserError
+from tvjax.rasters.resample import Axis, resample
+
+PLAIN = (".png", ".jpg", ".jpeg")
+"""Suffixes that Pillow reads; these images give masks in PNG if they have no georeference."""
+
+CACHE_MEGABYTES = 64
+"""Of decoded blocks that GDAL keeps; by its own choice it would take a share of the machine."""
+
+
+WHOLE = 1 << 26
+"""Pixels of the largest PNG or JPEG that is decoded whole, by the reader of the training tiles."""
+
+Read = Callable[[int, int, int, int], np.ndarray]
+
+
+class Raster(NamedTuple):
+    """An open image."""
+
+    path: Path
+    height: int
+    width: int
+    read: Read
+    """`(top, bottom, left, right) ->` uint8 `[h, w, 3]`."""
+    transform: Any = None
+    """`affine.Affine` from (column, row) to map coordinates; None without a georeference."""
+    crs: Any = None
+    """`rasterio.crs.CRS` or None."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a picture and no map."""
+        return self.transform is None and self.path.suffix.lower() in PLAIN
+
+
+@contextlib.contextmanager
+def open_raster(path: Path) -> Iterator[Raster]:
+    """Opens an image of 8 bits a channel: grey, palette, RGB, or RGB with more bands, unread.
+
+    Raises:
+      UserError: it cannot be read, has other pixels, or needs rasterio and there is none.
+    """
+    try:
+        import rasterio
+    except ImportError:
+        yield _open_whole(path)
+        return
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), rasterio.open(path) as dataset:
+                yield _open_windows(path, dataset)
+        except RasterioError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(f"{path}: cannot be read ({reason})") from error
+
+
+def scaled(raster: Raster, scale: float) -> Raster:
+    """The image at `scale` times its resolution, resized as training tiles were (by area)."""
+    if scale == 1:
+        return raster
+    rows = Axis(raster.height, max(1, round(raster.height * scale)))
+    columns = Axis(raster.width, max(1, round(raster.width * scale)))
+
+    def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        block = raster.read(*rows.source(top, bottom), *columns.source(left, right))
+        values = resample(block, rows.weights(top, bottom), columns.weights(left, right))
+        return np.floor(values + (0.5 + 1e-4)).astype(np.uint8)  # half up, as `area.shrink_image`
+
+    return raster._replace(height=rows.new, width=columns.new, read=read)
+
+
+def from_array(image: np.ndarray, path: Path = Path("array.png")) -> Raster:
+    """An image in memory, uint8 `[H, W, 3]`."""
+    height, width = image.shape[:2]
+    return Raster(path, height, width, lambda t, b, x, y: image[t:b, x:y])
+
+
+def _open_whole(path: Path) -> Raster:
+    if path.suffix.lower() not in PLAIN:
+        raise UserError(
+            f"{path}: only PNG and JPEG are read without rasterio; pip install 'tvjax[geo]'"
+        )
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    return Raster(path, height, width, _whole(path))
+
+
+def _whole(path: Path) -> Read:
+    """Decodes the image at the first call, as training does."""
+    decoded: list[np.ndarray] = []
+
+    def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        if not decoded:
+            decoded.append(pictures.read_image(path))
+        return decoded[0][top:bottom, left:right]
+
+    return read
+
+
+def _open_windows(path: Path, dataset: Any) -> Raster:
+    if any(dtype != "uint8" for dtype in dataset.dtypes):
+        raise UserError(
+            f"{path}: has pixels of type {dataset.dtypes[0]}; convert it to 8 bits a channel "
+            f"(gdal_translate -ot Byte -scale)"
+        )
+    transform = None if dataset.transform.is_identity else dataset.transform
+    raster = Raster(path, dataset.height, dataset.width, _whole(path), transform, dataset.crs)
+    if dataset.driver in ("PNG", "JPEG") and raster.height * raster.width <= WHOLE:
+        return raster
+    if dataset.driver == "PNG":
+        _check_end(path)
+    palette, bands = _palette(dataset), _bands(dataset)
+
+    def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        block = dataset.read(bands, window=((top, bottom), (left, right)))
+        return palette[block[0]] if palette is not None else np.moveaxis(block, 0, -1)
+
+    return raster._replace(read=read)
+
+
+def _check_end(path: Path) -> None:
+    """Refuses a PNG that was cut off, of which GDAL would read the rest as anything."""
+    with open(path, "rb") as file:
+        file.seek(-12, 2)
+        if file.read()[4:8] != b"IEND":
+            raise UserError(f"{path}: cannot be read (it is cut off)")
+
+
+def _bands(dataset: Any) -> list[int]:
+    """Which bands are red, green and blue; the first ones if the file does not say."""
+    names = [interpretation.name for interpretation in dataset.colorinterp]
+    if all(name in names for name in ("red", "green", "blue")):
+        return [names.index(name) + 1 for name in ("red", "green", "blue")]
+    return [1, 2, 3] if dataset.count >= 3 else [1, 1, 1]
+
+
+def _palette(dataset: Any) -> np.ndarray | None:
+    """Uint8 `[256, 3]` if the first band holds indices into a palette."""
+    if dataset.colorinterp[0].name != "palette":
+        return None
+    table = np.zeros((256, 3), np.uint8)
+    for index, color in dataset.colormap(1).items():
+        table[index] = color[:3]
+    return table

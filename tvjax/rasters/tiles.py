@@ -1,0 +1,170 @@
+"""Running a net over an image of any size: overlapping tiles, blended, in strips of full width.
+
+A tile's pixels near its edge miss the context beyond it. They get weight 0 as far in as the net
+reaches, then the weight rises linearly, so that the blend equals one pass over the whole image if
+the overlap leaves room for that; on a net that reaches everywhere it hides the seams.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ALIGNMENT = 32
+"""Tiles start at its multiples, so that pooling meets the same pixels as in one pass."""
+
+Net = Callable[[np.ndarray], Any]
+"""Images, float32 `[B, H, W, 3]` in [0, 1] -> probabilities `[B, H, W, 1]`."""
+
+
+class Tiling(NamedTuple):
+    """How an image is cut."""
+
+    tile: tuple[int, int]
+    """Height and width of all tiles, pixels."""
+    overlap: int
+    """Of neighbours, pixels; a multiple of `ALIGNMENT`, or 0 for images of a single tile."""
+    reach: int
+    """How far from a tile's inner edge its pixels have no say; less than half the overlap."""
+    batch: int = 1
+    """Tiles that the net takes at once; the last batch of an image is filled up."""
+
+
+class Window(NamedTuple):
+    """A tile's place along one axis."""
+
+    start: int
+    weights: np.ndarray
+    """Float32 `[tile]`; over all windows that cover a pixel they add up to 1."""
+
+
+def make_tiling(tile: int, reach: int | None, *, batch: int = 1) -> Tiling:
+    """Square tiles that overlap as far as the net needs, or by half where it needs more.
+
+    Args:
+      tile: side in pixels, a multiple of `ALIGNMENT` of at least 4 of it.
+      reach: see `measure_reach`.
+      batch: tiles that the net takes at once.
+    """
+    ramp, most = ALIGNMENT // 4, tile // 2 // ALIGNMENT * ALIGNMENT
+    if reach is None or 2 * reach + ramp > most:
+        return Tiling((tile, tile), most, most // 8, batch)
+    overlap = -(-(2 * reach + ramp) // ALIGNMENT) * ALIGNMENT
+    return Tiling((tile, tile), overlap, (overlap - ramp) // 2, batch)
+
+
+def measure_reach(net: Net, shape: tuple[int, ...]) -> int | None:
+    """How many pixels away from an aligned edge the net still sees what lies beyond it.
+
+    Found by changing a block of a noise image: an answer that does not move at all is out of reach.
+
+    Args:
+      net: that takes batches of this shape.
+      shape: `(B, H, W, 3)` of a batch of tiles.
+
+    Returns:
+      Pixels, or None if it is more than a tile allows to see.
+    """
+    images = np.random.default_rng(0).random(shape, np.float32)
+    changed = images.copy()
+    starts = [(size - ALIGNMENT) // 2 // ALIGNMENT * ALIGNMENT for size in shape[1:3]]
+    block = (0, *(slice(start, start + ALIGNMENT) for start in starts))
+    changed[block] = 1 - changed[block]
+    moved = np.any(np.asarray(net(images)) != np.asarray(net(changed)), axis=(0, 3))
+    reach = 0
+    for start, lines in zip(starts, (moved.any(1), moved.any(0)), strict=True):
+        hit = np.flatnonzero(lines)
+        if len(hit) and (hit[0] == 0 or hit[-1] == len(lines) - 1):
+            return None
+        if len(hit):
+            reach = max(reach, start - hit[0], hit[-1] + 1 - start - ALIGNMENT)
+    return int(reach)
+
+
+def windows(length: int, tile: int, overlap: int, reach: int) -> list[Window]:
+    """The tiles along an axis of `length` pixels.
+
+    The last one ends with the image, whose length is rounded up to the alignment; an image smaller
+    than a tile is one window.
+    """
+    padded = -(-length // ALIGNMENT) * ALIGNMENT
+    last = max(0, padded - tile) if length > tile else 0
+    starts = [*range(0, last, max(1, tile - overlap)), last]
+    total = np.zeros(max(padded, last + tile), np.float32)
+    ramps = []
+    for start in starts:
+        rising = (np.arange(tile) + 0.5 - reach) / max(1, overlap - 2 * reach)
+        weights = np.ones(tile)
+        if start > 0:
+            weights = np.minimum(weights, rising)
+        if start < last:
+            weights = np.minimum(weights, rising[::-1])
+        ramps.append(np.clip(weights, 0, 1).astype(np.float32))
+        total[start : start + tile] += ramps[-1]
+    return [
+        Window(start, ramp / np.maximum(total[start : start + tile], 1e-6))
+        for start, ramp in zip(starts, ramps, strict=True)
+    ]
+
+
+def strips(
+    read: Callable[[int, int, int, int], np.ndarray],
+    height: int,
+    width: int,
+    net: Net,
+    tiling: Tiling,
+    progress: Callable[[int], object] = lambda tiles: None,
+) -> Iterator[np.ndarray]:
+    """Probabilities of an image, a strip at a time.
+
+    Memory: one row of tiles, whatever the height.
+
+    Args:
+      read: `(top, bottom, left, right) ->` uint8 `[h, w, 3]` of the image.
+      height: of the image.
+      width: of the image.
+      net: see `Net`.
+      tiling: see `Tiling`.
+      progress: called with the number of tiles after each batch.
+
+    Yields:
+      Float32 `[h, width, 1]`, from the top; together `height` rows.
+    """
+    rows = windows(height, tiling.tile[0], tiling.overlap, tiling.reach)
+    columns = windows(width, tiling.tile[1], tiling.overlap, tiling.reach)
+    across = columns[-1].start + tiling.tile[1]
+    tall = np.zeros((tiling.tile[0], across, 1), np.float32)
+    for k, row in enumerate(rows):
+        bottom = min(row.start + tiling.tile[0], height)
+        for group in _batches(columns, tiling.batch):
+            images = np.zeros((tiling.batch, *tiling.tile, 3), np.float32)
+            for place, column in enumerate(group):
+                right = min(column.start + tiling.tile[1], width)
+                images[place] = _padded(read(row.start, bottom, column.start, right), tiling.tile)
+            probabilities = np.asarray(net(images))
+            for column, tile in zip(group, probabilities, strict=False):
+                weights = row.weights[:, None, None] * column.weights[None, :, None]
+                tall[:, column.start : column.start + tiling.tile[1]] += weights * tile
+            progress(len(group))
+        finished = rows[k + 1].start - row.start if k + 1 < len(rows) else height - row.start
+        yield tall[:finished, :width].copy()
+        tall[: tiling.tile[0] - finished] = tall[finished:]
+        tall[tiling.tile[0] - finished :] = 0
+
+
+def count(height: int, width: int, tiling: Tiling) -> int:
+    """The number of tiles of an image."""
+    sides = zip((height, width), tiling.tile, strict=True)
+    numbers = [len(windows(side, tile, tiling.overlap, tiling.reach)) for side, tile in sides]
+    return numbers[0] * numbers[1]
+
+
+def _batches(columns: list[Window], size: int) -> Iterator[list[Window]]:
+    for k in range(0, len(columns), size):
+        yield columns[k : k + size]
+
+
+def _padded(image: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
+    """Float32 in [0, 1], the last rows and columns repeated up to the tile's size."""
+    missing = [(0, side - have) for side, have in zip(tile, image.shape[:2], strict=True)]
+    return np.pad(image, [*missing, (0, 0)], "edge").astype(np.float32) / np.float32(255)
