@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tvjax import predict
+from tvjax import prediction
 from tvjax.data import area
 from tvjax.errors import UserError
 from tvjax.rasters import reader, tiles
@@ -70,8 +70,8 @@ def assert_roofs_found(tmp_path, size, number):
     mask, roofs = draw_roofs(size, number)
     write_raster(tmp_path / "town.tif", mask)
     out = tmp_path / "out"
-    options = predict.Options(probabilities=True)
-    objects, skipped = predict.predict_images(
+    options = prediction.Options(probabilities=True)
+    objects, skipped = prediction.predict_images(
         [(1, tmp_path / "town.tif")], out, red, options=options, tile=128
     )
     assert (objects, skipped) == (len(roofs), [])
@@ -152,8 +152,8 @@ def test_the_scale_shrinks_as_training_does_and_masks_keep_the_image_s_size(tmp_
         mask = np.zeros((300, 300), bool)
         mask[60:150, 90:240] = True
         write_raster(tmp_path / "a.tif", mask)
-        options = predict.Options(scale=scale)
-        predict.predict_images([(1, tmp_path / "a.tif")], tmp_path / "out", red, options=options)
+        options = prediction.Options(scale=scale)
+        prediction.predict_images([(1, tmp_path / "a.tif")], tmp_path / "out", red, options=options)
         with rasterio.open(tmp_path / "out" / "a_mask.tif") as file:
             # Interpolation rounds the corners.
             assert np.sum((file.read(1) > 0) != mask) <= 4
@@ -168,11 +168,11 @@ def test_pictures_give_png_and_bad_files_are_skipped(tmp_path):
     write_raster(tmp_path / "d.tif", mask)
     (tmp_path / "d.tif").write_bytes((tmp_path / "d.tif").read_bytes()[:900])
     (tmp_path / "notes.txt").write_text("no image")
-    paths = predict.find_images([str(tmp_path), str(tmp_path / "*.png")])
+    paths = prediction.find_images([str(tmp_path), str(tmp_path / "*.png")])
     assert [p.name for p in paths] == ["a.png", "b.png", "c.png", "d.tif"]
     out = tmp_path / "out"
-    _, skipped = predict.predict_images(
-        list(enumerate(paths, 5)), out, red, options=predict.Options(probabilities=True)
+    _, skipped = prediction.predict_images(
+        list(enumerate(paths, 5)), out, red, options=prediction.Options(probabilities=True)
     )
     assert len(skipped) == 2 and "c.png" in skipped[0] and "d.tif" in skipped[1]
     assert all("\n" not in reason for reason in skipped)
@@ -208,20 +208,20 @@ def test_rasterio_and_pillow_read_the_same_pixels(tmp_path, mode, monkeypatch):
 
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UserError, match="nothing"):
-        predict.find_images([str(tmp_path / "nothing*.tif")])
+        prediction.find_images([str(tmp_path / "nothing*.tif")])
     for name in ("a.png", "a.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     with pytest.raises(UserError, match="same name"):
-        predict.find_images([str(tmp_path)])
+        prediction.find_images([str(tmp_path)])
     with pytest.raises(UserError, match=r"tvjax\[geo\]"):
         reader._open_whole(tmp_path / "a.tif")
     with pytest.raises(UserError, match="--tile=100"):
-        predict.choose_tiling({(9, 9)}, red, 100)
+        tiles.choose_tiling({(9, 9)}, red, 100)
     (tmp_path / "coco.json").write_text('{"images": [{"id": 3, "file_name": "x/a.png"}]}')
-    numbered = predict._numbered([tmp_path / "a.png"], str(tmp_path / "coco.json"))
+    numbered = prediction.number_images([tmp_path / "a.png"], str(tmp_path / "coco.json"))
     assert numbered == [(3, tmp_path / "a.png")]
     with pytest.raises(UserError, match="no image of this name"):
-        predict._numbered([tmp_path / "b.png"], str(tmp_path / "coco.json"))
+        prediction.number_images([tmp_path / "b.png"], str(tmp_path / "coco.json"))
     with rasterio.open(
         tmp_path / "deep.tif", "w", driver="GTiff", height=8, width=8, count=1, dtype="uint16",
         transform=rasterio.Affine.scale(2),

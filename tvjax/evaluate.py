@@ -1,47 +1,143 @@
-"""Scores a trained run: `python -m tvjax.evaluate --workdir=DIR [--split=val]`.
+r"""Scores a trained run, or compares two: `python -m tvjax.evaluate --workdir=DIR [--split=val]`.
 
-Prints one JSON object: IoU, pooled IoU and F1, boundary IoU, and how compact the masks are.
+The last line is a JSON object: IoU, pooled IoU and F1, boundary IoU, how compact the masks are, and
+COCO's average precision and recall of the objects, whose score is their mean probability. Scored
+are the tiles of a split, or the images of any COCO file in their own size:
+
+    python -m tvjax.evaluate --workdir=DIR --annotations=A.json --images=DIR --scale=0.3333
+
+(`--scale` as in `tvjax.predict`). `--out=DIR` keeps `scores.json`, `per_image.csv`, `results.json`
+(COCO results) and `grid.png`, the images of best, median and worst IoU. With a second `--workdir`
+both are scored on the same images, in the folders `1` and `2` of `--out`, and compared by image:
+Wilcoxon's signed-rank test and a bootstrap interval of the mean difference of IoU.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
-from tvjax import program
+from tvjax import program, scores
+from tvjax.comparison import compare
 from tvjax.errors import UserError
-from tvjax.training import restore, rundir
-from tvjax.training.evaluation import evaluate
+from tvjax.examples import Examples
+from tvjax.predictor import Predictor, own_denoising
+from tvjax.rasters import tiles
+from tvjax.training import restore
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_multi_string("workdir", [], "Folder of the run; a second one to compare.")
 _SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "Tiles to score.")
 _DATA = flags.DEFINE_string("data", None, "Other tiles: prepared, or a COCO folder.")
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file to score instead of a split.")
+_IMAGES = flags.DEFINE_string("images", None, "The folder of its images.")
+_SCALE = flags.DEFINE_float("scale", 1.0, "The net's pixels in a pixel of its images, by side.")
 _DENOISE = flags.DEFINE_float(
     "denoise", None, "Weight of a TV denoising of the probabilities; default: the run's own."
 )
+_OUT = flags.DEFINE_string("out", None, "Folder to write into.")
 
 
 def main(argv: list[str]) -> None:
     """Evaluates and prints."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing: give the folder of a run")
+    if not 1 <= len(_WORKDIR.value) <= 2:
+        raise UserError("--workdir: give the folder of a run, or of two runs to compare them")
+    if bool(_ANNOTATIONS.value) != bool(_IMAGES.value):
+        raise UserError("--annotations and --images belong together: a COCO file and its folder")
+    if not _SCALE.value > 0:
+        raise UserError(f"--scale={_SCALE.value} must be positive")
     logging.set_verbosity(logging.WARNING)
-    workdir = Path(_WORKDIR.value)
-    run = restore.open_run(workdir, directory=_DATA.value)
+    examples: Examples | None = None
+    if _ANNOTATIONS.value and _IMAGES.value:
+        examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value)
+    source = {"split": _SPLIT.value} if examples is None else {"annotations": _ANNOTATIONS.value}
+    found, reports = [], []
+    for number, workdir in enumerate(_WORKDIR.value, 1):
+        net, step, examples = open_net(Path(workdir), examples)
+        tiling = tiles.choose_tiling(scores.scaled_sizes(examples, _SCALE.value), net)
+        result = scores.score(examples, net, tiling, scale=_SCALE.value)
+        source = (
+            {"annotations": _ANNOTATIONS.value} if _ANNOTATIONS.value else {"split": _SPLIT.value}
+        )
+        reports.append({"workdir": workdir, **source, "step": step, **result.summary})
+        found.append(result)
+        if _OUT.value:
+            out = Path(_OUT.value) / (str(number) if len(_WORKDIR.value) > 1 else "")
+            keep(out, examples, net, tiling, result, reports[-1])
+    if len(found) == 1:
+        print(json.dumps(reports[0]))
+        return
+    ious = [[row["iou"] for row in result.images] for result in found]
+    comparison = compare(*ious)
+    print(describe(comparison, reports))
+    print(json.dumps({"runs": reports, "comparison": comparison}))
+    if _OUT.value:
+        (Path(_OUT.value) / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+
+
+def open_net(workdir: Path, examples: Examples | None) -> tuple[Predictor, int, Examples]:
+    """The net of a run, its step, and the examples: the given ones, or the split's."""
+    if examples is None:
+        run = restore.open_run(workdir, directory=_DATA.value)
+        config, setup, state = run.config, run.setup, run.state
+        examples = Examples.of_split(run.splits[_SPLIT.value])
+    else:
+        config, setup, state = restore.open_net(workdir)
     denoise = _DENOISE.value
-    if denoise is None and run.config.denoise.weights:
-        summary = rundir.read_summary(workdir, run.config)
-        denoise = summary["lambda"] if summary else None
-    scores = evaluate(
-        run.setup,
-        run.state,
-        run.splits[_SPLIT.value],
-        batch_size=run.config.evaluation.batch_size,
-        denoise=denoise,
+    if denoise is None:
+        denoise = own_denoising(workdir, config)
+    kind = config.denoise.kind
+    net = Predictor.of(setup, state, denoise=denoise, denoise_kind=kind)
+    return net, int(state.step), examples
+
+
+def keep(
+    out: Path,
+    examples: Examples,
+    net: Predictor,
+    tiling: tiles.Tiling,
+    result: scores.Scores,
+    report: dict[str, Any],
+) -> None:
+    """Writes what was found into a folder."""
+    from tvjax.training import figures  # matplotlib is slow to load
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+    (out / "scores.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "results.json").write_text(json.dumps(result.results) + "\n")
+    scores.write_csv(result.images, out / "per_image.csv")
+    chosen = [(name, k) for name, ks in scores.extremes(result.images).items() for k in ks]
+    shown = [examples.get(k) for _, k in chosen]
+    figures.save(
+        figures.predictions(
+            [example.image for example in shown],
+            [example.mask for example in shown],
+            [scores.probabilities(e, net, tiling, scale=_SCALE.value) for e in shown],
+            labels=[f"{name}: IoU {result.images[k]['iou']:.3f}" for name, k in chosen],
+        ),
+        out / "grid.png",
     )
-    print(json.dumps({"split": _SPLIT.value, "step": int(run.state.step), **scores}))
+
+
+def describe(comparison: dict[str, float], reports: list[dict[str, Any]]) -> str:
+    """The comparison for the reader of a terminal."""
+    c = comparison
+    lines = [
+        f"{k}: {r['workdir']}: IoU {r['iou']:.4f}, boundary IoU {r['boundary_iou']:.4f}"
+        + ("" if r["ap"] is None else f", AP {r['ap']:.4f}")
+        for k, r in enumerate(reports, 1)
+    ]
+    lines.append(
+        f"2 - 1: IoU {c['difference']:+.4f}, 95 % interval {c['low']:+.4f} to {c['high']:+.4f} "
+        f"(bootstrap), p = {c['p_value']:.2g} (Wilcoxon); 2 is better on {c['second_better']} "
+        f"and 1 on {c['first_better']} of {c['images']} images"
+    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

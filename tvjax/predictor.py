@@ -1,19 +1,26 @@
 """A trained net as one function from images to probabilities."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import export as jax_export
 
 from tvjax.training import restore, rundir
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState
 from tvjax.tv.rof import denoise_tv
 from tvjax.types import Config
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""That an exported net runs on."""
+
+MULTIPLE = 32
+"""Of the sides that an exported net of any size takes."""
 
 
 @jax.tree_util.register_dataclass
@@ -87,6 +94,26 @@ class Predictor:
             raise ValueError(f"images must be [..., H, W, 3]; got shape {images.shape}")
         batch, shape = images.shape[:-3], images.shape[-3:]
         return _apply(self, images.reshape(math.prod(batch), *shape)).reshape(*batch, *shape[:2], 1)
+
+    def export(
+        self, *, size: int | None, batch: int | None = None, platforms: Sequence[str] = PLATFORMS
+    ) -> jax_export.Exported:
+        """The net as StableHLO that needs JAX and no tvjax: `.serialize()`, `.call(images)`.
+
+        Args:
+          size: height and width of the images; None: any multiple of `MULTIPLE`.
+          batch: number of the images; None: any.
+          platforms: that the program is to run on: "cpu", "cuda", "rocm" or "tpu".
+
+        Returns:
+          Of a function from float32 `[batch, H, W, 3]` in [0, 1] to `[batch, H, W, 1]`.
+        """
+        number, height, width = jax_export.symbolic_shape(
+            f"{batch or 'b'}, {size or f'{MULTIPLE}*h'}, {size or f'{MULTIPLE}*w'}"
+        )
+        images = jax.ShapeDtypeStruct((number, height, width, 3), jnp.float32)
+        function = jax.jit(lambda images: _apply(self, images))
+        return jax_export.export(function, platforms=platforms)(images)
 
 
 def own_denoising(workdir: Path, config: Config) -> float | None:

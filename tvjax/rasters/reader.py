@@ -77,8 +77,8 @@ def scaled(raster: Raster, scale: float) -> Raster:
     """The image at `scale` times its resolution, resized as training tiles were (by area)."""
     if scale == 1:
         return raster
-    rows = Axis(raster.height, max(1, round(raster.height * scale)))
-    columns = Axis(raster.width, max(1, round(raster.width * scale)))
+    rows = Axis.scaled(raster.height, scale)
+    columns = Axis.scaled(raster.width, scale)
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         block = raster.read(*rows.source(top, bottom), *columns.source(left, right))

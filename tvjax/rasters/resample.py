@@ -16,6 +16,11 @@ class Axis(NamedTuple):
     old: int
     new: int
 
+    @classmethod
+    def scaled(cls, old: int, scale: float) -> "Axis":
+        """To `scale` times as many pixels, at least one."""
+        return cls(old, max(1, round(old * scale)))
+
     def source(self, start: int, stop: int) -> tuple[int, int]:
         """The old pixels `[lo, hi)` on which the new pixels `[start, stop)` depend."""
         if self.new <= self.old:

@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tvjax.errors import UserError
+from tvjax.rasters import reader
+from tvjax.rasters.reader import Raster
+from tvjax.rasters.resample import Axis, resample_strips
+
 ALIGNMENT = 32
 """Tiles start at its multiples, so that pooling meets the same pixels as in one pass."""
 
@@ -157,6 +162,39 @@ def count(height: int, width: int, tiling: Tiling) -> int:
     sides = zip((height, width), tiling.tile, strict=True)
     numbers = [len(windows(side, tile, tiling.overlap, tiling.reach)) for side, tile in sides]
     return numbers[0] * numbers[1]
+
+
+def probabilities(
+    raster: Raster,
+    net: Net,
+    tiling: Tiling,
+    scale: float = 1.0,
+    progress: Callable[[int], Any] = lambda tiles: None,
+) -> Iterator[np.ndarray]:
+    """Probabilities of an image in strips from the top, float32 `[h, width, 1]`."""
+    small = reader.scaled(raster, scale)
+    found = strips(small.read, small.height, small.width, net, tiling, progress)
+    rows, columns = Axis(small.height, raster.height), Axis(small.width, raster.width)
+    return resample_strips(found, rows, columns)
+
+
+def choose_tiling(sizes: set[tuple[int, int]], net: Net, tile: int = 512, batch: int = 1) -> Tiling:
+    """One tiling for images of these sizes, so that the net is compiled once.
+
+    Images of one size that is no larger than a tile are taken whole, as in training.
+    """
+    least = 4 * ALIGNMENT
+    if tile < least or tile % ALIGNMENT:
+        raise UserError(f"--tile={tile} must be a multiple of {ALIGNMENT}, at least {least}")
+    if batch < 1:
+        raise UserError(f"--batch={batch} must be at least 1")
+    height, width = (max((size[axis] for size in sizes), default=1) for axis in (0, 1))
+    if max(height, width) > tile:
+        reach = measure_reach(net, (batch, tile, tile, 3))
+        return make_tiling(tile, reach, batch=batch)
+    if len(sizes) > 1:
+        height, width = (-(-side // ALIGNMENT) * ALIGNMENT for side in (height, width))
+    return Tiling((height, width), 0, 0, batch)
 
 
 def _batches(columns: list[Window], size: int) -> Iterator[list[Window]]:

@@ -57,13 +57,20 @@ def sweep(ious: dict[str, float], path: Path) -> None:
     save(figure, path)
 
 
-def predictions(images: np.ndarray, masks: np.ndarray, probabilities: np.ndarray) -> Figure:
+def predictions(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    *,
+    labels: Sequence[str] = (),
+) -> Figure:
     """One row a tile: image, truth, probability, and both contours on the image.
 
     Args:
-      images: uint8 `[N, H, W, 3]`.
-      masks: `[N, H, W, 1]`, 0 or 1.
-      probabilities: `[N, H, W, 1]` in [0, 1].
+      images: uint8 `[H, W, 3]` each.
+      masks: `[H, W, 1]`, 0 or 1.
+      probabilities: `[H, W, 1]` in [0, 1].
+      labels: of the rows, if any.
     """
     titles = ("image", "truth", "probability", "contour (truth dashed)")
     figure, axes = plt.subplots(
@@ -81,6 +88,11 @@ def predictions(images: np.ndarray, masks: np.ndarray, probabilities: np.ndarray
             axis.set_axis_off()
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
+    for axis, label in zip(axes[:, 0], labels, strict=False):
+        axis.text(
+            -0.04, 0.5, label, transform=axis.transAxes, rotation=90, ha="right", va="center",
+            fontsize=9,
+        )  # fmt: skip
     return figure
 
 

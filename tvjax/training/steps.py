@@ -240,7 +240,7 @@ def evaluation_step(
         per_image = {
             "images": jnp.ones_like(weight),
             "bce": head.cross_entropy(logits, regularizer.weight(state.hyper), batch.mask),
-            **_scores(probabilities, batch.mask),
+            **per_image_scores(probabilities, batch.mask),
         }
         sums = jax.tree.map(lambda x: jnp.sum(weight * x), per_image)
         return sums if axis_name is None else lax.psum(sums, axis_name)
@@ -248,7 +248,7 @@ def evaluation_step(
     return step
 
 
-def _scores(probabilities: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+def per_image_scores(probabilities: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """How right and how compact the predicted masks are, `[B]` each."""
     counts = metrics.counts(probabilities, mask)
     predicted = (probabilities > 0.5).astype(jnp.float32)

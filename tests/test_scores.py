@@ -1,0 +1,114 @@
+"""Scores of images and of objects, and comparisons, on known answers."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from tvjax import scores
+from tvjax.average_precision import average_precision
+from tvjax.comparison import compare
+from tvjax.examples import Example, Examples
+from tvjax.rasters import tiles
+
+
+def square(left, top, side=8):
+    right, bottom = left + side, top + side
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def red(images):
+    return np.asarray(images)[..., :1]
+
+
+def write_coco(folder):
+    """Three images: one whose redness is the truth, one half of which is missed, one empty."""
+    truth = {1: [square(2, 2), square(20, 4)], 2: [square(4, 4), square(24, 4)], 3: []}
+    drawn = {1: truth[1], 2: truth[2][:1], 3: []}
+    (folder / "images").mkdir()
+    images, annotations = [], []
+    for number, segmentations in drawn.items():
+        pixels = np.zeros((40, 40, 3), np.uint8)
+        for ((left, top, right, _, _, bottom, *_),) in segmentations:
+            pixels[top:bottom, left:right, 0] = 230
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 40, "width": 40})
+        annotations += [
+            {"id": 10 * number + k, "image_id": number, "segmentation": segmentation}
+            for k, segmentation in enumerate(truth[number])
+        ]
+    content = {"images": images, "annotations": annotations}
+    (folder / "a.json").write_text(json.dumps(content))
+    return Examples.of_coco(folder / "a.json", folder / "images")
+
+
+def test_a_coco_file_is_scored_by_image_and_by_object(tmp_path):
+    examples = write_coco(tmp_path)
+    tiling = tiles.choose_tiling(scores.scaled_sizes(examples, 1.0), red)
+    assert tiling.tile == (40, 40)  # one size: whole images
+    result = scores.score(examples, red, tiling)
+    assert [row["iou"] for row in result.images] == pytest.approx([1, 0.5, 1])
+    assert [row["boundary_iou"] for row in result.images] == pytest.approx([1, 0.5, 1])
+    assert [row["components"] for row in result.images] == [2, 1, 0]
+    summary = result.summary
+    assert summary["iou"] == pytest.approx(2.5 / 3) and summary["pooled_iou"] == pytest.approx(0.75)
+    # Three of four objects, and nothing else: precision 1 up to recall 0.75 (76 of 101 levels).
+    assert summary["ap"] == pytest.approx(76 / 101) and summary["ar"] == pytest.approx(0.75)
+    scores.write_csv(result.images, tmp_path / "per_image.csv")
+    with open(tmp_path / "per_image.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["1.png", "2.png", "3.png"]
+    assert [float(row["iou"]) for row in rows] == pytest.approx([1, 0.5, 1])
+
+
+def test_tiles_of_a_split_take_components_for_objects():
+    mask = np.zeros((16, 16, 1), np.uint8)
+    mask[2:6, 2:6] = mask[9:12, 3:13] = 1
+    record = {"id": 4, "file": "t.png", "image": mask.repeat(3, -1) * 200, "mask": mask}
+
+    class Split(list):
+        pass
+
+    examples = Examples.of_split(Split([record]))
+    result = scores.score(examples, red, tiles.choose_tiling({(16, 16)}, red))
+    assert result.summary["ap"] == pytest.approx(1) and result.summary["iou"] == 1
+
+
+def test_average_precision_without_objects_or_results():
+    assert average_precision([(1, (9, 9), [])], [])["ap"] is None
+    assert average_precision([(1, (9, 9), [square(1, 1, 4)])], [])["ap"] == 0
+
+
+def test_the_comparison_is_scipy_s_and_knows_equality():
+    rng = np.random.default_rng(0)
+    one = rng.random(60)
+    two = one + rng.normal(0.02, 0.05, 60)
+    result = compare(one, two)
+    assert result["p_value"] == stats.wilcoxon(two, one).pvalue
+    assert result["difference"] == pytest.approx((two - one).mean())
+    spread = 1.96 * (two - one).std(ddof=1) / 60**0.5
+    assert result["high"] - result["low"] == pytest.approx(2 * spread, rel=0.1)
+    assert result["low"] < result["difference"] < result["high"]
+    same = compare(one, one)
+    assert (same["p_value"], same["low"], same["high"], same["second_better"]) == (1, 0, 0, 0)
+    with pytest.raises(ValueError, match="as many scores"):
+        compare([1.0], [])
+
+
+def test_extremes_are_chosen_once():
+    rows = [{"iou": value} for value in (0.1, 0.9, 0.5, 0.6, 0.4, 0.8, 0.2)]
+    assert scores.extremes(rows) == {"best": [1, 5], "median": [3, 2], "worst": [6, 0]}
+    assert scores.extremes(rows[:2]) == {"best": [1, 0]}
+    assert scores.extremes(rows[:3]) == {"best": [1], "median": [2], "worst": [0]}
+
+
+def test_an_image_is_predicted_at_another_scale():
+    image = np.zeros((60, 60, 3), np.uint8)
+    image[12:36, 15:45] = 255
+    example = Example(1, "a", image, image[..., :1] // 255, ())
+    found = scores.probabilities(example, red, tiles.Tiling((20, 20), 0, 0), scale=1 / 3)
+    assert found.shape == (60, 60, 1)
+    assert np.sum((found[..., 0] > 0.5) != (image[..., 0] > 0)) <= 4

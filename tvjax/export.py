@@ -1,0 +1,57 @@
+r"""A trained net as StableHLO: `python -m tvjax.export --workdir=DIR --out=FILE [--size=512]`.
+
+The file needs JAX and no tvjax, and runs on a CPU, a CUDA GPU and a TPU:
+
+    net = jax.export.deserialize(pathlib.Path(FILE).read_bytes())
+    probabilities = net.call(images)  # float32 [B, H, W, 3] in [0, 1] -> [B, H, W, 1]
+
+`--size=symbolic`, the default, leaves height and width open (multiples of 32), and `--batch` the
+number of images; fixed ones compile to a faster program. `--mlir` writes the program as text.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags, logging
+
+from tvjax import program
+from tvjax.errors import UserError
+from tvjax.predictor import PLATFORMS, Predictor
+from tvjax.rasters import writer
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_OUT = flags.DEFINE_string("out", None, "File to write.")
+_SIZE = flags.DEFINE_string("size", "symbolic", "Height and width of the images, or symbolic.")
+_BATCH = flags.DEFINE_integer("batch", None, "Number of the images; default: any.")
+_PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), "To run on: cpu, cuda, rocm, tpu.")
+_DENOISE = flags.DEFINE_float("denoise", None, "As in tvjax.predict.")
+_MLIR = flags.DEFINE_bool("mlir", False, "Write the program as text instead.")
+
+
+def main(argv: list[str]) -> None:
+    """Writes the file and prints what it takes."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
+    workdir, out = _WORKDIR.value, _OUT.value
+    if not (workdir and out):
+        raise UserError("--workdir and --out are needed, see --help")
+    if not (_SIZE.value == "symbolic" or (_SIZE.value.isdigit() and int(_SIZE.value))):
+        raise UserError(f"--size={_SIZE.value}: give a number of pixels, or symbolic")
+    logging.set_verbosity(logging.WARNING)
+    size = None if _SIZE.value == "symbolic" else int(_SIZE.value)
+    net = Predictor.load(workdir, denoise=_DENOISE.value)
+    exported = net.export(size=size, batch=_BATCH.value, platforms=_PLATFORMS.value)
+    content = exported.mlir_module().encode() if _MLIR.value else bytes(exported.serialize())
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with writer.replacing(Path(out)) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+    shapes = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in exported.in_avals]
+    taken = {"images": shapes[0], "platforms": exported.platforms}
+    print(json.dumps({"out": out, "bytes": len(content), **taken}))
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,211 @@
+"""Masks and polygons of image files, written as they are found; the program is `tvjax.predict`."""
+
+import contextlib
+import glob
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tvjax import polygons
+from tvjax.errors import UserError
+from tvjax.rasters import reader, tiles, writer
+from tvjax.rasters.reader import Raster
+
+SUFFIXES = (*reader.PLAIN, ".tif", ".tiff")
+"""Of the files that are taken from a directory."""
+
+
+class Options(NamedTuple):
+    """What is written, and how."""
+
+    scale: float = 1.0
+    threshold: float = 0.5
+    probabilities: bool = False
+    simplify: float = 0.0
+    min_area: int = 1
+
+
+DEFAULTS = Options()
+
+
+def find_images(patterns: Iterable[str]) -> list[Path]:
+    """The files of directories, globs and file names, in order, each once.
+
+    Raises:
+      UserError: one of them names nothing, or two files would be written under one name.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            inside = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+        else:
+            inside = [path] if path.exists() else [Path(p) for p in glob.glob(pattern)]
+        if not inside:
+            raise UserError(f"--images={pattern}: no such image, or none in there")
+        found |= dict.fromkeys(sorted(inside))
+    stems: dict[str, Path] = {}
+    for path in found:
+        other = stems.setdefault(path.stem, path)
+        if other != path:
+            raise UserError(f"{other} and {path} would be written under the same name; rename one")
+    return list(found)
+
+
+def number_images(paths: list[Path], annotations: str | None) -> list[tuple[int, Path]]:
+    """Ids of the images: their positions from 1, or those of a COCO file.
+
+    Raises:
+      UserError: the file cannot be read, or has no image of one of the names.
+    """
+    if annotations is None:
+        return list(enumerate(paths, 1))
+    try:
+        records = json.loads(Path(annotations).read_bytes())["images"]
+        ids = {Path(record["file_name"]).name: int(record["id"]) for record in records}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{annotations}: is no COCO file with images ({error})") from error
+    for path in paths:
+        if path.name not in ids:
+            raise UserError(f"{path}: {annotations} has no image of this name")
+    return [(ids[path.name], path) for path in paths]
+
+
+def predict_images(
+    images: Sequence[tuple[int, Path]],
+    out: Path,
+    net: tiles.Net,
+    *,
+    options: Options = DEFAULTS,
+    tile: int = 512,
+    batch: int = 1,
+) -> tuple[int, list[str]]:
+    """Writes the masks and polygons of images into a folder; see `tvjax.predict`.
+
+    Args:
+      images: their ids and files.
+      out: the folder, made if need be.
+      net: tiles, float32 `[batch, H, W, 3]` -> probabilities `[batch, H, W, 1]`; a `Predictor`.
+      options: what is written.
+      tile: side of the tiles of images that are larger.
+      batch: tiles that the net takes at once.
+
+    Returns:
+      The number of objects, and what was wrong with the images that were skipped.
+
+    Raises:
+      UserError: the folder cannot be written, or an option needs a package that is missing.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+    if options.simplify:
+        polygons.require_shapely()
+    skipped: list[str] = []
+    sizes = {}
+    for number, path in images:
+        with _skipping(skipped), reader.open_raster(path) as raster:
+            small = reader.scaled(raster, options.scale)
+            sizes[number, path] = small.height, small.width
+    tiling = tiles.choose_tiling(set(sizes.values()), net, tile, batch)
+    total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
+    with (
+        writer.replacing(out / "results.json") as temporary,
+        writer.JsonList(temporary) as results,
+        tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
+    ):
+        for number, path in sizes:
+            mark = results.mark()
+            try:
+                with _skipping(skipped), reader.open_raster(path) as raster:
+                    found = predict_raster(raster, out, net, tiling, options, bar.update)
+                    for polygon in found:
+                        size = raster.height, raster.width
+                        results.add(polygons.coco_result(polygon, *size, number))
+                    mark = results.mark()
+            finally:
+                results.back_to(mark)  # of an image that was skipped nothing stays
+        objects = len(results)
+    return objects, skipped
+
+
+def predict_raster(
+    raster: Raster,
+    out: Path,
+    net: tiles.Net,
+    tiling: tiles.Tiling,
+    options: Options,
+    progress: Callable[[int], Any],
+) -> Iterator[polygons.Polygon]:
+    """Yields an image's objects; its files stand in `out` when they have all been taken."""
+    kind = "png" if raster.is_plain else "tif"
+    with contextlib.ExitStack() as stack:
+
+        def create(name: str, dtype: Any) -> writer.Writer:
+            target = out / f"{raster.path.stem}_{name}.{kind}"
+            path = stack.enter_context(writer.replacing(target))
+            size = raster.height, raster.width
+            if raster.is_plain:
+                return stack.enter_context(writer.Png(path, *size, dtype))
+            return stack.enter_context(
+                writer.GeoTiff(path, *size, dtype, raster.transform, raster.crs)
+            )
+
+        masks = create("mask", np.uint8)
+        maps = None
+        if options.probabilities:
+            maps = create("probability", np.uint16 if raster.is_plain else np.float32)
+
+        def written() -> Iterator[np.ndarray]:
+            for strip in tiles.probabilities(raster, net, tiling, options.scale, progress):
+                strip = strip[..., 0]
+                masks.write(np.where(strip > options.threshold, 255, 0).astype(np.uint8))
+                if maps is not None:
+                    maps.write(np.rint(strip * 65535) if raster.is_plain else strip)
+                yield strip
+
+        path = stack.enter_context(writer.replacing(out / f"{raster.path.stem}.geojson"))
+        features = stack.enter_context(writer.JsonList(path, *_collection(raster)))
+        for polygon in polygons.trace(
+            written(), threshold=options.threshold, min_area=options.min_area
+        ):
+            drawn = polygon
+            if options.simplify:
+                drawn = polygons.simplify(polygon, options.simplify)
+            features.add(polygons.feature(drawn, raster.transform))
+            yield polygon
+
+
+@contextlib.contextmanager
+def _skipping(skipped: list[str]) -> Iterator[None]:
+    """Reports a bad image and goes on."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        tqdm.write(f"skipped: {error}", file=sys.stderr)
+        skipped.append(str(error))
+
+
+def _collection(raster: Raster) -> tuple[str, str]:
+    """The beginning and the end of a GeoJSON file in the image's coordinates."""
+    authority = raster.crs.to_authority() if raster.crs else None
+    name = None
+    if raster.crs and authority is None:
+        tqdm.write(
+            f"note: {raster.path}: its coordinate system has no code; polygons are in its "
+            f"coordinates, but do not name it",
+            file=sys.stderr,
+        )
+    elif authority == ("EPSG", "4326"):
+        name = "urn:ogc:def:crs:OGC:1.3:CRS84"  # longitude first, as GeoJSON has it
+    elif authority:
+        name = f"urn:ogc:def:crs:{authority[0]}::{authority[1]}"
+    crs = {"type": "name", "properties": {"name": name}}
+    member = f' "crs": {json.dumps(crs)},' if name else ""
+    return f'{{"type": "FeatureCollection",{member} "features": [', "]}"

@@ -1,0 +1,105 @@
+"""The scores of a net on examples: of each image, of all, and of the objects in them."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from tvjax import polygons
+from tvjax.average_precision import average_precision
+from tvjax.examples import Example, Examples
+from tvjax.metrics import Counts
+from tvjax.rasters import reader, tiles, writer
+from tvjax.rasters.resample import Axis
+from tvjax.training.steps import per_image_scores
+
+
+class Scores(NamedTuple):
+    """What an evaluation found."""
+
+    images: list[dict[str, Any]]
+    """Of each image: `id`, `name`, `iou`, `boundary_iou`, `components`, `true_components`, `tv`,
+    `true_tv`, `true_positive`, `false_positive`, `false_negative`."""
+    results: list[dict[str, Any]]
+    """The objects that were found, as COCO results."""
+    average_precision: dict[str, float | None]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Means over images, pooled scores over all pixels, and COCO's scores of objects."""
+        columns = {key: np.array([row[key] for row in self.images]) for key in self.images[0]}
+        counts = Counts(*(jnp.asarray(columns.pop(name).sum()) for name in Counts._fields))
+        names = [name for name in columns if name not in ("id", "name")]
+        return {
+            **{name: float(columns[name].mean()) for name in names},
+            "pooled_iou": float(counts.iou),
+            "pooled_f1": float(counts.f1),
+            **self.average_precision,
+            "images": len(self.images),
+        }
+
+
+def probabilities(
+    example: Example, net: tiles.Net, tiling: tiles.Tiling, *, scale: float = 1.0
+) -> np.ndarray:
+    """Of one image, `[H, W, 1]`."""
+    strips = tiles.probabilities(reader.from_array(example.image), net, tiling, scale)
+    return np.concatenate(list(strips))
+
+
+def score(
+    examples: Examples, net: tiles.Net, tiling: tiles.Tiling, *, scale: float = 1.0
+) -> Scores:
+    """Scores a net at p > 0.5.
+
+    Args:
+      examples: the images.
+      net: tiles to probabilities; a `Predictor`.
+      tiling: that suits the images.
+      scale: of the images for the net; what is scored has their own size.
+    """
+    rows, results, truth = [], [], []
+    for k in tqdm(range(len(examples.sizes)), "evaluating", leave=False, delay=3):
+        example = examples.get(k)
+        found = probabilities(example, net, tiling, scale=scale)
+        values = jax.device_get(_per_image(found, example.mask))
+        named = {name: float(value) for name, value in values.items()}
+        rows.append({"id": example.id, "name": example.name, **named})
+        height, width = size = example.mask.shape[:2]
+        for polygon in polygons.trace([found[..., 0]]):
+            results.append(polygons.coco_result(polygon, height, width, example.id))
+        truth.append((example.id, size, example.objects))
+    return Scores(rows, results, average_precision(truth, results))
+
+
+def scaled_sizes(examples: Examples, scale: float) -> set[tuple[int, int]]:
+    """The sizes at which a net sees the images."""
+    return {
+        (Axis.scaled(height, scale).new, Axis.scaled(width, scale).new)
+        for height, width in examples.sizes
+    }
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes the scores of each image, a line an image."""
+    with writer.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def extremes(rows: Sequence[dict[str, Any]], number: int = 2) -> dict[str, list[int]]:
+    """Places of the images of best, median and worst IoU, at most `number` each, each once."""
+    order = sorted(range(len(rows)), key=lambda k: -rows[k]["iou"])
+    number = max(1, min(number, len(rows) // 3))
+    middle = (len(rows) - number) // 2
+    chosen = {"best": order[:number], "median": order[middle : middle + number]}
+    return chosen | {"worst": order[-number:]} if len(rows) > 2 else {"best": order}
+
+
+_per_image = jax.jit(per_image_scores)
