@@ -1,0 +1,133 @@
+"""How fast `tvjax.predict` is, and that its memory does not grow with the raster.
+
+    python -m experiments.benchmarks.predict --json=FILE
+
+Writes GeoTIFFs of two sizes (`--sizes`) and a folder of pictures of 300 pixels, and predicts each
+in a process of its own, whose peak memory is that of the operating system (`ru_maxrss`). The net is
+an untrained U-Net; compilation is not timed, reading, polygons and writing are.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import rasterio
+from absl import app, flags
+from PIL import Image
+
+from configs import base
+from tvjax import prediction, provenance
+from tvjax.predictor import Predictor
+from tvjax.training.setup import make_setup
+
+_JSON = flags.DEFINE_string("json", None, "Where to write the result.")
+_SIZES = flags.DEFINE_list("sizes", ["2000", "6000"], "Sides of the rasters, pixels.")
+_PICTURES = flags.DEFINE_integer("pictures", 100, "Number of the pictures.")
+_WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
+_TILE = flags.DEFINE_integer("tile", 512, "Side of the tiles.")
+_BATCH = flags.DEFINE_integer("batch", 1, "Tiles that the net takes at once.")
+_CASE = flags.DEFINE_string("case", None, "A folder to predict: what the processes are told.")
+
+
+def draw_block(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """A roof of some grey in each 40 pixels, uint8 `[rows, columns, 3]`."""
+    cells = rng.integers(60, 250, (-(-rows // 40), -(-columns // 40), 3), dtype=np.uint8)
+    block = np.kron(cells, np.ones((40, 40, 1), np.uint8))
+    inside = np.arange(40)[:, None] % 40 < 24
+    roof = np.tile(inside & inside.T, cells.shape[:2])[..., None]
+    return np.where(roof, block, 80)[:rows, :columns]
+
+
+def write_raster(path: Path, size: int) -> None:
+    rng = np.random.default_rng(0)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=size, width=size, count=3, dtype="uint8", tiled=True,
+        compress="deflate", crs="EPSG:32633", transform=rasterio.Affine(0.3, 0, 5e5, 0, -0.3, 5e6),
+    ) as file:  # fmt: skip
+        for top in range(0, size, 480):
+            rows = min(480, size - top)
+            block = draw_block(rows, size, rng)
+            file.write(np.moveaxis(block, -1, 0), window=((top, top + rows), (0, size)))
+
+
+def measure(folder: Path) -> dict:
+    """In the process of one case."""
+    config = base.get_config()
+    config.model.width = _WIDTH.value
+    setup = make_setup(config, (64, 64))
+    net = Predictor.of(setup, setup.create())
+    images = list(enumerate(sorted((folder / "images").iterdir()), 1))
+    timed = {"tile": _TILE.value, "batch": _BATCH.value}
+    if images[0][1].suffix == ".tif":
+        shape = (_BATCH.value, _TILE.value, _TILE.value, 3)
+    else:
+        shape = (_BATCH.value, 300, 300, 3)
+    jax.block_until_ready(net(np.zeros(shape, np.float32)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = time.perf_counter()
+    objects, skipped = prediction.predict_images(images, folder / "out", net, **timed)
+    seconds = time.perf_counter() - began
+    assert not skipped, skipped
+    return {
+        "images": len(images),
+        "objects": objects,
+        "seconds": seconds,
+        "images_per_s": len(images) / seconds,
+        "mib_before": before,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def run_case(folder: Path, side: int) -> dict:
+    command = [sys.executable, "-m", "experiments.benchmarks.predict", f"--case={folder}"]
+    command += [f"--{flag.name}={flag.value}" for flag in (_WIDTH, _TILE, _BATCH)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    megapixels = found["images"] * side**2 / 1e6
+    return {"side": side, **found, "megapixels_per_s": megapixels / found["seconds"]}
+
+
+def main(argv):
+    del argv
+    if _CASE.value:
+        print(json.dumps(measure(Path(_CASE.value))))
+        return
+    if not _JSON.value:
+        raise app.UsageError("--json is missing")
+    origin, cases = provenance.describe(seed=0), []
+    with tempfile.TemporaryDirectory() as scratch:
+        for side in map(int, _SIZES.value):
+            folder = Path(scratch) / str(side)
+            (folder / "images").mkdir(parents=True)
+            write_raster(folder / "images" / "raster.tif", side)
+            cases.append(run_case(folder, side))
+        folder = Path(scratch) / "pictures"
+        (folder / "images").mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        for k in range(_PICTURES.value):
+            Image.fromarray(draw_block(300, 300, rng)).save(folder / "images" / f"{k:05}.png")
+        cases.append(run_case(folder, 300))
+    result = {
+        "benchmark": "predict",
+        "config": {"width": _WIDTH.value, "tile": _TILE.value, "batch": _BATCH.value},
+        "cases": cases,
+        **origin,
+    }
+    Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
+    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{'images':>7}{'side':>7}{'seconds':>9}{'images/s':>10}{'Mpx/s':>7}{'peak MiB':>10}")
+    for case in cases:
+        print(
+            f"{case['images']:>7}{case['side']:>7}{case['seconds']:>9.1f}"
+            f"{case['images_per_s']:>10.2f}{case['megapixels_per_s']:>7.2f}{case['peak_mib']:>10.0f}"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)
