@@ -68,8 +68,8 @@ def score(
         example = examples.get(k)
         found = probabilities(example, net, tiling, scale=scale)
         values = jax.device_get(_per_image(found, example.mask))
-        named = {name: float(value) for name, value in values.items()}
-        rows.append({"id": example.id, "name": example.name, **named})
+        row: dict[str, Any] = {"id": example.id, "name": example.name, "iou": 0.0}
+        rows.append(row | {name: float(value) for name, value in values.items()})
         height, width = size = example.mask.shape[:2]
         for polygon in polygons.trace([found[..., 0]]):
             results.append(polygons.coco_result(polygon, height, width, example.id))

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+MOST_ROWS, MOST_COLUMNS = 64, 1024
+"""Of new pixels that are worked on at once."""
+
 
 class Axis(NamedTuple):
     """From `old` pixels to `new` ones.
@@ -61,18 +64,27 @@ def resample_strips(
     if rows.old == rows.new and columns.old == columns.new:
         yield from strips
         return
-    across = columns.weights(0, columns.new)
     held, first, done = np.empty((0, columns.old, 1), np.float32), 0, 0
     for strip in strips:
         held = np.concatenate([held, strip]) if len(held) else strip
         known = first + len(held)
-        stop = done
-        while stop < rows.new and rows.source(done, stop + 1)[1] <= known:
-            stop += 1
-        if stop == done:
-            continue
-        low, high = rows.source(done, stop)
-        yield resample(held[low - first : high - first], rows.weights(done, stop), across)
-        done = stop
+        while done < rows.new and rows.source(done, done + 1)[1] <= known:
+            stop = min(rows.new, done + MOST_ROWS)
+            while rows.source(done, stop)[1] > known:
+                stop -= 1
+            low, high = rows.source(done, stop)
+            block = held[low - first : high - first]
+            yield _widen(block, rows.weights(done, stop), columns)
+            done = stop
         keep = rows.source(done, done + 1)[0] if done < rows.new else known
         held, first = held[keep - first :], keep
+
+
+def _widen(block: np.ndarray, rows: np.ndarray, columns: Axis) -> np.ndarray:
+    """Resamples a strip, some columns at a time: a matrix for all would grow as their square."""
+    parts = []
+    for start in range(0, columns.new, MOST_COLUMNS):
+        stop = min(columns.new, start + MOST_COLUMNS)
+        low, high = columns.source(start, stop)
+        parts.append(resample(block[:, low:high], rows, columns.weights(start, stop)))
+    return np.concatenate(parts, axis=1)

@@ -18,6 +18,9 @@ from tvjax.rasters.resample import Axis, resample_strips
 ALIGNMENT = 32
 """Tiles start at its multiples, so that pooling meets the same pixels as in one pass."""
 
+ROWS = 64
+"""Of the strips that are handed on: what is made of them takes several times their memory."""
+
 Net = Callable[[np.ndarray], Any]
 """Images, float32 `[B, H, W, 3]` in [0, 1] -> probabilities `[B, H, W, 1]`."""
 
@@ -152,7 +155,8 @@ def strips(
                 tall[:, column.start : column.start + tiling.tile[1]] += weights * tile
             progress(len(group))
         finished = rows[k + 1].start - row.start if k + 1 < len(rows) else height - row.start
-        yield tall[:finished, :width].copy()
+        for top in range(0, finished, ROWS):
+            yield tall[top : min(top + ROWS, finished), :width].copy()
         tall[: tiling.tile[0] - finished] = tall[finished:]
         tall[tiling.tile[0] - finished :] = 0
 
