@@ -1,6 +1,7 @@
 """Images of any size to masks and polygons; the net is a stub that reads the red channel."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -102,6 +103,22 @@ def test_every_roof_of_a_georeferenced_raster_is_found(tmp_path):
 @pytest.mark.slow
 def test_every_roof_of_a_large_raster_is_found(tmp_path):
     assert_roofs_found(tmp_path, 4000, 5000)
+
+
+def test_memory_does_not_grow_with_the_raster_s_height(tmp_path):
+    peaks = []
+    for height in (256, 256, 3072):  # the first one to load what is loaded once
+        mask = np.zeros((height, 512), bool)
+        mask[20:40, 30:60] = True
+        write_raster(tmp_path / f"{height}.tif", mask)
+        images = [(1, tmp_path / f"{height}.tif")]
+        tracemalloc.start()
+        try:
+            prediction.predict_images(images, tmp_path / "out", red, tile=128)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[2] < 1.2 * peaks[1], peaks
 
 
 def smooth_net(images):

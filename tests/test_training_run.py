@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax import export
+from PIL import Image
 
+import tvjax
 from tvjax.training.logs import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +107,46 @@ def test_evaluate_gives_the_summary_s_scores(whole, tiles):
     scores = json.loads(result.stdout.splitlines()[-1])
     assert scores["iou"] == pytest.approx(summary(workdir)["val_iou"], abs=1e-6)
     fails_with(evaluate("--workdir=/nowhere/run"), "/nowhere/run", "config.json")
+
+
+def use(program, *flags):
+    command = [sys.executable, "-m", f"tvjax.{program}", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_run_predicts_and_says_what_it_skipped(whole, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "b.png").write_text("no image")
+    out = tmp_path / "out"
+    flags = (f"--workdir={whole[0]}", f"--images={tmp_path}/images/*.png", f"--out={out}")
+    result = use("predict", *flags, "--threshold=0.4")
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert "skipped: " in result.stderr and "b.png" in result.stderr
+    numbers = json.loads(result.stdout.splitlines()[-1])
+    assert (numbers["images"], numbers["skipped"]) == (1, 1)
+    assert sorted(p.name for p in out.iterdir()) == ["a.geojson", "a_mask.png", "results.json"]
+    assert len(json.loads((out / "results.json").read_text())) == numbers["objects"]
+
+
+@pytest.mark.slow
+def test_a_run_is_compared_and_exported(whole, tmp_path):
+    workdir = f"--workdir={whole[0]}"
+    result = use("evaluate", workdir, workdir, f"--out={tmp_path}/out")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["comparison"]["p_value"] == 1
+    kept = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
+    names = ("scores.json", "per_image.csv", "results.json", "grid.png")
+    assert kept == {"comparison.json", *(f"{k}/{name}" for k in (1, 2) for name in names)}
+    result = use("export", workdir, f"--out={tmp_path}/net", "--size=16", "--batch=1")
+    assert result.returncode == 0, result.stderr
+    exported = export.deserialize(bytearray((tmp_path / "net").read_bytes()))
+    images = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
+    net = tvjax.Predictor.load(whole[0])
+    np.testing.assert_allclose(exported.call(images), net(images), atol=1e-5)
+    fails_with(use("export", workdir, f"--out={tmp_path}/net", "--size=big"), "--size=big")
+    fails_with(use("predict", workdir, "--images=nowhere/*.tif", "--out=x"), "nowhere/*.tif")
 
 
 def test_a_finished_run_is_not_done_again(whole, tiles):

@@ -4,7 +4,8 @@
 
 Writes GeoTIFFs of two sizes (`--sizes`) and a folder of pictures of 300 pixels, and predicts each
 in a process of its own, whose peak memory is that of the operating system (`ru_maxrss`). The net is
-an untrained U-Net; compilation is not timed, reading, polygons and writing are.
+an untrained U-Net, whose answer is then overruled by the drawn roofs: outlines of noise would be
+the better part of the work. Compilation is not timed; reading, polygons and writing are.
 """
 
 import json
@@ -16,9 +17,10 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rasterio
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 
 from configs import base
@@ -27,12 +29,15 @@ from tvjax.predictor import Predictor
 from tvjax.training.setup import make_setup
 
 _JSON = flags.DEFINE_string("json", None, "Where to write the result.")
-_SIZES = flags.DEFINE_list("sizes", ["2000", "6000"], "Sides of the rasters, pixels.")
-_PICTURES = flags.DEFINE_integer("pictures", 100, "Number of the pictures.")
+_SIZES = flags.DEFINE_list("sizes", ["2000", "5000"], "Sides of the rasters, pixels.")
+_PICTURES = flags.DEFINE_integer("pictures", 50, "Number of the pictures.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
 _TILE = flags.DEFINE_integer("tile", 512, "Side of the tiles.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Tiles that the net takes at once.")
 _CASE = flags.DEFINE_string("case", None, "A folder to predict: what the processes are told.")
+
+GROUND = 80
+"""Grey of what is no roof."""
 
 
 def draw_block(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
@@ -41,7 +46,7 @@ def draw_block(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
     block = np.kron(cells, np.ones((40, 40, 1), np.uint8))
     inside = np.arange(40)[:, None] % 40 < 24
     roof = np.tile(inside & inside.T, cells.shape[:2])[..., None]
-    return np.where(roof, block, 80)[:rows, :columns]
+    return np.where(roof, block, GROUND)[:rows, :columns]
 
 
 def write_raster(path: Path, size: int) -> None:
@@ -61,7 +66,13 @@ def measure(folder: Path) -> dict:
     config = base.get_config()
     config.model.width = _WIDTH.value
     setup = make_setup(config, (64, 64))
-    net = Predictor.of(setup, setup.create())
+    unet = Predictor.of(setup, setup.create())
+
+    @jax.jit
+    def net(images):
+        is_roof = jnp.any(jnp.abs(images - GROUND / 255) > 0.01, axis=-1, keepdims=True)
+        return 0.98 * is_roof + 0.01 * unet(images)
+
     images = list(enumerate(sorted((folder / "images").iterdir()), 1))
     timed = {"tile": _TILE.value, "batch": _BATCH.value}
     if images[0][1].suffix == ".tif":
@@ -95,6 +106,7 @@ def run_case(folder: Path, side: int) -> dict:
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)
     if _CASE.value:
         print(json.dumps(measure(Path(_CASE.value))))
         return
