@@ -83,8 +83,11 @@ def test_a_process_alone_joins_nobody(monkeypatch, joined, environment):
 
 
 def test_what_jax_cannot_find_out_is_passed_on(monkeypatch):
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(UserError, match=r"no known environment.*coordinator_address"):
+    def initialize(**_):
+        raise ValueError("coordinator_address should be defined.\nsecond line")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(UserError, match=r"no known environment.*should be defined\. Give"):
         join(monkeypatch, multihost=True)
 
 

@@ -37,6 +37,11 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+# Orbax leaves a coroutine behind where a write fails; that it says so at the end is not ours.
+unfinished = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@unfinished
 def test_a_disk_that_fills_in_mid_save_keeps_the_older_checkpoint(tmp_path, small_files):
     folder = tmp_path / "checkpoints"
     with Checkpoints(folder, keep=2) as checkpoints:
@@ -51,6 +56,7 @@ def test_a_disk_that_fills_in_mid_save_keeps_the_older_checkpoint(tmp_path, smal
         assert checkpoints.steps == [2, 1]
 
 
+@unfinished
 def test_a_save_that_fails_unseen_is_reported_by_the_next_one_or_at_the_end(tmp_path, small_files):
     with pytest.raises(UserError, match="there is none before it"):
         with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:

@@ -78,7 +78,7 @@ def join(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         source = environment or (" ".join(named) if named else "no known environment")
         raise UserError(
-            f"cannot join the other processes of this job ({source}): {reason}. Give "
+            f"cannot join the other processes of this job ({source}): {reason.rstrip('.')}. Give "
             f"--coordinator=HOST:PORT --num_processes=N --process_id=I, or --nomultihost to run "
             f"alone"
         ) from error

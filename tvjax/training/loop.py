@@ -178,8 +178,7 @@ class _Session:
                 pending = None
             val_iou = self._evaluate(state, step) if evaluates else None
             best = val_iou is not None and val_iou > self.best
-            if best:
-                self.best = val_iou
+            self.best = val_iou if val_iou is not None and best else self.best
             if saves or (best and config.checkpoint.keep_best):
                 self._save(state, step, val_iou, wait=done or asked)
             if asked and not done:
