@@ -39,7 +39,7 @@ while ((${#rank[@]})); do
         "The same command resumes from the newest checkpoint" >&2
     fi
     left=("${!rank[@]}")
-    (sleep 60 && kill -KILL "${left[@]}") 2>/dev/null &
+    (sleep 60 && kill -KILL "${left[@]}") >/dev/null 2>&1 &
     reaper=$!
   fi
   unset "rank[$ended]"

@@ -58,9 +58,9 @@ def sweep(ious: dict[str, float], path: Path) -> None:
 
 
 def predictions(
-    images: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
-    probabilities: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | np.ndarray,
+    masks: Sequence[np.ndarray] | np.ndarray,
+    probabilities: Sequence[np.ndarray] | np.ndarray,
     *,
     labels: Sequence[str] = (),
 ) -> Figure:

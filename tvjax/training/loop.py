@@ -149,7 +149,7 @@ class _Session:
         self.before, self.began = run["seconds"], time.perf_counter()
         # Sums of metrics since the last line of the log: saved, so that a resumed run logs the same
         self.sums = {name: tuple(pair) for name, pair in run["sums"].items()}
-        self.best = run["best_val_iou"]
+        self.best: float = run["best_val_iou"]
         self.shown: dict[str, str] = {}
 
     def seconds(self) -> float:
