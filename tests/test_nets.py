@@ -241,6 +241,7 @@ def initial(net, dtype):
 
 def bilevel(name, optimizer, *, width=2, dtype=jnp.float32):
     net, head = model(name, width=width)
+    net = net.clone(dtype=None)  # that of the images
     regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
     problem = steps.make_problem(net, head, optimizer, regularizer)
     variables = initial(net, dtype)
@@ -250,10 +251,15 @@ def bilevel(name, optimizer, *, width=2, dtype=jnp.float32):
     return problem, regularizer, state
 
 
-@pytest.mark.parametrize("name, rate, width", [("segnet", 0.03, 4), ("segformer", 0.01, 4)])
-def test_it_learns(monkeypatch, name, rate, width):
-    for field in ("HEADS", "REDUCTIONS", "PATCHES"):  # two stages of four, to compile the half
+@pytest.fixture
+def two_stages(monkeypatch):
+    """Of SegFormer's four, to compile the half."""
+    for field in ("HEADS", "REDUCTIONS", "PATCHES"):
         monkeypatch.setattr(segformer, field, getattr(segformer, field)[:2])
+
+
+@pytest.mark.parametrize("name, rate, width", [("segnet", 0.03, 4), ("segformer", 0.01, 4)])
+def test_it_learns(two_stages, name, rate, width):
     problem, regularizer, state = bilevel(name, hypergrad.adam(rate), width=width)
     # Compiling is what takes the time here.
     options = {"xla_llvm_disable_expensive_passes": True, "xla_cpu_parallel_codegen_split_count": 1}
@@ -267,7 +273,7 @@ def test_it_learns(monkeypatch, name, rate, width):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["segnet", "segformer"])
-def test_exact_hypergradient_is_the_finite_difference(x64, name):
+def test_exact_hypergradient_is_the_finite_difference(x64, two_stages, name):
     problem, _, state = bilevel(name, hypergrad.adam(1e-3), dtype=jnp.float64)
     data = [batch(seed, n=2, dtype=jnp.float64) for seed in range(4)]
 
@@ -279,6 +285,7 @@ def test_exact_hypergradient_is_the_finite_difference(x64, name):
     for train in data[:2]:  # so that Adam's moments are at work
         inner = estimate(inner, state.hyper, train).state
     exact = estimate(inner, state.hyper, data[2]).gradient
+    assert exact.dtype == jnp.float64
     h = 1e-3
     near, far = (
         estimate(inner, state.hyper + k * h, data[2]).outer_loss
