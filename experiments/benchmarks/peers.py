@@ -55,11 +55,11 @@ class TorchUNet(nn.Module):
     def forward(self, x):
         """Logits."""
         skips = []
-        for block in self.down[:-1]:
-            x = block(x)
+        for i in range(DEPTH):  # higher's copy of a ModuleList knows no slices
+            x = self.down[i](x)
             skips.append(x)
             x = F.max_pool2d(x, 2)
-        x = self.down[-1](x)
+        x = self.down[DEPTH](x)
         for up, block, skip in zip(self.up, self.back, reversed(skips), strict=True):
             x = block(torch.cat([skip, up(x)], 1))
         return self.last(x)

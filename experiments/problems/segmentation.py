@@ -30,6 +30,7 @@ def make(seed: int) -> Setting:
     splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
     train, val = (_batches(splits[name], seed) for name in ("train", "val"))
     config.model.width = WIDTH
+    config.model.dtype = None  # as wide as the parameters: float64 here
     net, head = make_model(**config.model)
     regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
     problem = steps.make_problem(net, head, hypergrad.adam(RATE), regularizer)

@@ -22,7 +22,7 @@ def make_model(
     width: int,
     depth: int,
     momentum: float,
-    dtype: str,
+    dtype: str | None,
     axis_name: str | None = None,
 ) -> tuple[nn.Module, Head]:
     """The net of this name, with as many channels as its head reads.
@@ -35,7 +35,7 @@ def make_model(
       width: filters of the first block, or channels of one attention head.
       depth: number of blocks, see the net.
       momentum: of BatchNorm's running statistics, in nets that have them.
-      dtype: of the net's computation.
+      dtype: of the computation; None: that of the parameters.
       axis_name: the device axis, for BatchNorm.
 
     Raises:
