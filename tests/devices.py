@@ -6,6 +6,7 @@ In float64 and in a process of its own: both, and the number of devices, are set
 
 import json
 import sys
+from functools import cache
 
 import flax.linen as nn
 import jax
@@ -78,18 +79,26 @@ def config_of(net, method, map, devices):
     return config
 
 
+@cache
+def first_state(net, method):
+    """In float64, but made in float32: random numbers of 64 bits compile ten times as long."""
+
+    def widen(x):
+        return np.asarray(x, np.float64 if np.issubdtype(x.dtype, np.floating) else x.dtype)
+
+    config = config_of(net, method, "jit", 1)
+    config.model.dtype = "float32"
+    with jax.enable_x64(False):
+        return jax.tree.map(widen, make_setup(config, (SIZE, SIZE)).create())
+
+
 def train(net, method, map, devices, *, resident=True, most=1):
     """Every line of metrics, the last state, and the scores of an evaluation."""
     config = config_of(net, method, map, devices)
     config.data.resident, config.train.steps_per_dispatch = resident, most
     setup = make_setup(config, (SIZE, SIZE))
 
-    def widen(x):
-        return np.asarray(x, np.float64 if np.issubdtype(x.dtype, np.floating) else x.dtype)
-
-    with jax.enable_x64(False):  # compiles in a fraction of the time
-        state = setup.create()
-    state = setup.layout.replicate(jax.tree.map(widen, state))
+    state = setup.layout.replicate(first_state(net, method))
     lines = []
     for dispatch in feeds.dispatches(config, setup, SPLITS, 0):
         take = setup.bilevel if dispatch.bilevel else setup.plain
