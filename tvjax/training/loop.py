@@ -261,7 +261,11 @@ def _full_disk(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES):
+        # A failed write to an open file names none.
+        named = Path(str(error.filename or workdir / "log")).absolute()
+        elsewhere = workdir.absolute() not in named.parents
+        full = errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES
+        if elsewhere or error.errno not in full:
             raise
         raise UserError(
             f"--workdir={workdir} cannot be written ({error.strerror}); the newest checkpoint is "
