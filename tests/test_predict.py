@@ -1,6 +1,7 @@
 """Images of any size to masks and polygons; the net is a stub that reads the red channel."""
 
 import json
+import sys
 import tracemalloc
 
 import numpy as np
@@ -221,6 +222,23 @@ def test_rasterio_and_pillow_read_the_same_pixels(tmp_path, mode, monkeypatch):
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-20])
     with pytest.raises(UserError, match="cut off"), reader.open_raster(tmp_path / "b.png"):
         pass
+
+
+def test_without_the_extra_pictures_work_and_maps_say_what_is_missing(tmp_path, monkeypatch):
+    mask, roofs = draw_roofs(160, 6)
+    Image.fromarray(np.where(mask[..., None], (255, 9, 9), 0).astype(np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    write_raster(tmp_path / "b.tif", mask)
+    for name in ("rasterio", "shapely"):
+        monkeypatch.setitem(sys.modules, name, None)
+    images = [(1, tmp_path / "a.png"), (2, tmp_path / "b.tif")]
+    objects, skipped = prediction.predict_images(images, tmp_path / "out", red)
+    assert objects == len(roofs)
+    assert len(skipped) == 1 and "b.tif" in skipped[0] and "tvjax[geo]" in skipped[0]
+    with pytest.raises(UserError, match=r"shapely.*tvjax\[geo\]"):
+        options = prediction.Options(simplify=1.0)
+        prediction.predict_images(images, tmp_path / "out", red, options=options)
 
 
 def test_mistakes_are_one_line(tmp_path):
