@@ -40,7 +40,15 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     size = None if _SIZE.value == "symbolic" else int(_SIZE.value)
     net = Predictor.load(workdir, denoise=_DENOISE.value)
-    exported = net.export(size=size, batch=_BATCH.value, platforms=_PLATFORMS.value)
+    try:
+        exported = net.export(size=size, batch=_BATCH.value, platforms=_PLATFORMS.value)
+    except Exception as error:  # what a net does with an open size may fail as anything
+        if size is not None:
+            raise
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--size=symbolic: this net needs a fixed size, e.g. --size=512 ({first})"
+        ) from error
     content = exported.mlir_module().encode() if _MLIR.value else bytes(exported.serialize())
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
