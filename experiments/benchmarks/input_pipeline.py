@@ -19,7 +19,7 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 from configs import base
@@ -123,6 +123,7 @@ def measure() -> dict:
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)
     result = measure()
     Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
     for name, value in result["images_per_s"].items():
