@@ -74,7 +74,7 @@ class Predictor:
         """The net of a state in training."""
         inner = state.inner._replace(opt_state=())
         state = state._replace(inner=inner, hyper_opt_state=(), carry=())
-        return cls(state, denoise or None, setup.predict, denoise_kind)
+        return cls(setup.layout.local(state), denoise or None, setup.prediction, denoise_kind)
 
     def __call__(self, images: Any) -> jax.Array:
         """Probabilities of the object.

@@ -56,7 +56,12 @@ def open_net(workdir: Path) -> tuple[Config, Setup, TrainState]:
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir} holds no run (no readable config.json)") from error
     program.cache_compilations(Path(config.data.cache) / "compiled")
-    setup = make_setup(config, ANY_SHAPE)
+    try:
+        setup = make_setup(config, ANY_SHAPE)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{workdir}/config.json is of another version of tvjax ({error}); train anew"
+        ) from error
     # Nothing is made where nothing was: orbax would create the folder.
     folder = workdir / "checkpoints"
     restored = None

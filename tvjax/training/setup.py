@@ -190,6 +190,8 @@ class Setup(NamedTuple):
     """`(state, denoise, batch, weight) -> sums`, as in `steps.evaluation_step`."""
     predict: Callable[..., tuple[jax.Array, jax.Array]]
     """`(state, images) -> (logits, probabilities)`, on one device."""
+    prediction: Callable[..., tuple[jax.Array, jax.Array]]
+    """The same as a pure function of a state that lies on one device, to be jitted with more."""
 
 
 def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
@@ -287,6 +289,7 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
             lambda state, denoise, batch, weight: evaluation(state, denoise, Batch(*batch), weight)
         ),
         predict=lambda state, images: predict(layout.local(state), images),
+        prediction=predict,
     )
 
 
