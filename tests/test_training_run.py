@@ -191,6 +191,7 @@ def test_other_models_and_estimators_resume_bit_for_bit(tiles, tmp_path, config)
     assert resumed["parameters_sha256"] == uninterrupted["parameters_sha256"]
 
 
+@pytest.mark.slow
 def test_streamed_records_give_the_same_run_as_resident_ones(whole, tiles, tmp_path):
     result = run(tiles, tmp_path / "run", "--config.data.resident=False")
     assert result.returncode == 0, result.stderr

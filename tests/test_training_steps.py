@@ -60,7 +60,7 @@ ESTIMATORS = {
     "name, statistics",
     [
         ("adam", "batch"),
-        ("momentum", "batch"),
+        pytest.param("momentum", "batch", marks=pytest.mark.slow),
         pytest.param("adam", "running", marks=pytest.mark.slow),
         pytest.param("sgd", "batch", marks=pytest.mark.slow),
     ],
@@ -101,10 +101,8 @@ def test_hypergradients_of_the_training_step(x64, name, statistics):
         inner = estimates(inner, state.hyper, batch(i))["exact"].state
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["exact", *(pytest.param(m, marks=pytest.mark.slow) for m in ("sgd_formula", "paper"))],
-)
+@pytest.mark.slow  # a small net on real devices is in test_training_devices.py
+@pytest.mark.parametrize("method", ["exact", "sgd_formula", "paper"])
 def test_four_devices_are_one(x64, method):
     """vmap with an axis name stands for devices: the losses are local, the means explicit."""
 
