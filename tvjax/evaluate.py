@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from tvjax import program, scores
 from tvjax.comparison import compare
@@ -48,7 +48,6 @@ def main(argv: list[str]) -> None:
         raise UserError("--annotations and --images belong together: a COCO file and its folder")
     if not _SCALE.value > 0:
         raise UserError(f"--scale={_SCALE.value} must be positive")
-    logging.set_verbosity(logging.WARNING)
     examples: Examples | None = None
     if _ANNOTATIONS.value and _IMAGES.value:
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value)

@@ -12,7 +12,7 @@ number of images; fixed ones compile to a faster program. `--mlir` writes the pr
 import json
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from tvjax import program
 from tvjax.errors import UserError
@@ -37,7 +37,6 @@ def main(argv: list[str]) -> None:
         raise UserError("--workdir and --out are needed, see --help")
     if not (_SIZE.value == "symbolic" or (_SIZE.value.isdigit() and int(_SIZE.value))):
         raise UserError(f"--size={_SIZE.value}: give a number of pixels, or symbolic")
-    logging.set_verbosity(logging.WARNING)
     size = None if _SIZE.value == "symbolic" else int(_SIZE.value)
     net = Predictor.load(workdir, denoise=_DENOISE.value)
     try:

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from tvjax import program
 from tvjax.errors import UserError
@@ -27,7 +27,6 @@ def main(argv: list[str]) -> None:
     """Trains, evaluates, writes and prints the summary."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
-    logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value.copy_and_resolve_references()
     names = "coordinator", "num_processes", "process_id"
     cluster.join(multihost=_MULTIHOST.value, **{name: flags.FLAGS[name].value for name in names})

@@ -24,7 +24,7 @@ import json
 import sys
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from tvjax import prediction, program
 from tvjax.errors import UserError
@@ -58,7 +58,6 @@ def main(argv: list[str]) -> None:
     for flag in (_THRESHOLD, _DENOISE, _SIMPLIFY):
         if (flag.value or 0) < 0:
             raise UserError(f"--{flag.name}={flag.value} must not be negative")
-    logging.set_verbosity(logging.WARNING)
     paths = prediction.find_images(_IMAGES.value)
     if any(path.parent.resolve() == Path(out).resolve() for path in paths):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tvjax.errors import UserError, exit_with_one_line
@@ -22,7 +22,12 @@ def define_config_flag() -> flags.FlagHolder[Config]:
 
 def run(main: Callable[[list[str]], Any]) -> None:
     """Runs a program's `main`: a mistake in flags, config or data is one line and status 2."""
-    app.run(exit_with_one_line(main), flags_parser=exit_with_one_line(_parse))
+
+    def quiet(argv: list[str]) -> Any:
+        logging.set_verbosity(logging.WARNING)  # orbax and tfds log what they do as they do it
+        return main(argv)
+
+    app.run(exit_with_one_line(quiet), flags_parser=exit_with_one_line(_parse))
 
 
 def cache_compilations(directory: str | Path) -> None:
