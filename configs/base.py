@@ -192,5 +192,5 @@ def with_preset(config: ConfigDict, preset: str | None) -> ConfigDict:
     """
     presets = {None: lambda config: config, "": lambda config: config, "paper": paper}
     if preset not in presets:
-        raise ValueError(f"unknown preset {preset!r} of config {config.name!r}; there is: paper")
+        raise ValueError(f"there is no preset {preset!r}; there is: paper")
     return presets[preset](config)

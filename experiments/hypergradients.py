@@ -6,38 +6,42 @@ prints a table for the last snapshot and writes all of them as JSON: config, com
 hardware, seed, and `records`. Without `--problem` the figure is drawn from the JSON alone.
 """
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+from absl import flags
 from tqdm import tqdm
 
 from experiments import problems
 from experiments.problems.setting import Setting
-from tvjax import hypergrad, provenance
+from tvjax import hypergrad, program, provenance
 from tvjax.types import PyTree
 
 ONLINE = "forward_online"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--problem", choices=problems.PROBLEMS)
-    parser.add_argument("--json", required=True, type=Path, help="results, written or read")
-    parser.add_argument("--figure", type=Path, help="PNG of errors and values over the training")
-    parser.add_argument("--seed", type=int, default=0, help="of mini-batches and noise")
-    parser.add_argument("--snapshots", type=int, help="only the first so many")
-    args = parser.parse_args()
+def define_flags() -> None:
+    flags.DEFINE_enum("problem", None, list(problems.PROBLEMS), "What to audit.")
+    flags.DEFINE_string("json", None, "Results, written or read.", required=True)
+    flags.DEFINE_string("figure", None, "PNG of errors and values over the training.")
+    flags.DEFINE_integer("seed", 0, "Of mini-batches and noise.")
+    flags.DEFINE_integer("snapshots", None, "Only the first so many.")
+
+
+def main(argv) -> None:
+    del argv
+    args = flags.FLAGS
+    file = Path(args.json)
     if args.problem:
         # A reference is worth its digits only in float64.
         jax.config.update("jax_enable_x64", True)
         results = run(args.problem, args.seed, args.snapshots)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     if args.figure:
-        draw(json.loads(args.json.read_text()), args.figure)
+        draw(json.loads(file.read_text()), Path(args.figure))
 
 
 def run(name: str, seed: int, snapshots: int | None = None) -> dict:
@@ -137,4 +141,5 @@ def _or_nan(x: float | None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    define_flags()
+    program.run(main)

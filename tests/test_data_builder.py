@@ -196,14 +196,14 @@ def test_interrupted_build_is_never_read(source, tmp_path, number):
     out = tmp_path / "out"
     script = (
         "import time\n"
-        "from absl import app\n"
+        "from tvjax import program\n"
         "from tvjax.data import coco, prepare\n"
         "load = coco.Tile.load\n"
         "def slow(tile):\n"
         "    if tile.id == 90: print('half', flush=True); time.sleep(60)\n"
         "    return load(tile)\n"
         "coco.Tile.load = slow\n"
-        "app.run(prepare.main)"
+        "program.run(prepare.main)"
     )
     flags = [f"--annotations={source / 'annotation.json'}", f"--images={source / 'images'}"]
     command = [sys.executable, "-c", script, *flags, f"--out={out}", "--size=10"]

@@ -115,16 +115,22 @@ def test_updates_are_counted_as_they_fall_due(warmup, every):
 def test_a_workdir_that_is_a_file_or_holds_another_run_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir"):
-        rundir.open_run(tmp_path / "file" / "run", config("unet"))
-    rundir.open_run(tmp_path / "run", config("unet"))
+        rundir.make(tmp_path / "file" / "run")
+    run = tmp_path / "run"
+    rundir.make(run)
+    rundir.write_config(run, config("unet"))
+    rundir.check(run, config("lunet"))  # nothing was trained there yet
+    (run / "checkpoints" / "5.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    rundir.check(run, config("lunet"))
+    (run / "checkpoints" / "5").mkdir()
     longer = config("unet")
     longer.train.steps = 700  # a run may be prolonged
-    rundir.open_run(tmp_path / "run", longer)
+    rundir.check(run, longer)
     with pytest.raises(UserError, match=r"regularizer.place='none'.*'loss'"):
-        rundir.open_run(tmp_path / "run", config("lunet"))
-    (tmp_path / "run" / "config.json").write_text("{")
+        rundir.check(run, config("lunet"))
+    (run / "config.json").write_text("{")
     with pytest.raises(UserError, match="move it away"):
-        rundir.open_run(tmp_path / "run", config("unet"))
+        rundir.check(run, config("unet"))
 
 
 def test_lambda_weighs_a_pixel_as_the_notes_say():

@@ -107,6 +107,20 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
     with Checkpoints(folder, keep=2, keep_best=1) as checkpoints:
         checkpoints.save(state(6), {}, wait=True)
         assert (checkpoints.steps, checkpoints.best) == ([6, 5, 3], 3)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        for which, step in (("newest", 6), ("best", 3), (5, 5), ("5", 5)):
+            assert int(checkpoints.restore(state(0), which)[0].step) == step
+        with pytest.raises(UserError, match=r"checkpoint=4: .*newest \(6\), best \(3\), .*6, 5, 3"):
+            checkpoints.restore(state(0), 4)
+        with pytest.raises(UserError, match="checkpoint=bset"):
+            checkpoints.restore(state(0), "bset")
+
+
+def test_without_a_validation_iou_none_is_the_best(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(state(1), {}, wait=True)
+        with pytest.raises(UserError, match=r"checkpoint=best.*choose newest \(1\), or one of 1"):
+            checkpoints.choose("best")
 
 
 def test_a_record_file_cut_off_is_named_in_one_line(tiles, tmp_path):

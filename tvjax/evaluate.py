@@ -27,6 +27,7 @@ from tvjax.rasters import tiles
 from tvjax.training import restore
 
 _WORKDIR = flags.DEFINE_multi_string("workdir", [], "Folder of the run; a second one to compare.")
+_CHECKPOINT = program.define_checkpoint_flag()
 _SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "Tiles to score.")
 _DATA = flags.DEFINE_string("data", None, "Other tiles: prepared, or a COCO folder.")
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file to score instead of a split.")
@@ -40,8 +41,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write into.")
 
 def main(argv: list[str]) -> None:
     """Evaluates and prints."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
+    del argv
     if not 1 <= len(_WORKDIR.value) <= 2:
         raise UserError("--workdir: give the folder of a run, or of two runs to compare them")
     if bool(_ANNOTATIONS.value) != bool(_IMAGES.value):
@@ -79,11 +79,11 @@ def main(argv: list[str]) -> None:
 def open_net(workdir: Path, examples: Examples | None) -> tuple[Predictor, int, Examples]:
     """The net of a run, its step, and the examples: the given ones, or the split's."""
     if examples is None:
-        run = restore.open_run(workdir, directory=_DATA.value)
+        run = restore.open_run(workdir, directory=_DATA.value, checkpoint=_CHECKPOINT.value)
         config, setup, state = run.config, run.setup, run.state
         examples = Examples.of_split(run.splits[_SPLIT.value])
     else:
-        config, setup, state = restore.open_net(workdir)
+        config, setup, state = restore.open_net(workdir, _CHECKPOINT.value)
     denoise = _DENOISE.value
     if denoise is None:
         denoise = own_denoising(workdir, config)

@@ -21,6 +21,7 @@ from tvjax.rasters import writer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "File to write.")
+_CHECKPOINT = program.define_checkpoint_flag()
 _SIZE = flags.DEFINE_string("size", "symbolic", "Height and width of the images, or symbolic.")
 _BATCH = flags.DEFINE_integer("batch", None, "Number of the images; default: any.")
 _PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), "To run on: cpu, cuda, rocm, tpu.")
@@ -30,15 +31,14 @@ _MLIR = flags.DEFINE_bool("mlir", False, "Write the program as text instead.")
 
 def main(argv: list[str]) -> None:
     """Writes the file and prints what it takes."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
+    del argv
     workdir, out = _WORKDIR.value, _OUT.value
     if not (workdir and out):
         raise UserError("--workdir and --out are needed, see --help")
     if not (_SIZE.value == "symbolic" or (_SIZE.value.isdigit() and int(_SIZE.value))):
         raise UserError(f"--size={_SIZE.value}: give a number of pixels, or symbolic")
     size = None if _SIZE.value == "symbolic" else int(_SIZE.value)
-    net = Predictor.load(workdir, denoise=_DENOISE.value)
+    net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     try:
         exported = net.export(size=size, batch=_BATCH.value, platforms=_PLATFORMS.value)
     except Exception as error:  # what a net does with an open size may fail as anything

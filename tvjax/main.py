@@ -12,7 +12,6 @@ from pathlib import Path
 from absl import flags
 
 from tvjax import program
-from tvjax.errors import UserError
 from tvjax.training import cluster, interrupt, loop, parallel, rundir
 
 _CONFIG = program.define_config_flag()
@@ -25,8 +24,7 @@ INTERRUPTED = 75
 
 def main(argv: list[str]) -> None:
     """Trains, evaluates, writes and prints the summary."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
+    del argv
     config = _CONFIG.value.copy_and_resolve_references()
     names = "coordinator", "num_processes", "process_id"
     cluster.join(multihost=_MULTIHOST.value, **{name: flags.FLAGS[name].value for name in names})
@@ -44,4 +42,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, interrupted=INTERRUPTED)

@@ -42,14 +42,14 @@ _DENOISE = flags.DEFINE_float(
 _SIMPLIFY = flags.DEFINE_float("simplify", 0.0, "How far, in pixels, polygons may leave the mask.")
 _MIN_AREA = flags.DEFINE_integer("min_area", 1, "Pixels of the smallest object that has a polygon.")
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file with the images' ids.")
+_CHECKPOINT = program.define_checkpoint_flag()
 _TILE = flags.DEFINE_integer("tile", 512, "Side of the tiles of large images, a multiple of 32.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Tiles of an image that the net takes at once.")
 
 
 def main(argv: list[str]) -> None:
     """Predicts and prints what was found."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; all are flags, and a glob needs quotes")
+    del argv
     workdir, out = _WORKDIR.value, _OUT.value
     if not (workdir and out and _IMAGES.value):
         raise UserError("--workdir, --images and --out are needed, see --help")
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     paths = prediction.find_images(_IMAGES.value)
     if any(path.parent.resolve() == Path(out).resolve() for path in paths):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
-    net = Predictor.load(workdir, denoise=_DENOISE.value)
+    net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     options = prediction.Options(
         _SCALE.value, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value, _MIN_AREA.value
     )

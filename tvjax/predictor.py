@@ -45,19 +45,22 @@ class Predictor:
     denoise_kind: str = field(default="anisotropic", metadata={"static": True})
 
     @classmethod
-    def load(cls, workdir: str | Path, *, denoise: float | None = None) -> "Predictor":
-        """The net of a run's newest checkpoint; its data need not be at hand.
+    def load(
+        cls, workdir: str | Path, *, denoise: float | None = None, checkpoint: str | int = "newest"
+    ) -> "Predictor":
+        """The net of a run's checkpoint; its data need not be at hand.
 
         Args:
           workdir: of the run.
           denoise: weight of the TV denoising. None: the run's own (U-Net + TV), if it has one; 0:
             no denoising.
+          checkpoint: `"newest"`, `"best"` (by validation IoU), or the step of one that was kept.
 
         Raises:
-          UserError: there is no run, or no checkpoint.
+          UserError: there is no run, or no such checkpoint.
         """
         workdir = Path(workdir)
-        config, setup, state = restore.open_net(workdir)
+        config, setup, state = restore.open_net(workdir, checkpoint)
         if denoise is None:
             denoise = own_denoising(workdir, config)
         return cls.of(setup, state, denoise=denoise, denoise_kind=config.denoise.kind)

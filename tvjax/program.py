@@ -1,18 +1,27 @@
-"""What the command-line programs share: flags, one-line errors, and the compilation cache."""
+"""What the command-line programs share: flags, one-line errors, interruptions, compilation cache.
+
+A mistake in flags, config or data is one line on stderr and status 2; Ctrl-C and SIGTERM are one
+line and status 130 (75 where the same command resumes).
+"""
 
 import contextlib
 import difflib
+import re
 import runpy
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tvjax.errors import UserError, exit_with_one_line
 from tvjax.types import Config
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it, and after SIGTERM."""
 
 
 def define_config_flag() -> flags.FlagHolder[Config]:
@@ -20,41 +29,84 @@ def define_config_flag() -> flags.FlagHolder[Config]:
     return config_flags.DEFINE_config_file("config", None, "The config, e.g. configs/unet.py.")
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
-    """Runs a program's `main`: a mistake in flags, config or data is one line and status 2."""
+def define_checkpoint_flag() -> flags.FlagHolder[str]:
+    """`--checkpoint`, of the programs that use a trained net; see `Checkpoints.choose`."""
+    return flags.DEFINE_string(
+        "checkpoint", "newest",
+        "Of the run: newest, best (by validation IoU), or the step of one that was kept.",
+    )  # fmt: skip
 
-    def quiet(argv: list[str]) -> Any:
+
+def run(main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED) -> None:
+    """Runs a program's `main`, which gets no arguments but the program's name.
+
+    SIGTERM raises `KeyboardInterrupt` as Ctrl-C does, so that what is half written is removed on
+    the way out. A `main` may raise it anew with a word on what stays.
+
+    Args:
+      main: of the program.
+      interrupted: the exit status after either.
+    """
+
+    def guarded(argv: list[str]) -> Any:
         logging.set_verbosity(logging.WARNING)  # orbax and tfds log what they do as they do it
-        return main(argv)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            return main(argv)
+        except KeyboardInterrupt as interrupt:
+            what = f": {interrupt}" if str(interrupt) else ""
+            print(f"\ninterrupted{what}; run the same command again", file=sys.stderr)
+            sys.exit(interrupted)
 
-    app.run(exit_with_one_line(quiet), flags_parser=exit_with_one_line(_parse))
+    app.run(exit_with_one_line(guarded), flags_parser=exit_with_one_line(_parse))
 
 
 def cache_compilations(directory: str | Path) -> None:
     """Keeps compiled programs in a folder, so that a second run starts at once."""
+    import jax  # programs that prepare data do without it
+
     jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(_explain(error, argv)) from error
-    if "config" in flags.FLAGS and flags.FLAGS.config is None:
-        raise UserError("--config is missing: give one of configs/, e.g. configs/lunet_bilevel.py")
+        config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+        if config is not None:
+            getattr(config, "name", None)  # ml_collections tells only now of a file it cannot read
+    # A config file runs as Python, and is the user's.
+    except (
+        flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError, ImportError,
+        NameError, SyntaxError,
+    ) as error:  # fmt: skip
+        raise UserError(_explain(error, _given(argv))) from error
+    if "config" in flags.FLAGS and config is None:
+        raise UserError(_no_config())
+    if len(rest) > 1:
+        raise UserError(
+            f"unexpected argument {rest[1]!r}; all are flags, see --help (a glob needs quotes)"
+        )
     return rest
 
 
-def _explain(error: Exception, argv: list[str]) -> str:
-    """One line for whatever absl and ml_collections raise about a flag."""
-    parts = (argument.lstrip("-").partition("=") for argument in argv[1:])
-    given = {name: value for name, _, value in parts}
+def _given(argv: list[str]) -> dict[str, str]:
+    """The flags as they were typed, `--name=value` and `--name value` alike."""
+    given = {}
+    for argument, after in zip(argv[1:], [*argv[2:], ""], strict=False):
+        name, has_value, value = argument.partition("=")
+        if name.startswith("-"):
+            given[name.lstrip("-")] = value if has_value else after
+    return given
+
+
+def _explain(error: Exception, given: dict[str, str]) -> str:
+    """One line for whatever absl, ml_collections and config files raise about a flag."""
     file, _, preset = given.get("config", "").partition(":")
     if "config" in given and not Path(file).is_file():
-        siblings = [str(path) for path in Path(file).parent.glob("*.py")]
-        near = difflib.get_close_matches(file, siblings, n=1)
-        return f"--config: {file} does not exist" + (f"; did you mean {near[0]}?" if near else "")
+        return _no_such_config(file)
     overrides = [name for name in given if name.startswith("config.")]
+    if "config" in flags.FLAGS and overrides and "config" not in given:
+        return _no_config()
     if overrides:
         with contextlib.suppress(Exception):  # a config that cannot be loaded explains itself below
             get_config = runpy.run_path(file)["get_config"]
@@ -62,9 +114,37 @@ def _explain(error: Exception, argv: list[str]) -> str:
             for name in (name for name in overrides if name not in fields):
                 near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
                 return f"--{name}: the config has no such field; did you mean --{near[0]}?"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        hint = f"did you mean --{near[0]}?" if near else "see --help"
+        return f"--{error.flagname}: there is no such flag; {hint}"
+    missing = re.findall(r"Flag --(\w+) must have a value other than None", str(error))
+    if missing:
+        return f"{' and '.join(f'--{name}' for name in missing)} must be given, see --help"
     # An error inside a config file comes with its whole traceback: the last line says it.
-    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{first} {rest[-1]}" if rest else first
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "config" in given and (len(lines) > 1 or not isinstance(error, flags.Error)):
+        last = lines[-1] if lines else ""
+        kind = "" if isinstance(error, (flags.Error, ValueError)) else f"{type(error).__name__}: "
+        return f"--config={given['config']}: {kind}{last.removeprefix('ValueError: ')}"
+    return " ".join(lines)
+
+
+def _no_config() -> str:
+    return "--config is missing: give one of configs/, e.g. --config=configs/lunet_bilevel.py"
+
+
+def _no_such_config(file: str) -> str:
+    """What there is instead, in the folder that was named or else in configs/."""
+    named = [Path(file).parent] if Path(file).name != file else []
+    for folder in (*named, Path("configs")):
+        siblings = sorted(str(path) for path in folder.glob("[!_]*.py"))
+        near = difflib.get_close_matches(file, siblings, n=1)
+        near = near or difflib.get_close_matches(f"{folder / file}.py", siblings, n=1)
+        if siblings:
+            hint = f"did you mean {near[0]}? " if near else ""
+            return f"--config: {file} does not exist; {hint}There are {', '.join(siblings)}"
+    return f"--config: {file} does not exist"
 
 
 def field_paths(config: Config, prefix: str = "") -> list[str]:

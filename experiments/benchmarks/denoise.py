@@ -15,7 +15,6 @@ reported beside the times and not in them, but for the largest batch, which runs
 scikit-image's photographs with noise, made here.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -24,13 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import skimage
+from absl import flags
 from skimage.restoration import denoise_tv_chambolle
 from skimage.transform import resize
 
-from tvjax import provenance
+from tvjax import program, provenance
 from tvjax.tv import dual, solvers
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.variation import total_variation
+
+_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
+_CASES = flags.DEFINE_list(
+    "cases", ["256x1", "256x64", "1024x1", "1024x64"],
+    "Pixels a side x images in a batch; the last default takes half an hour.",
+)  # fmt: skip
 
 LAM = 0.1
 NOISE = 0.1  # standard deviation; images are in [0, 1]
@@ -191,17 +197,10 @@ def measure(size: int, number: int) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True, help="where to write the results")
-    parser.add_argument(
-        "--cases",
-        default="256x1,256x64,1024x1,1024x64",
-        help="pixels a side x images in a batch; the last default takes half an hour",
-    )
-    arguments = parser.parse_args()
+def main(argv) -> None:
+    del argv
     rows = []
-    for case in arguments.cases.split(","):
+    for case in _CASES.value:
         size, number = map(int, case.split("x"))
         rows += measure(size, number)
     report = {
@@ -214,9 +213,10 @@ def main() -> None:
         "peer": f"scikit-image {skimage.__version__}",
         **provenance.describe(seed=0),
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    file = Path(_JSON.value)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from experiments.benchmarks import workload
-from tvjax import hypergrad, provenance
+from tvjax import hypergrad, program, provenance
 from tvjax.types import PyTree
 
 _JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
@@ -63,9 +63,9 @@ def reserved(estimator, problem, state, batch, val) -> int:
     def call(inner, hyper, batch, val, carry):
         return estimator(problem, inner, hyper, [batch] * estimator.steps, val, carry)
 
-    program = jax.jit(call).lower(state.inner, state.hyper, batch, val, carry).compile()
+    compiled = jax.jit(call).lower(state.inner, state.hyper, batch, val, carry).compile()
     carried = sum(x.nbytes for x in jax.tree.leaves(carry))
-    return program.memory_analysis().temp_size_in_bytes + carried
+    return compiled.memory_analysis().temp_size_in_bytes + carried
 
 
 class _Same(NamedTuple):
@@ -87,4 +87,4 @@ LOOP = hypergrad.SCANNED._replace(stack=lambda batches: _Same(batches[0]), scan=
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

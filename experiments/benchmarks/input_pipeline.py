@@ -19,11 +19,11 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from configs import base
-from tvjax import provenance
+from tvjax import program, provenance
 from tvjax.data import pipeline
 from tvjax.data.sets import open_sets
 from tvjax.training import parallel, resident
@@ -123,7 +123,6 @@ def measure() -> dict:
 
 def main(argv):
     del argv
-    logging.set_verbosity(logging.WARNING)
     result = measure()
     Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
     for name, value in result["images_per_s"].items():
@@ -137,4 +136,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

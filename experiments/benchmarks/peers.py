@@ -20,13 +20,13 @@ import jax
 import numpy as np
 import torch
 import torchopt
-from absl import app, flags
+from absl import flags
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments.benchmarks import workload
-from tvjax import hypergrad, provenance
+from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 from tvjax.types import Batch
 
@@ -282,4 +282,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

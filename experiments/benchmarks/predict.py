@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rasterio
-from absl import app, flags, logging
+from absl import flags
 from PIL import Image
 
 from configs import base
-from tvjax import prediction, provenance
+from tvjax import prediction, program, provenance
 from tvjax.predictor import Predictor
 from tvjax.training.setup import make_setup
 
@@ -106,7 +106,6 @@ def run_case(folder: Path, side: int) -> dict:
 
 def main(argv):
     del argv
-    logging.set_verbosity(logging.WARNING)
     if _CASE.value:
         print(json.dumps(measure(Path(_CASE.value))))
         return
@@ -142,4 +141,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from configs import lunet_bilevel
-from tvjax import provenance
+from tvjax import program, provenance
 from tvjax.training import feeds
 from tvjax.training.setup import make_setup
 
@@ -112,4 +112,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

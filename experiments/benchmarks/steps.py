@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from experiments.benchmarks import workload
-from tvjax import hypergrad, provenance
+from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 
 _JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
@@ -109,4 +109,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

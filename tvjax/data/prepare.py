@@ -8,14 +8,14 @@ It may be interrupted and run again: DATA_DIR appears when it is complete, and n
 
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
+from tvjax import program
 from tvjax.data import builder
-from tvjax.errors import UserError, exit_with_one_line
+from tvjax.errors import UserError
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file.")
 _MASKS = flags.DEFINE_string(
@@ -55,17 +55,14 @@ def summary(content: dict[str, Any], out: str) -> str:
     return "\n".join(lines)
 
 
-@exit_with_one_line
 def main(argv: list[str]) -> None:
     """Reads the flags, builds and prints the summary."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; all are flags, see --help")
+    del argv
     annotations = _MASKS.value or _ANNOTATIONS.value
     if not annotations or (_MASKS.value and _ANNOTATIONS.value):
         raise UserError("give either --annotations (a COCO file) or --masks (a directory)")
     if _MASKS.value and not Path(_MASKS.value).is_dir():
         raise UserError(f"--masks={_MASKS.value}: no such directory")
-    logging.set_verbosity(logging.WARNING)  # tfds would log the names of temporary directories
     try:
         content = builder.build(
             annotations,
@@ -76,10 +73,9 @@ def main(argv: list[str]) -> None:
             seed=_SEED.value,
         )
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing was written, run the same command again", file=sys.stderr)
-        sys.exit(130)
+        raise KeyboardInterrupt("nothing was written") from None
     print(summary(content, _OUT.value))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

@@ -79,6 +79,30 @@ class Checkpoints:
         best = max(scores, key=lambda step: scores[step], default=None)
         return best if best is not None and scores[best] != _NOT_EVALUATED else None
 
+    def choose(self, which: str | int) -> list[int]:
+        """The steps to be tried in turn for a choice of checkpoint.
+
+        Args:
+          which: `"newest"` (where one is damaged, the one before is tried), `"best"` by validation
+            IoU, or a step.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        steps = self.steps
+        if which == "newest" or not steps:
+            return steps
+        best = self.best
+        if which == "best" and best is not None:
+            return [best]
+        if str(which).isdigit() and int(which) in steps:
+            return [int(which)]
+        named = f"newest ({steps[0]}), " + ("" if best is None else f"best ({best}), ")
+        raise UserError(
+            f"checkpoint={which}: {self._directory} holds none such; choose {named}or one of "
+            f"{', '.join(map(str, steps))}"
+        )
+
     def save(
         self,
         state: TrainState,
@@ -122,17 +146,23 @@ class Checkpoints:
                 f"Make room, or the folder writable, and run the same command again"
             ) from error
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, or None where there is none.
+    def restore(
+        self, like: TrainState, which: str | int = "newest"
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, or another; None where there is none at all.
 
-        One that is damaged is reported, set aside and the one before is taken.
+        Of the newest, one that is damaged is reported, set aside and the one before is taken.
+
+        Args:
+          like: of the same shapes.
+          which: see `choose`.
 
         Raises:
-          UserError: the checkpoint holds other arrays than `like` (another architecture), or
-            none of those that are there can be read.
+          UserError: there is no such checkpoint, it holds other arrays than `like` (another
+            architecture), or none of those that are there can be read.
         """
-        broken = []
-        for step in self.steps:
+        broken, steps = [], self.choose(which)
+        for step in steps:
             try:
                 self._check_shapes(step, like)
                 restored = self._manager.restore(
@@ -148,7 +178,7 @@ class Checkpoints:
                 broken.append(step)
                 _warn(
                     f"checkpoint {self._directory / str(step)} cannot be read "
-                    f"({_reason(error)}); trying the one before"
+                    f"({_reason(error)})" + ("; trying the one before" if step != steps[-1] else "")
                 )
                 continue
             for bad in () if self._read_only else broken:

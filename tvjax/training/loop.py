@@ -41,10 +41,12 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
       UserError: for a config, data or workdir that cannot be so; for a full disk.
     """
     with _full_disk(workdir):
-        rundir.open_run(workdir, config, write=parallel.is_first())
+        rundir.check(workdir, config)
         finished = rundir.read_summary(workdir, config)
         if parallel.as_the_first(finished is not None):
             return finished or {}
+        if parallel.is_first():
+            rundir.make(workdir)
         program.cache_compilations(Path(config.data.cache) / "compiled")
         splits = _open_sets(config)
         setup = make_setup(config, splits["train"][0]["image"].shape[:2])
@@ -125,10 +127,13 @@ def train(
             state, run = restored[0], run | restored[1]
         start = int(state.step)
         first = parallel.is_first()
+        work = dispatches(config, setup, splits, start)
+        if first:
+            rundir.write_config(workdir, config)
         logs = Logs(workdir, start=start, steps=config.train.steps) if first else NoLogs()
         with logs, Stop() as stop:
             session = _Session(config, setup, splits, workdir, checkpoints, logs, run)
-            state = session.steps(state, dispatches(config, setup, splits, start), stop)
+            state = session.steps(state, work, stop)
     return state, session.seconds()
 
 

@@ -28,28 +28,35 @@ class Run(NamedTuple):
     splits: dict[str, Split]
 
 
-def open_run(workdir: Path, *, directory: str | None = None) -> Run:
-    """Restores the newest checkpoint of a run and opens its data.
+def open_run(
+    workdir: Path, *, directory: str | None = None, checkpoint: str | int = "newest"
+) -> Run:
+    """Restores a checkpoint of a run and opens its data.
 
     Args:
       workdir: of the run.
       directory: other data than the run's own, as `config.data.directory`.
+      checkpoint: see `Checkpoints.choose`.
 
     Raises:
       UserError: there is no run, no checkpoint, or no data.
     """
-    config, setup, state = open_net(workdir)
+    config, setup, state = open_net(workdir, checkpoint)
     if directory is not None:
         config.data.directory = directory
     splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
     return Run(config, setup, state, splits)
 
 
-def open_net(workdir: Path) -> tuple[Config, Setup, TrainState]:
-    """Restores the newest checkpoint of a run, whose data need not be at hand.
+def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, Setup, TrainState]:
+    """Restores a checkpoint of a run, whose data need not be at hand.
+
+    Args:
+      workdir: of the run.
+      checkpoint: see `Checkpoints.choose`.
 
     Raises:
-      UserError: there is no run, or no checkpoint.
+      UserError: there is no run, or no such checkpoint.
     """
     try:
         config: Config = ConfigDict(json.loads((workdir / "config.json").read_text()))
@@ -66,10 +73,8 @@ def open_net(workdir: Path) -> tuple[Config, Setup, TrainState]:
     folder = workdir / "checkpoints"
     restored = None
     if folder.is_dir():
-        with Checkpoints(
-            folder, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
-        ) as checkpoints:
-            restored = checkpoints.restore(setup.create())
+        with Checkpoints(folder, read_only=True) as checkpoints:
+            restored = checkpoints.restore(setup.create(), checkpoint)
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
     return config, setup, restored[0]

@@ -1,6 +1,8 @@
 """The folder of a run: the config it belongs to, and its summary."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +16,50 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 
-def open_run(workdir: Path, config: Config, *, write: bool = True) -> None:
-    """Makes the folder and stores the config, or checks that it is a run of the same config.
+def check(workdir: Path, config: Config) -> None:
+    """Checks that the folder holds a run of the same config, or none.
+
+    It holds a run from the first checkpoint on: what a refused or early killed command left behind
+    binds nobody.
 
     Args:
       workdir: the folder.
       config: of the run.
-      write: False: only check, as the processes do that are not the first.
 
     Raises:
-      UserError: the folder cannot be written, or holds a run of another config.
+      UserError: it holds a run of another config.
     """
-    path = workdir / "config.json"
-    wanted = _flat(json.loads(json.dumps(config.to_dict())))  # as it comes back: lists, no tuples
-    stored = _read(path)
-    if stored is not None:
-        found = _flat(stored)
-        for field in sorted(found.keys() | wanted.keys()):
-            if found.get(field) != wanted.get(field) and not field.startswith(_MAY_CHANGE):
-                raise UserError(
-                    f"{workdir} holds a run with {field}={found.get(field)!r}, this config has "
-                    f"{wanted.get(field)!r}; use another --workdir"
-                )
-    if not write:
+    stored = _read(workdir / "config.json") if _holds_run(workdir) else None
+    if stored is None:
         return
-    try:
+    wanted = _flat(json.loads(json.dumps(config.to_dict())))  # as it comes back: lists, no tuples
+    found = _flat(stored)
+    for field in sorted(found.keys() | wanted.keys()):
+        if found.get(field) != wanted.get(field) and not field.startswith(_MAY_CHANGE):
+            raise UserError(
+                f"{workdir} holds a run with {field}={found.get(field)!r}, this config has "
+                f"{wanted.get(field)!r}; use another --workdir"
+            )
+
+
+def make(workdir: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        _write(path, config.to_dict())
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """Writes `config.json`, when all is known to be well and training begins.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    with _writing(workdir):
+        _write(workdir / "config.json", config.to_dict())
 
 
 def read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
@@ -76,6 +93,19 @@ def format_summary(summary: dict[str, Any], workdir: Path) -> str:
         f"curves, lambda and predictions: {workdir}/*.png",
     ]
     return "\n".join(lines)
+
+
+def _holds_run(workdir: Path) -> bool:
+    steps = workdir.glob("checkpoints/[0-9]*")
+    return (workdir / "summary.json").exists() or any(step.name.isdigit() for step in steps)
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
 
 
 def _read(path: Path) -> dict[str, Any] | None:
