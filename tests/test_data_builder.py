@@ -1,6 +1,7 @@
 """From a COCO file to records: pixels, subset, splits, reruns, interruptions, damage."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_rerun_does_nothing_and_never_overwrites(source, tmp_path):
     assert stamps == {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="full: is not a directory of prepared tiles"):
+    with pytest.raises(UserError, match=r"full: is there already .* or delete"):
         build(source, tmp_path / "full")
     (tmp_path / "empty").mkdir()
     build(source, tmp_path / "empty")
@@ -181,6 +182,48 @@ def test_a_moved_set_is_read_and_a_damaged_one_is_not(source, tmp_path):
         records.open_split(moved, "train")
     with pytest.raises(UserError, match="nowhere: is not a directory of prepared tiles"):
         records.open_split(tmp_path / "nowhere", "train")
+
+
+def test_all_bad_images_are_told_at_once_and_may_be_left_out(source, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(source / "images", images)
+    (images / "5.png").write_text("no image")
+    (images / "7.png").unlink()
+    Image.new("RGB", (30, 29)).save(images / "9.png")
+    (images / "20.png").write_bytes((images / "20.png").read_bytes()[:90])
+    content = json.loads((source / "annotation.json").read_text())
+    content["annotations"][11]["segmentation"] = [[1, 2, 3]]
+    content["images"][12] |= {"height": 30, "width": 60}  # of another shape, as is declared
+    (tmp_path / "a.json").write_text(json.dumps(content))
+
+    def build(**options):
+        return builder.build(
+            tmp_path / "a.json", images, out, size=10, progress=False, **options
+        )  # fmt: skip
+
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"6 of 24 images cannot be used: .*--skip_bad") as error:
+        build()
+    bad = (5, 7, 9, 11, 12, 20)
+    for k in (k for k in bad if k != 11):
+        assert f"/{k}.png" in str(error.value)
+    assert "annotation 11 of image id 89" in str(error.value) and "\n" not in str(error.value)
+    assert sorted(tmp_path.iterdir()) == before
+    made = build(skip_bad=True)
+    assert made["left_out"]["images"] == 6 == len(made["left_out"]["reasons"])
+    assert "6 images were left out" in prepare.summary(made, str(out))
+    kept = {r["file"] for split in read_all(out).values() for r in split}
+    assert kept == {f"{k}.png" for k in range(24) if k not in bad}
+    assert build(skip_bad=True) == made
+    with pytest.raises(UserError, match="without 6 bad images"):
+        build()
+
+
+def test_of_many_bad_images_the_first_are_named(source, tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=r"24 of 24 images .*; and 14 more$") as error:
+        builder.build(source / "annotation.json", tmp_path / "images", tmp_path / "out", size=10)
+    assert str(error.value).count(".png: ") == 10
 
 
 def run_prepare(source: Path, out: Path, *more: str, images: Path | None = None, **options):

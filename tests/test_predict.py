@@ -1,6 +1,8 @@
 """Images of any size to masks and polygons; the net is a stub that reads the red channel."""
 
 import json
+import signal
+import subprocess
 import sys
 import tracemalloc
 
@@ -207,6 +209,42 @@ def test_pictures_give_png_and_bad_files_are_skipped(tmp_path):
     assert {result["image_id"] for result in json.loads((out / "results.json").read_text())} == {
         5, 6,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interruption_leaves_complete_files_only(tmp_path, number):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((160, 160, 3), 200, np.uint8)).save(tmp_path / name)
+    out = tmp_path / "out"
+    script = (
+        "import pathlib, time\n"
+        "from tvjax import prediction, program\n"
+        "calls = []\n"
+        "def slow(images):\n"
+        "    calls.append(images)\n"
+        "    if len(calls) == 2: print('half', flush=True); time.sleep(60)\n"
+        "    return images[..., :1]\n"
+        "def main(argv):\n"
+        f"    paths = prediction.find_images([{str(tmp_path)!r}])\n"
+        f"    prediction.predict_images([*enumerate(paths, 1)], pathlib.Path({str(out)!r}), slow)\n"
+        "program.run(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "half\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    left = sorted(p.name for p in out.iterdir())
+    if number == signal.SIGTERM:
+        assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+        assert left == ["a.geojson", "a_mask.png"]
+    else:
+        assert len(left) == 3 and left[0].startswith(".results.json.building-")
+    images = [*enumerate(prediction.find_images([str(tmp_path)]), 1)]
+    prediction.predict_images(images, out, red)
+    names = ["a.geojson", "a_mask.png", "b.geojson", "b_mask.png", "results.json"]
+    assert sorted(p.name for p in out.iterdir()) == names
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "RGB"])

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tvjax import polygons
+from tvjax.data import workspace
 from tvjax.errors import UserError
 from tvjax.rasters import reader, tiles, writer
 from tvjax.rasters.reader import Raster
@@ -89,7 +90,8 @@ def predict_images(
 
     Args:
       images: their ids and files.
-      out: the folder, made if need be.
+      out: the folder, made if need be. What is not complete lies in a hidden folder therein, which
+        is removed at the end, or, after a kill, by the next that writes there.
       net: tiles, float32 `[batch, H, W, 3]` -> probabilities `[batch, H, W, 1]`; a `Predictor`.
       options: what is written.
       tile: side of the tiles of images that are larger.
@@ -116,15 +118,22 @@ def predict_images(
     tiling = tiles.choose_tiling(set(sizes.values()), net, tile, batch)
     total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
     with (
-        writer.replacing(out / "results.json") as temporary,
+        workspace.beside(out / "results.json") as work,
+        writer.replacing(out / "results.json", work) as temporary,
         writer.JsonList(temporary) as results,
         tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
     ):
         for number, path in sizes:
             mark = results.mark()
             try:
-                with _skipping(skipped), reader.open_raster(path) as raster:
-                    found = predict_raster(raster, out, net, tiling, options, bar.update)
+                with (
+                    _skipping(skipped),
+                    reader.open_raster(path) as raster,
+                    # Closed at once where this loop is left: it then closes its files.
+                    contextlib.closing(
+                        predict_raster(raster, out, work, net, tiling, options, bar.update)
+                    ) as found,
+                ):
                     for polygon in found:
                         size = raster.height, raster.width
                         results.add(polygons.coco_result(polygon, *size, number))
@@ -138,18 +147,22 @@ def predict_images(
 def predict_raster(
     raster: Raster,
     out: Path,
+    work: Path,
     net: tiles.Net,
     tiling: tiles.Tiling,
     options: Options,
     progress: Callable[[int], Any],
-) -> Iterator[polygons.Polygon]:
-    """Yields an image's objects; its files stand in `out` when they have all been taken."""
+) -> Generator[polygons.Polygon, None, None]:
+    """Yields an image's objects; its files stand in `out` when they have all been taken.
+
+    Until then they grow in the folder `work`.
+    """
     kind = "png" if raster.is_plain else "tif"
     with contextlib.ExitStack() as stack:
 
         def create(name: str, dtype: Any) -> writer.Writer:
             target = out / f"{raster.path.stem}_{name}.{kind}"
-            path = stack.enter_context(writer.replacing(target))
+            path = stack.enter_context(writer.replacing(target, work))
             size = raster.height, raster.width
             if raster.is_plain:
                 return stack.enter_context(writer.Png(path, *size, dtype))
@@ -170,7 +183,7 @@ def predict_raster(
                     maps.write(np.rint(strip * 65535) if raster.is_plain else strip)
                 yield strip
 
-        path = stack.enter_context(writer.replacing(out / f"{raster.path.stem}.geojson"))
+        path = stack.enter_context(writer.replacing(out / f"{raster.path.stem}.geojson", work))
         features = stack.enter_context(writer.JsonList(path, *_collection(raster)))
         for polygon in polygons.trace(
             written(), threshold=options.threshold, min_area=options.min_area

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from tvjax.data import area, coco, duplicates, manifest, masks, splits, workspace
+from tvjax.data.faults import Faults
 from tvjax.errors import UserError
 
 Tile = coco.Tile | masks.Tile
@@ -77,6 +78,7 @@ def build(
     limit: int | None = None,
     seed: int = 0,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    skip_bad: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Builds the records; does nothing if `out` already holds the same.
@@ -90,35 +92,50 @@ def build(
       limit: number of tiles, drawn at random by `seed`; None takes all.
       seed: of that draw and of the splits.
       split: fractions of training, validation and test.
+      skip_bad: leaves out images that cannot be used: files that are missing or cannot be decoded,
+        faulty regions, images smaller than `size` or of another shape. Else one error tells of
+        all of them.
       progress: whether to show a progress bar on stderr.
 
     Returns:
-      The content of `source.json`.
+      The content of `source.json`; its `left_out` tells the number of those images, and why.
 
     Raises:
-      UserError: bad input (see `coco`, `masks`), tiles smaller than `size` or of another shape,
-        too few tiles, or an `out` that holds anything else. `out` is then as it was before.
+      UserError: bad input (see `coco`, `masks`), images that cannot be used, too few tiles, or an
+        `out` that holds anything else. `out` is then as it was before.
     """
     annotations, images, out = Path(annotations), Path(images), Path(out)
     size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if min(size) <= 0:
         raise UserError(f"size={size}: a positive number of pixels is needed")
     asked = manifest.request(annotations, images, size=size, limit=limit, seed=seed, split=split)
-    if manifest.is_built(out, asked):
+    if manifest.is_built(out, asked, skip_bad=skip_bad):
         return manifest.read(out)
-    tiles = _subset(_read(annotations, images), limit, seed, annotations)
-    _check_sizes(tiles, size)
+    faults = Faults()
+    found = _read(annotations, images, faults)
+    total = len(found) + len(faults.reasons)
+    tiles = _check_sizes(_subset(found, limit, seed, annotations), size, faults)
+    if not tiles:
+        faults.check(total)
     with workspace.beside(out) as work:
         arrays = np.lib.format.open_memmap(
             work / "arrays.npy", mode="w+", dtype=np.uint8, shape=(len(tiles), *size, 4)
         )
-        labels = duplicates.clusters(_decode(tiles, arrays, progress))
+        tiles, hashes = _decode(tiles, arrays, faults, skip_bad, progress)
+        if not skip_bad or not tiles:
+            faults.check(total)
+        arrays = arrays[: len(tiles)]
+        labels = duplicates.clusters(hashes)
         assigned = splits.draw(labels, split, seed)
         finished = work / "finished"
         _write_records(finished, tiles, arrays, assigned)
         content = {
             "request": asked,
             "package_version": importlib.metadata.version("tvjax"),
+            "left_out": {
+                "images": len(faults.reasons),
+                "reasons": list(faults.reasons.values()),
+            },
             "near_duplicate_clusters": len(np.unique(labels)),
             "splits": _describe(arrays, assigned),
             "files": {
@@ -132,10 +149,10 @@ def build(
     return content
 
 
-def _read(annotations: Path, images: Path) -> list[Any]:
+def _read(annotations: Path, images: Path, faults: Faults) -> list[Any]:
     if annotations.is_dir():
-        return masks.read(images, annotations)
-    return coco.read(annotations, images)
+        return masks.read(images, annotations, faults)
+    return coco.read(annotations, images, faults)
 
 
 def _subset(tiles: list[Tile], limit: int | None, seed: int, annotations: Path) -> list[Tile]:
@@ -147,30 +164,48 @@ def _subset(tiles: list[Tile], limit: int | None, seed: int, annotations: Path) 
     return [tiles[k] for k in sorted(chosen)]
 
 
-def _check_sizes(tiles: list[Tile], size: tuple[int, int]) -> None:
+def _check_sizes(tiles: list[Tile], size: tuple[int, int], faults: Faults) -> list[Tile]:
+    """The tiles that can be shrunk to the size."""
+    good = []
     for tile in tiles:
         if tile.height < size[0] or tile.width < size[1]:
             problem = "is larger than"
         elif tile.height * size[1] != tile.width * size[0]:
             problem = "has another aspect ratio than"
         else:
+            good.append(tile)
             continue
-        raise UserError(
+        faults.add(
+            tile.file,
             f"size={size[0]}x{size[1]} (height x width) {problem} {tile.file}, "
-            f"which is {tile.height}x{tile.width}"
+            f"which is {tile.height}x{tile.width}",
         )
+    return good
 
 
-def _decode(tiles: list[Tile], arrays: np.ndarray, progress: bool) -> np.ndarray:
-    """Fills `arrays` (uint8 `[N, h, w, 4]`: image and mask); returns the hashes, `[N, 8]`."""
+def _decode(
+    tiles: list[Tile], arrays: np.ndarray, faults: Faults, skip_bad: bool, progress: bool
+) -> tuple[list[Tile], np.ndarray]:
+    """Fills the first rows of `arrays` (uint8 `[N, h, w, 4]`: image and mask).
+
+    Returns:
+      The tiles that could be decoded, and their hashes, `[n, 8]`.
+    """
     hashes = np.empty((len(tiles), 8), np.uint64)
-    size = arrays.shape[1:3]
-    for k, tile in enumerate(tqdm(tiles, "preparing tiles", unit="tile", disable=not progress)):
-        image, mask = tile.load()
+    size, good = arrays.shape[1:3], []
+    for tile in tqdm(tiles, "preparing tiles", unit="tile", disable=not progress):
+        try:
+            image, mask = tile.load()
+        except UserError as error:
+            faults.add(tile.file, error)
+        if faults.reasons and (not skip_bad or tile.file in faults.reasons):
+            continue  # nothing will be built: only look for more
+        k = len(good)
         hashes[k] = duplicates.hashes(image)
         arrays[k, :, :, :3] = area.shrink_image(image, size)
         arrays[k, :, :, 3:] = area.shrink_mask(mask, size)
-    return hashes
+        good.append(tile)
+    return good, hashes[: len(good)]
 
 
 def _write_records(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvjax.data import pictures, regions
+from tvjax.data.faults import Faults
 from tvjax.errors import UserError
 
 
@@ -51,21 +52,24 @@ class Tile(NamedTuple):
         return image, mask
 
 
-def read(annotations: str | Path, images: str | Path) -> list[Tile]:
+def read(annotations: str | Path, images: str | Path, faults: Faults | None = None) -> list[Tile]:
     """Reads a COCO file and checks all that can be checked without decoding an image.
 
     Args:
       annotations: the JSON file, with lists `images` and `annotations` in any order.
       images: the directory that the images' `file_name` is relative to.
+      faults: takes the images whose file is missing or one of whose segmentations is malformed,
+        which are then left out; None: they are an error.
 
     Returns:
       The tiles, by ascending image id.
 
     Raises:
-      UserError: a file or directory is missing, the JSON is malformed, there is no image, an
-        annotation names an unknown image, or a segmentation is malformed. The message names the
-        file and the image's or annotation's id.
+      UserError: the annotations or the directory are missing, the JSON is malformed, there is no
+        image, an annotation names an unknown image, or, without `faults`, an image is faulty. The
+        message names the file and the image's or annotation's id.
     """
+    collected = Faults() if faults is None else faults
     annotations, images = Path(annotations), Path(images)
     content = _read_json(annotations)
     if not images.is_dir():
@@ -75,15 +79,25 @@ def read(annotations: str | Path, images: str | Path) -> list[Tile]:
     records = _images_by_id(annotations, content["images"])
     found = defaultdict(list)
     for position, annotation in enumerate(content["annotations"]):
-        image_id, segmentation = _check_annotation(annotations, position, annotation, records)
+        image_id = _image_of(annotations, position, annotation, records)
+        record, segmentation = records[image_id], annotation.get("segmentation")
+        try:
+            regions.check(segmentation, record["height"], record["width"])
+        except ValueError as error:
+            number = annotation.get("id", f"at position {position}")
+            reason = f"{annotations}: annotation {number} of image id {image_id} {error}"
+            collected.add(images / record["file_name"], reason)
         found[image_id].append(segmentation)
     tiles = []
     for image_id, record in sorted(records.items()):
         file = images / record["file_name"]
         if not file.is_file():
-            raise UserError(f"{file}: image id {image_id} of {annotations} has no such file")
-        size = record["height"], record["width"]
-        tiles.append(Tile(image_id, file, *size, tuple(found[image_id])))
+            collected.add(file, f"{file}: image id {image_id} of {annotations} has no such file")
+        if file not in collected.reasons:
+            size = record["height"], record["width"]
+            tiles.append(Tile(image_id, file, *size, tuple(found[image_id])))
+    if faults is None:
+        collected.check(len(records))
     return tiles
 
 
@@ -122,9 +136,9 @@ def _images_by_id(annotations: Path, images: list[Any]) -> dict[int, dict[str, A
     return records
 
 
-def _check_annotation(
+def _image_of(
     file: Path, position: int, annotation: Any, records: dict[int, dict[str, Any]]
-) -> tuple[int, Any]:
+) -> int:
     if not isinstance(annotation, dict):
         raise UserError(f"{file}: annotations[{position}] is no JSON object")
     number, image_id = annotation.get("id", f"at position {position}"), annotation.get("image_id")
@@ -132,9 +146,4 @@ def _check_annotation(
         raise UserError(
             f"{file}: annotation {number} names image id {image_id!r}, which is not in 'images'"
         )
-    record, segmentation = records[image_id], annotation.get("segmentation")
-    try:
-        regions.check(segmentation, record["height"], record["width"])
-    except ValueError as error:
-        raise UserError(f"{file}: annotation {number} of image id {image_id} {error}") from error
-    return image_id, segmentation
+    return image_id

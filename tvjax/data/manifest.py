@@ -46,8 +46,13 @@ def request(
     }
 
 
-def is_built(directory: Path, asked: dict[str, Any]) -> bool:
+def is_built(directory: Path, asked: dict[str, Any], *, skip_bad: bool = False) -> bool:
     """Whether `directory` already holds what is asked for.
+
+    Args:
+      directory: that may be there already.
+      asked: see `request`.
+      skip_bad: whether bad images may have been left out of it.
 
     Returns:
       False if the directory is missing or empty, True if it was built by the same request.
@@ -58,14 +63,30 @@ def is_built(directory: Path, asked: dict[str, Any]) -> bool:
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
-    built = read(directory)["request"]
+    if not (directory / FILE).is_file():
+        raise UserError(
+            f"{directory}: is there already and holds something else than prepared tiles; name "
+            f"another directory, or delete this one first"
+        )
+    content = read(directory)
+    built, left_out = content["request"], number_left_out(content)
     for field, value in asked.items():
         if built.get(field) != value:
             raise UserError(
                 f"{directory}: was prepared with {field}={built.get(field)!r}, now asked for "
                 f"{value!r}; name another directory, or delete this one"
             )
+    if left_out and not skip_bad:
+        raise UserError(
+            f"{directory}: was prepared with --skip_bad, without {left_out} bad images; give it "
+            f"again, name another directory, or delete this one"
+        )
     return True
+
+
+def number_left_out(content: dict[str, Any]) -> int:
+    """Of the images that could not be used; sets made before this was kept have none."""
+    return content.get("left_out", {}).get("images", 0)
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -85,7 +106,8 @@ def read(directory: Path) -> dict[str, Any]:
         ) from error
     if version != VERSION:
         raise UserError(
-            f"{directory}: prepared in layout {version}, this version reads {VERSION}; prepare anew"
+            f"{directory}: prepared in layout {version}, this version reads {VERSION}; delete it, "
+            f"or name another directory, and prepare anew"
         )
     return content
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tvjax.data import pictures
+from tvjax.data.faults import Faults
 from tvjax.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -39,39 +40,52 @@ class Tile(NamedTuple):
         return pictures.read_image(self.file), pictures.read_mask(self.mask)
 
 
-def read(images: str | Path, masks: str | Path) -> list[Tile]:
+def read(images: str | Path, masks: str | Path, faults: Faults | None = None) -> list[Tile]:
     """Pairs the files and compares their sizes; nothing is decoded.
 
     Args:
       images: the directory of images.
       masks: the directory of masks, PNG files.
+      faults: takes the images without a mask, the masks without an image, and pairs that differ in
+        size or cannot be read, which are then left out; None: they are an error.
 
     Returns:
       The tiles, by stem in order.
 
     Raises:
-      UserError: a directory is missing or empty, a stem occurs twice, an image has no mask or a
-        mask no image, or the two differ in size. The message names the file.
+      UserError: a directory is missing or empty, a stem occurs twice, or, without `faults`, an
+        image is faulty. The message names the file.
     """
+    collected = Faults() if faults is None else faults
     images, masks = Path(images), Path(masks)
     pictures_by_stem = _by_stem(images, "images", SUFFIXES)
     masks_by_stem = _by_stem(masks, "masks", MASK_SUFFIXES)
     for stem, file in sorted(pictures_by_stem.items()):
         if stem not in masks_by_stem:
-            raise UserError(f"{file}: has no mask {masks / (stem + '.png')}")
+            collected.add(file, f"{file}: has no mask {masks / (stem + '.png')}")
     for stem, file in sorted(masks_by_stem.items()):
         if stem not in pictures_by_stem:
-            raise UserError(f"{file}: is the mask of no image in {images}")
+            collected.add(file, f"{file}: is the mask of no image in {images}")
     tiles = []
     for number, (stem, file) in enumerate(sorted(pictures_by_stem.items())):
-        (height, width), size = pictures.read_size(file), pictures.read_size(masks_by_stem[stem])
-        if size != (height, width):
-            raise UserError(
-                f"{masks_by_stem[stem]}: is {size[1]}x{size[0]} pixels, but its image {file} is "
-                f"{width}x{height}"
-            )
-        tiles.append(Tile(number, file, height, width, masks_by_stem[stem]))
+        if file in collected.reasons:
+            continue
+        try:
+            tiles.append(_pair(number, file, masks_by_stem[stem]))
+        except UserError as error:
+            collected.add(file, error)
+    if faults is None:
+        collected.check(len(pictures_by_stem.keys() | masks_by_stem.keys()))
     return tiles
+
+
+def _pair(number: int, file: Path, mask: Path) -> Tile:
+    (height, width), size = pictures.read_size(file), pictures.read_size(mask)
+    if size != (height, width):
+        raise UserError(
+            f"{mask}: is {size[1]}x{size[0]} pixels, but its image {file} is {width}x{height}"
+        )
+    return Tile(number, file, height, width, mask)
 
 
 def digest(masks: Path) -> str:

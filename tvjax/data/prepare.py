@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from tvjax import program
-from tvjax.data import builder
+from tvjax.data import builder, manifest
 from tvjax.errors import UserError
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file.")
@@ -25,6 +25,7 @@ _IMAGES = flags.DEFINE_string("images", None, "The directory of images.", requir
 _OUT = flags.DEFINE_string("out", None, "The directory to make.", required=True)
 _SIZE = flags.DEFINE_string("size", "100", "Side of the records in pixels, or HEIGHTxWIDTH.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Number of tiles, drawn at random; default all.")
+_SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out images that cannot be used.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the random draw and of the splits.")
 
 
@@ -46,6 +47,9 @@ def summary(content: dict[str, Any], out: str) -> str:
     for name, split in content["splits"].items():
         lines.append(f"{name:<6} {split['tiles']:>7}  {split['foreground']:>9.1%}")
     tiles = sum(split["tiles"] for split in content["splits"].values())
+    left_out = manifest.number_left_out(content)
+    if left_out:
+        lines.append(f"{left_out} images were left out; {out}/{manifest.FILE} tells why")
     command = "python -m tvjax.main --config=configs/lunet_bilevel.py:paper"
     lines += [
         f"{tiles} tiles in {content['near_duplicate_clusters']} clusters of near-duplicates, "
@@ -71,6 +75,7 @@ def main(argv: list[str]) -> None:
             size=parse_size(_SIZE.value),
             limit=_LIMIT.value,
             seed=_SEED.value,
+            skip_bad=_SKIP_BAD.value,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written") from None

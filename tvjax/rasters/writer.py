@@ -19,9 +19,13 @@ class Writer(Protocol):
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it at the end, or removed after an error."""
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+def replacing(path: Path, work: Path | None = None) -> Iterator[Path]:
+    """A temporary path, renamed to `path` at the end, or removed after an error.
+
+    It lies in `work`, a folder of the same file system, or beside `path` under a hidden name.
+    """
+    hidden = path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary = hidden if work is None else work / path.name
     try:
         yield temporary
         temporary.replace(path)
