@@ -8,6 +8,7 @@ from jax import export
 
 import tvjax
 from configs import base
+from tvjax.errors import UserError
 from tvjax.rasters import reader, tiles
 from tvjax.training.setup import make_setup
 from tvjax.tv.rof import denoise_tv
@@ -76,3 +77,16 @@ def test_an_exported_net_gives_the_same_after_a_round_trip(predictor, size, batc
     if size is None:
         other = jnp.asarray(images[:1, :32])
         np.testing.assert_allclose(exported.call(other), predictor(other), atol=1e-6)
+
+
+def test_a_size_that_the_net_does_not_take_names_those_near(predictor):
+    def step(state, images):
+        if images.shape[1] % 64:
+            raise TypeError("no such patches")
+        return images, images[..., :1]
+
+    picky = tvjax.Predictor(predictor.state, None, step)
+    with pytest.raises(UserError, match=r"size=100: .* nearest .*: 128 and 192$"):
+        picky.export(size=100)
+    with pytest.raises(UserError, match=r"size=70: .* nearest .*: 64 and 128$"):
+        picky.export(size=70)

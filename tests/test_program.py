@@ -1,6 +1,8 @@
 """Config files and their flags, without starting a run."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from tvjax.training.augment import make_augment
 from tvjax.training.setup import HyperPlan, make_hyper_plan, make_losses, make_regularizer
 from tvjax.training.state import make_optimizer, make_schedule
 
-CONFIGS = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("[a-z]*.py"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 
 
 def config(name, preset=None):
@@ -73,6 +76,46 @@ def test_a_mistyped_field_of_a_config_is_refused(name):
 def test_a_wrong_value_names_its_field(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+MISTAKES = {
+    "--config=configs/lunet_bilevl.py": "lunet_bilevl.py does not exist; did you mean configs/lun",
+    "--config configs/lunet_bilevl.py": "lunet_bilevl.py does not exist; did you mean configs/lun",
+    "--config=unet --config.seed=3": "unet does not exist; did you mean configs/unet.py",
+    "--config=/nowhere/x.py": "/nowhere/x.py does not exist; There are configs/base.py, configs/l",
+    "--confg=configs/unet.py": "--confg: there is no such flag; did you mean --config?",
+    "--config=configs/unet.py --config.train.stpes=3": "did you mean --config.train.steps?",
+    "--config=configs/unet.py --config.train.steps=x": "--config.train.steps=x",
+    "--config=configs/lunet_bilevel.py:papr": "configs/lunet_bilevel.py:papr: there is no preset",
+    "--config=BROKEN": "SyntaxError",
+    "--config=configs/unet.py fast": "unexpected argument 'fast'",
+    "--config.train.steps=3": "--config is missing",
+    "": "--config is missing",
+}
+
+
+def test_every_mistake_on_a_command_line_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config(:")
+    script = (
+        "import os, sys\n"
+        "from tvjax import program\n"
+        "program.define_config_flag()\n"
+        "for line in sys.argv[1:]:\n"
+        "    print('>', end=' ', file=sys.stderr, flush=True)\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        sys.argv = ['main', *line.split()]\n"
+        "        program.run(print)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    lines = [line.replace("BROKEN", str(tmp_path / "broken.py")) for line in MISTAKES]
+    command = [sys.executable, "-W", "ignore", "-c", script, *lines]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2"] * len(MISTAKES), done.stderr
+    told = done.stderr.splitlines()
+    assert len(told) == len(MISTAKES), done.stderr
+    for line, words in zip(told, MISTAKES.values(), strict=True):
+        assert line.startswith("> error: ") and words in line
 
 
 def regularizer(**changes):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from scipy import stats
 
 from tvjax import scores
 from tvjax.average_precision import average_precision
-from tvjax.comparison import compare
+from tvjax.comparison import compare, describe, warn_of_data
+from tvjax.data import sets
 from tvjax.examples import Example, Examples
 from tvjax.rasters import tiles
 
@@ -96,6 +98,28 @@ def test_the_comparison_is_scipy_s_and_knows_equality():
     assert (same["p_value"], same["low"], same["high"], same["second_better"]) == (1, 0, 0, 0)
     with pytest.raises(ValueError, match="as many scores"):
         compare([1.0], [])
+
+
+def test_of_few_images_no_p_value_is_told():
+    comparison = compare([0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.4, 0.6, 0.8, 1.0])
+    assert comparison["p_value"] is None
+    report = {"workdir": "run", "iou": 0.5, "boundary_iou": 0.5, "ap": None}
+    told = describe(comparison, [report, report])
+    assert "5 images say nothing of others" in told and "p =" not in told and "interval" not in told
+    assert "p = 0.031" in describe(compare([0] * 6, [1, 2, 3, 4, 5, 6]), [report, report])
+
+
+def test_runs_of_other_data_are_told_apart(tiles, tmp_path):
+    def identity(**changes):
+        options = {"directory": None, "cache": "x", "size": 64, "limit": None, "seed": 0}
+        return sets.identity(**options | changes)
+
+    shutil.copytree(tiles, tmp_path / "moved")
+    same = identity(directory=str(tiles)), identity(directory=str(tmp_path / "moved"), size=9)
+    assert warn_of_data(*same) is None
+    warning = warn_of_data(identity(), identity(seed=1))
+    assert "different data (seed: 0 and 1)" in warning and "\n" not in warning
+    assert "size" in warn_of_data(identity(directory=str(tiles)), identity())
 
 
 def test_extremes_are_chosen_once():

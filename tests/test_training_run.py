@@ -107,6 +107,7 @@ def test_evaluate_gives_the_summary_s_scores(whole, tiles):
     scores = json.loads(result.stdout.splitlines()[-1])
     assert scores["iou"] == pytest.approx(summary(workdir)["val_iou"], abs=1e-6)
     fails_with(evaluate("--workdir=/nowhere/run"), "/nowhere/run", "config.json")
+    fails_with(evaluate(f"--workdir={workdir}", "--checkpoint=3"), "checkpoint=3", "newest (14)")
 
 
 def use(program, *flags):
@@ -259,4 +260,5 @@ def test_a_directory_without_data_is_named(tiles, tmp_path):
     (tmp_path / "empty").mkdir()
     flag = f"--config.data.directory={tmp_path / 'empty'}"
     fails_with(run(tiles, tmp_path / "run", flag), str(tmp_path / "empty"), "annotation.json")
-    fails_with(run(tiles, tmp_path / "r2", "--config.data.directory="), "data.directory")
+    fails_with(run(tiles, tmp_path / "run", "--config.data.directory="), "data.directory")
+    assert not (tmp_path / "run" / "config.json").exists()

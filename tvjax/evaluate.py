@@ -10,16 +10,20 @@ are the tiles of a split, or the images of any COCO file in their own size:
 (COCO results) and `grid.png`, the images of best, median and worst IoU. With a second `--workdir`
 both are scored on the same images, in the folders `1` and `2` of `--out`, and compared by image:
 Wilcoxon's signed-rank test and a bootstrap interval of the mean difference of IoU.
+
+`--checkpoint` chooses what is scored of a run: `newest`, `best` by validation IoU, or a step.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from tvjax import program, scores
-from tvjax.comparison import compare
+from tvjax.comparison import compare, describe, warn_of_data
+from tvjax.data import sets
 from tvjax.errors import UserError
 from tvjax.examples import Examples
 from tvjax.predictor import Predictor, own_denoising
@@ -51,10 +55,13 @@ def main(argv: list[str]) -> None:
     examples: Examples | None = None
     if _ANNOTATIONS.value and _IMAGES.value:
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value)
-    source = {"split": _SPLIT.value} if examples is None else {"annotations": _ANNOTATIONS.value}
-    found, reports = [], []
+    found, reports, trained_on = [], [], []
     for number, workdir in enumerate(_WORKDIR.value, 1):
-        net, step, examples = open_net(Path(workdir), examples)
+        net, step, data = open_net(Path(workdir))
+        trained_on.append(sets.identity(**data))
+        if examples is None:
+            data["directory"] = data["directory"] if _DATA.value is None else _DATA.value
+            examples = Examples.of_split(sets.open_sets(**data)[_SPLIT.value])
         tiling = tiles.choose_tiling(scores.scaled_sizes(examples, _SCALE.value), net)
         result = scores.score(examples, net, tiling, scale=_SCALE.value)
         source = (
@@ -70,26 +77,24 @@ def main(argv: list[str]) -> None:
         return
     ious = [[row["iou"] for row in result.images] for result in found]
     comparison = compare(*ious)
+    warning = warn_of_data(*trained_on)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     print(describe(comparison, reports))
-    print(json.dumps({"runs": reports, "comparison": comparison}))
+    print(json.dumps({"runs": reports, "comparison": comparison, "warning": warning}))
     if _OUT.value:
         (Path(_OUT.value) / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
 
 
-def open_net(workdir: Path, examples: Examples | None) -> tuple[Predictor, int, Examples]:
-    """The net of a run, its step, and the examples: the given ones, or the split's."""
-    if examples is None:
-        run = restore.open_run(workdir, directory=_DATA.value, checkpoint=_CHECKPOINT.value)
-        config, setup, state = run.config, run.setup, run.state
-        examples = Examples.of_split(run.splits[_SPLIT.value])
-    else:
-        config, setup, state = restore.open_net(workdir, _CHECKPOINT.value)
+def open_net(workdir: Path) -> tuple[Predictor, int, dict[str, Any]]:
+    """The net of a run, its step, and the data that it was trained on, for `sets.open_sets`."""
+    config, setup, state = restore.open_net(workdir, _CHECKPOINT.value)
     denoise = _DENOISE.value
     if denoise is None:
         denoise = own_denoising(workdir, config)
     kind = config.denoise.kind
     net = Predictor.of(setup, state, denoise=denoise, denoise_kind=kind)
-    return net, int(state.step), examples
+    return net, int(state.step), restore.data_options(config)
 
 
 def keep(
@@ -121,22 +126,6 @@ def keep(
         ),
         out / "grid.png",
     )
-
-
-def describe(comparison: dict[str, float], reports: list[dict[str, Any]]) -> str:
-    """The comparison for the reader of a terminal."""
-    c = comparison
-    lines = [
-        f"{k}: {r['workdir']}: IoU {r['iou']:.4f}, boundary IoU {r['boundary_iou']:.4f}"
-        + ("" if r["ap"] is None else f", AP {r['ap']:.4f}")
-        for k, r in enumerate(reports, 1)
-    ]
-    lines.append(
-        f"2 - 1: IoU {c['difference']:+.4f}, 95 % interval {c['low']:+.4f} to {c['high']:+.4f} "
-        f"(bootstrap), p = {c['p_value']:.2g} (Wilcoxon); 2 is better on {c['second_better']} "
-        f"and 1 on {c['first_better']} of {c['images']} images"
-    )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

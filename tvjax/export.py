@@ -6,7 +6,8 @@ The file needs JAX and no tvjax, and runs on a CPU, a CUDA GPU and a TPU:
     probabilities = net.call(images)  # float32 [B, H, W, 3] in [0, 1] -> [B, H, W, 1]
 
 `--size=symbolic`, the default, leaves height and width open (multiples of 32), and `--batch` the
-number of images; fixed ones compile to a faster program. `--mlir` writes the program as text.
+number of images; fixed ones compile to a faster program. `--checkpoint` chooses the net's as in
+`tvjax.evaluate`; `--mlir` writes the program as text.
 """
 
 import json
@@ -16,15 +17,15 @@ from absl import flags
 
 from tvjax import program
 from tvjax.errors import UserError
-from tvjax.predictor import PLATFORMS, Predictor
+from tvjax.predictor import KNOWN, PLATFORMS, Predictor
 from tvjax.rasters import writer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "File to write.")
 _CHECKPOINT = program.define_checkpoint_flag()
-_SIZE = flags.DEFINE_string("size", "symbolic", "Height and width of the images, or symbolic.")
+_SIZE = flags.DEFINE_string("size", "symbolic", "Side of the images in pixels, or symbolic.")
 _BATCH = flags.DEFINE_integer("batch", None, "Number of the images; default: any.")
-_PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), "To run on: cpu, cuda, rocm, tpu.")
+_PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), f"To run on: {', '.join(KNOWN)}.")
 _DENOISE = flags.DEFINE_float("denoise", None, "As in tvjax.predict.")
 _MLIR = flags.DEFINE_bool("mlir", False, "Write the program as text instead.")
 
@@ -36,11 +37,20 @@ def main(argv: list[str]) -> None:
     if not (workdir and out):
         raise UserError("--workdir and --out are needed, see --help")
     if not (_SIZE.value == "symbolic" or (_SIZE.value.isdigit() and int(_SIZE.value))):
-        raise UserError(f"--size={_SIZE.value}: give a number of pixels, or symbolic")
+        raise UserError(
+            f"--size={_SIZE.value}: give the side of the images in pixels, e.g. 512, or symbolic"
+        )
+    if _BATCH.value is not None and _BATCH.value < 1:
+        raise UserError(f"--batch={_BATCH.value} must be at least 1")
+    unknown = [name for name in _PLATFORMS.value if name not in KNOWN]
+    if unknown or not _PLATFORMS.value:
+        raise UserError(f"--platforms={','.join(unknown)}: give some of {', '.join(KNOWN)}")
     size = None if _SIZE.value == "symbolic" else int(_SIZE.value)
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     try:
         exported = net.export(size=size, batch=_BATCH.value, platforms=_PLATFORMS.value)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
     except Exception as error:  # what a net does with an open size may fail as anything
         if size is not None:
             raise
@@ -56,7 +66,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
     shapes = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in exported.in_avals]
-    taken = {"images": shapes[0], "platforms": exported.platforms}
+    taken = {"step": int(net.state.step), "images": shapes[0], "platforms": exported.platforms}
     print(json.dumps({"out": out, "bytes": len(content), **taken}))
 
 

@@ -73,7 +73,8 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("complete images stay") from None
     done = len(paths) - len(skipped)
-    print(json.dumps({"images": done, "skipped": len(skipped), "objects": objects, "out": out}))
+    found = {"images": done, "skipped": len(skipped), "objects": objects, "out": out}
+    print(json.dumps(found | {"step": int(net.state.step)}))
     sys.exit(1 if skipped else 0)
 
 

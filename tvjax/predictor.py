@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
+from tvjax.errors import UserError
 from tvjax.training import restore, rundir
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState
@@ -18,6 +19,9 @@ from tvjax.types import Config
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """That an exported net runs on."""
+
+KNOWN = ("cpu", "cuda", "rocm", "tpu")
+"""That it may be exported for."""
 
 MULTIPLE = 32
 """Of the sides that an exported net of any size takes."""
@@ -110,13 +114,31 @@ class Predictor:
 
         Returns:
           Of a function from float32 `[batch, H, W, 3]` in [0, 1] to `[batch, H, W, 1]`.
+
+        Raises:
+          UserError: the net takes no images of this size.
         """
+        if size is not None and not self._takes(size):
+            near = range(size // MULTIPLE * MULTIPLE, size + 8 * MULTIPLE, MULTIPLE)
+            good = [side for side in near if side and self._takes(side)][:2]
+            hint = f"the nearest that it takes: {' and '.join(map(str, good))}" if good else ""
+            raise UserError(
+                f"size={size}: the net takes no images of this side; {hint}".rstrip("; ")
+            )
         number, height, width = jax_export.symbolic_shape(
             f"{batch or 'b'}, {size or f'{MULTIPLE}*h'}, {size or f'{MULTIPLE}*w'}"
         )
         images = jax.ShapeDtypeStruct((number, height, width, 3), jnp.float32)
         function = jax.jit(lambda images: _apply(self, images))
         return jax_export.export(function, platforms=platforms)(images)
+
+    def _takes(self, size: int) -> bool:
+        """Whether the net takes square images of this side."""
+        try:
+            jax.eval_shape(_apply, self, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+        except Exception:  # nets raise whatever their layers do
+            return False
+        return True
 
 
 def own_denoising(workdir: Path, config: Config) -> float | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from tvjax.data import builder, manifest, synthetic
 from tvjax.data.records import Split, open_split
@@ -37,6 +38,34 @@ def open_sets(
     if prepared is None or not (prepared / manifest.FILE).exists():
         prepared = _prepare(prepared, Path(cache).expanduser(), size, limit, seed)
     return {name: open_split(prepared, name) for name in ("train", "val", "test")}
+
+
+def identity(
+    *, directory: str | None, cache: str, size: int, limit: int | None, seed: int
+) -> dict[str, Any]:
+    """What tells the sets of two runs apart, as far as it can be told without opening them.
+
+    Args:
+      directory: as for `open_sets`, as are all others.
+      cache: where it lies makes no difference.
+      size: of tiles that are prepared at first use.
+      limit: of the draw.
+      seed: of the draw, the splits and the embedded scenes.
+
+    Returns:
+      Of prepared records what they were built from, wherever they lie; else the folder (None: the
+      embedded set) and how it was prepared.
+    """
+    del cache
+    if directory:
+        path = Path(directory).expanduser()
+        try:
+            asked = manifest.read(path)["request"]
+            digest = asked["annotations_sha256"][:12]
+            return asked | {"images": None, "annotations_sha256": digest}
+        except UserError:  # a folder that is prepared at first use, or is not here any more
+            directory = str(path.resolve())
+    return {"directory": directory, "size": size, "limit": limit, "seed": seed}
 
 
 def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, seed: int) -> Path:

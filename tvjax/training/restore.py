@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -28,24 +28,23 @@ class Run(NamedTuple):
     splits: dict[str, Split]
 
 
-def open_run(
-    workdir: Path, *, directory: str | None = None, checkpoint: str | int = "newest"
-) -> Run:
+def open_run(workdir: Path, checkpoint: str | int = "newest") -> Run:
     """Restores a checkpoint of a run and opens its data.
 
     Args:
       workdir: of the run.
-      directory: other data than the run's own, as `config.data.directory`.
       checkpoint: see `Checkpoints.choose`.
 
     Raises:
       UserError: there is no run, no checkpoint, or no data.
     """
     config, setup, state = open_net(workdir, checkpoint)
-    if directory is not None:
-        config.data.directory = directory
-    splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
-    return Run(config, setup, state, splits)
+    return Run(config, setup, state, open_sets(**data_options(config)))
+
+
+def data_options(config: Config) -> dict[str, Any]:
+    """The arguments of `open_sets` for a run's data."""
+    return {name: config.data[name] for name in config.data if name != "resident"}
 
 
 def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, Setup, TrainState]:
