@@ -1,6 +1,7 @@
 """The parts of the loop, without a run."""
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from configs import lunet_bilevel
 from tvjax.data import pipeline
 from tvjax.errors import UserError
-from tvjax.training import feeds, parallel, resident
+from tvjax.training import evaluation, feeds, parallel, resident
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.setup import make_hyper_plan
 from tvjax.training.state import TrainState
@@ -148,3 +149,12 @@ def test_checkpoints_take_a_relative_folder_keep_the_newest_and_skip_a_damaged_o
         assert int(restored.step) == 2 and checkpoints.steps == [2]
     assert "checkpoints/3 cannot be read" in capsys.readouterr().err
     assert (tmp_path / "run/damaged_checkpoints/3").is_dir()
+
+
+def test_the_denoising_weight_is_the_best_on_validation(monkeypatch):
+    ious = {0.01: 0.5, 0.05: 0.7, 0.1: 0.6}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, denoise, **__: {"iou": ious[denoise]})
+    chosen = evaluation.choose_denoising(
+        cast(Any, None), cast(Any, None), cast(Any, None), list(ious), batch_size=1
+    )
+    assert chosen == (0.05, {str(weight): iou for weight, iou in ious.items()})

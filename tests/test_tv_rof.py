@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.data
+from convex import polish
 from jax.test_util import check_grads
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
@@ -56,12 +57,14 @@ def test_agrees_with_convex_solver(x64, kind, lam):
     limit = 1e-8 if kind == "anisotropic" else 1e-5
     for f, u, gap in zip(images, got.image[..., 0], got.gap, strict=True):
         assert gap <= tolerance
-        convex = convex_solution(f, lam, kind)
-        # Strong convexity bounds the solver's own error by how far its objective is above ours.
-        energy = [float(objective(x[..., None], f[..., None], lam, kind)) for x in (convex, u)]
-        own = np.sqrt(2 * max(energy[0] - energy[1], 0))
-        assert own < 1e-5
-        np.testing.assert_allclose(u, convex, rtol=0, atol=max(limit, own))
+        convex = convex_solution(f, lam, kind)[..., None]
+        if kind == "anisotropic":  # the solver alone is good to 1e-6 where regions nearly meet
+
+            def energy(u, f=f[..., None]):
+                return objective(u, f, lam, kind)
+
+            convex = polish(energy, convex, kind, threshold=1e-5)
+        np.testing.assert_allclose(u, convex[..., 0], rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -285,6 +288,15 @@ def test_jit_vmap_loop_and_shapes_agree(x64, kind):
     slope = jax.vmap(jax.grad(lambda f, lam: solve(f, lam).image[0, 0, 0]))
     one = jax.grad(lambda f: solve(f, lam[0]).image[:, 0, 0, 0].sum())(jnp.asarray(f[0]))
     np.testing.assert_allclose(slope(f[0], lam[0]), one, atol=1e-12)
+
+
+def test_negative_weights_are_zero(x64):
+    f = jnp.asarray(noise(3, 5, 4, 1))
+    lam = jnp.array([-0.3, 0.0, 0.1])
+    u, pull = jax.vjp(lambda lam: denoise_tv(f, lam, **EXACT).image, lam)
+    np.testing.assert_array_equal(u[:2], f[:2])
+    (slope,) = pull(jnp.asarray(noise(3, 5, 4, 1, seed=1)))
+    assert slope[0] == 0 and slope[1] != 0 and slope[2] != 0
 
 
 def test_compiles_once():

@@ -29,6 +29,8 @@ CHECK_EVERY = 20
 """Iterations between two evaluations of the gap, which costs about one of them."""
 SLOT_PIXELS = {"cpu": 1 << 16}
 """How many values are iterated together: on a CPU, what its cache holds; elsewhere 2^22."""
+ROUNDS = 8
+"""On a CPU no more than this part of a batch is iterated together, see `run`."""
 STALE_CHECKS = 10
 ROUNDING = 64
 
@@ -159,7 +161,9 @@ def run(
     The batch is a queue: as many unfinished images as fill the cache are iterated together for
     `CHECK_EVERY` steps, then their gaps are looked at, and each image that is done gives its slot
     to the next. So a finished image costs nothing (a masked loop would go on computing it), slow
-    images do not hold up the batch, and the working set of a large batch stays in the cache.
+    images do not hold up the batch, and the working set of a large batch stays in the cache. Only
+    the last images, too few for the slots, are iterated with finished ones: on a CPU with less than
+    an eighth of the batch. Under `vmap` there is no queue: give a batch instead.
 
     An image also stops, uncertified, where rounding holds its gap: when the gap is within `ROUNDING
     * rounding` and has not fallen for `STALE_CHECKS` checks.
@@ -177,6 +181,8 @@ def run(
     n = lam.shape[0]
     pixels = max(1, max((leaf[0].size for leaf in jax.tree.leaves(data)), default=1))
     slots = max(1, SLOT_PIXELS.get(jax.default_backend(), 1 << 22) // pixels)
+    if jax.default_backend() == "cpu":
+        slots = min(slots, -(-n // ROUNDS))
     chunk = min(CHECK_EVERY, max_iterations)
 
     def active(p: _Progress) -> jax.Array:
@@ -185,7 +191,7 @@ def run(
         return (p.gap > tolerance) & ~stuck & (p.iterations + chunk <= max_iterations)
 
     def iterate(state, data, lam):
-        state = lax.fori_loop(0, chunk, lambda _, s: step(s, data, lam), state, unroll=2)
+        state = lax.fori_loop(0, chunk, lambda _, s: step(s, data, lam), state)
         return check(state, data, lam)
 
     def advance(p: _Progress) -> _Progress:

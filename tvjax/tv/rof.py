@@ -43,7 +43,8 @@ def denoise_tv(
 ) -> Denoised:
     """Total variation denoising, `argmin_u 1/2 ||u - f||^2 + lam TV(u)`, with a certificate.
 
-    Each image of a batch stops by itself, and costs nothing once it has. Methods:
+    Each image of a batch stops by itself, and costs nothing once it has, but for the last few (an
+    eighth of the batch on a CPU). Methods:
 
       fista        accelerated projected gradient on the dual with restarts. The only one that
                    reaches rounding in reasonable time, where the kind is anisotropic.
@@ -65,7 +66,8 @@ def denoise_tv(
       image: f, `[..., H, W, C]`, any range; computed in float32 if less precise. Total variation
         adds over channels; nothing couples them.
       lam: weight >= 0 in the unit of `image`, a number or one for each image (broadcasts to
-        `[...]`). 0 returns the image. A traced negative one is read as 0.
+        `[...]`). 0 returns the image. An array's negative ones are read as 0, and
+        have derivative 0.
       kind: "anisotropic" or "isotropic".
       method: "fista", "primal_dual", "chambolle" or "lbfgs".
       tolerance: largest duality gap of an image, **absolute** (the objective's unit): every image
@@ -118,7 +120,7 @@ def _denoise(f, lam, tolerance, *, kind, method, max_iterations):
     """`denoise_tv` of `[N, H, W, C]`, compiled once for each shape and choice of options."""
     u, v, certificate = SOLVERS[method](
         lax.stop_gradient(f),
-        jnp.maximum(lax.stop_gradient(lam), 0),
+        lax.stop_gradient(lam),
         kind=kind,
         tolerance=tolerance,
         max_iterations=max_iterations,
@@ -155,10 +157,12 @@ def check_image(shape: tuple[int, ...], name: str) -> None:
 
 
 def per_image_weight(lam: ArrayLike, batch: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Lam for each image, `[...]`; refuses a negative number."""
+    """Lam for each image, `[...]`; refuses a negative number, and reads an array's as 0."""
     if isinstance(lam, int | float) and not lam >= 0:
         raise ValueError(f"lam must not be negative; got {lam}")
     lam = jnp.asarray(lam, dtype)
+    # Not `maximum`, whose derivative at 0 would be one half.
+    lam = jnp.where(lam < 0, 0, lam)
     try:
         return jnp.broadcast_to(lam, batch)
     except ValueError as error:
