@@ -48,6 +48,10 @@ def test_it_works_under_jit_as_function_and_as_argument(predictor, image):
     one = predictor(image)
     np.testing.assert_allclose(jax.jit(lambda x: predictor(x))(image), one, atol=1e-6)
     np.testing.assert_allclose(jax.jit(lambda net, x: net(x))(predictor, image), one, atol=1e-6)
+    jitted = jax.jit(predictor)
+    for _ in range(2):
+        np.testing.assert_allclose(jitted(image), one, atol=1e-6)
+    assert jitted._cache_size() == 1
 
 
 def test_tiles_of_a_net_give_what_one_pass_gives(predictor):

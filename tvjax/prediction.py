@@ -28,6 +28,7 @@ class Options(NamedTuple):
     probabilities: bool = False
     simplify: float = 0.0
     min_area: int = 1
+    white: float | None = None
 
 
 DEFAULTS = Options()
@@ -110,7 +111,7 @@ def predict_images(
     skipped: list[str] = []
     sizes = {}
     for number, path in images:
-        with _skipping(skipped), reader.open_raster(path) as raster:
+        with _skipping(skipped), reader.open_raster(path, white=options.white) as raster:
             small = reader.scaled(raster, options.scale)
             sizes[number, path] = small.height, small.width
     tiling = tiles.choose_tiling(set(sizes.values()), net, tile, batch)
@@ -123,7 +124,10 @@ def predict_images(
         for number, path in sizes:
             mark = results.mark()
             try:
-                with _skipping(skipped), reader.open_raster(path) as raster:
+                with (
+                    _skipping(skipped),
+                    reader.open_raster(path, white=options.white) as raster,
+                ):
                     found = predict_raster(raster, out, net, tiling, options, bar.update)
                     for polygon in found:
                         size = raster.height, raster.width

@@ -24,7 +24,7 @@ MULTIPLE = 32
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, as `jax.jit(predictor)` needs
 class Predictor:
     """`predictor(images) -> probabilities`, a pure function that works under `jit` and `vmap`.
 
