@@ -101,6 +101,15 @@ def predict_images(
 
     Raises:
       UserError: the folder cannot be written, or an option needs a package that is missing.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path, out = Path(folder, "a.png"), Path(folder, "out")
+    ...     Image.new("RGB", (64, 64), "red").save(path)
+    ...     done = predict_images([(1, path)], out, lambda images: images[..., :1])  # red is roof
+    ...     print(done, sorted(file.name for file in out.iterdir()))
+    (1, []) ['a.geojson', 'a_mask.png', 'results.json']
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
