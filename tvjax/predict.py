@@ -13,7 +13,7 @@ count the images from 1 in the order of their paths, or are those of `--annotati
 
 The net knows objects at the size that they had in its training tiles. If those were shrunk from
 300 to 100 pixels, images of the same sharpness need `--scale=0.3333`; what is written has the
-images' size all the same.
+images' size all the same. Images of 16 bits a channel need `--white`, the value that becomes 255.
 
 Images are read, and results written, a row of tiles at a time. Files appear when they are
 complete. Exit status: 0; 1 if images were skipped, each with a line on stderr; 2 after a mistake in
