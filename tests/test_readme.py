@@ -14,7 +14,8 @@ from tvjax.program import field_paths
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SHELL = "\n".join(re.findall(r"```\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+SHELL = "\n".join(block for kind, block in BLOCKS if not kind).replace("\\\n", " ")
 COMMANDS = re.findall(r"python -m ((?:tvjax|experiments)[\w.]*)([^\n#`]*)", SHELL + "\n" + README)
 
 
@@ -22,7 +23,7 @@ def test_its_python_runs_as_written(make_predictor, monkeypatch, capsys):
     net = make_predictor("unet", width=2, depth=1)
     monkeypatch.setattr(tvjax.Predictor, "load", lambda workdir: net)
     names = {}
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = [block for kind, block in BLOCKS if kind == "python"]
     assert len(blocks) == 6
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
