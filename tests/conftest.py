@@ -3,8 +3,12 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import tvjax
+from configs import base
 from tvjax.data import builder, synthetic
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -27,3 +31,25 @@ def tiles(tmp_path_factory):
         size=16, progress=False,
     )  # fmt: skip
     return base / "records"
+
+
+@pytest.fixture(scope="session")
+def make_predictor():
+    """`(net's name, fields of config.model) ->` an untrained net whose answers vary."""
+    from tvjax.training.setup import make_setup  # loads much that most tests do without
+
+    def make(name, **fields):
+        config = base.get_config()
+        config.model.update(name=name, **fields)
+        setup = make_setup(config, (16, 16))
+        rng = np.random.default_rng(0)
+
+        def draw(path, x):  # in place of setup.create(), which takes long to compile
+            is_variance = getattr(path[-1], "key", None) == "var"
+            drawn = np.ones(x.shape) if is_variance else rng.normal(0, 0.25, x.shape)
+            return jnp.asarray(drawn, x.dtype)
+
+        state = jax.tree.map_with_path(draw, jax.eval_shape(setup.create))
+        return tvjax.Predictor.of(setup, state)
+
+    return make

@@ -45,15 +45,17 @@ def draw_roofs(size, number, seed=0):
     return mask, roofs
 
 
-def write_raster(path, mask, **options):
+def write_raster(path, mask, *, white=255, **options):
     """A georeferenced raster, red where there are roofs, with a fourth band to be ignored."""
     transform = rasterio.Affine(METRES, 0, TOP_LEFT[0], 0, -METRES, TOP_LEFT[1])
     with rasterio.open(
-        path, "w", driver="GTiff", height=len(mask), width=mask.shape[1], count=4, dtype="uint8",
-        crs="EPSG:32633", transform=transform, tiled=True, compress="deflate", **options,
+        path, "w", driver="GTiff", height=len(mask), width=mask.shape[1], count=4,
+        dtype="uint8" if white == 255 else "uint16", crs="EPSG:32633", transform=transform,
+        tiled=True, compress="deflate", **options,
     ) as file:  # fmt: skip
         for band, value in ((1, 255), (2, 40), (3, 40), (4, 200)):
-            file.write(np.where(mask, value, 0 if band == 1 else 90).astype(np.uint8), band)
+            values = np.where(mask, value, 0 if band == 1 else 90)
+            file.write(np.rint(values * (white / 255)).astype(file.dtypes[0]), band)
 
 
 def expected_outline(roof):
@@ -101,6 +103,27 @@ def assert_roofs_found(tmp_path, size, number):
 
 def test_every_roof_of_a_georeferenced_raster_is_found(tmp_path):
     assert_roofs_found(tmp_path, 600, 90)
+
+
+def test_sixteen_bits_a_channel_are_scaled_by_the_value_of_white(tmp_path):
+    mask, roofs = draw_roofs(160, 6)
+    write_raster(tmp_path / "a.tif", mask)
+    write_raster(tmp_path / "b.tif", mask, white=10_000)
+    with (
+        reader.open_raster(tmp_path / "a.tif") as bytes_,
+        reader.open_raster(tmp_path / "b.tif", white=10_000) as deep,
+        reader.open_raster(tmp_path / "b.tif", white=2_000) as bright,
+    ):
+        window = (3, 130, 7, 144)
+        np.testing.assert_array_equal(deep.read(*window), bytes_.read(*window))
+        assert bright.read(*window).max() == 255 and bright.read(*window)[..., 1].min() == 200
+    images = [(1, tmp_path / "b.tif")]
+    objects, skipped = prediction.predict_images(
+        images, tmp_path / "out", red, options=prediction.Options(white=10_000)
+    )
+    assert (objects, skipped) == (len(roofs), [])
+    _, skipped = prediction.predict_images(images, tmp_path / "out", red)
+    assert len(skipped) == 1 and "--white" in skipped[0]
 
 
 @pytest.mark.slow

@@ -10,25 +10,13 @@ import tvjax
 from configs import base
 from tvjax.errors import UserError
 from tvjax.rasters import reader, tiles
-from tvjax.training.setup import make_setup
 from tvjax.tv.rof import denoise_tv
 
 
 @pytest.fixture(scope="module")
-def predictor():
-    """An untrained net whose answers vary."""
-    config = base.get_config()
-    config.model.width, config.model.depth = 4, 1
-    setup = make_setup(config, (16, 16))
-    rng = np.random.default_rng(0)
-
-    def draw(path, x):  # in place of setup.create(), which takes long to compile
-        is_variance = getattr(path[-1], "key", None) == "var"
-        drawn = np.ones(x.shape) if is_variance else rng.normal(0, 0.25, x.shape)
-        return jnp.asarray(drawn, x.dtype)
-
-    state = jax.tree.map_with_path(draw, jax.eval_shape(setup.create))
-    return tvjax.Predictor.of(setup, state)
+def predictor(make_predictor):
+    """An untrained U-Net whose answers vary."""
+    return make_predictor("unet", width=4, depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +37,10 @@ def test_it_works_under_jit_as_function_and_as_argument(predictor, image):
     one = predictor(image)
     np.testing.assert_allclose(jax.jit(lambda x: predictor(x))(image), one, atol=1e-6)
     np.testing.assert_allclose(jax.jit(lambda net, x: net(x))(predictor, image), one, atol=1e-6)
+    jitted = jax.jit(predictor)
+    for _ in range(2):
+        np.testing.assert_allclose(jitted(image), one, atol=1e-6)
+    assert jitted._cache_size() == 1
 
 
 def test_tiles_of_a_net_give_what_one_pass_gives(predictor):
@@ -90,3 +82,17 @@ def test_a_size_that_the_net_does_not_take_names_those_near(predictor):
         picky.export(size=100)
     with pytest.raises(UserError, match=r"size=70: .* nearest .*: 64 and 128$"):
         picky.export(size=70)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["segnet", "segformer"])
+def test_other_nets_are_predicted_with_and_exported_too(make_predictor, image, name):
+    net = make_predictor(name, width=4, depth=2)
+    np.testing.assert_allclose(jax.jit(net)(image), net(image), atol=1e-5)
+    assert net(image).std() > 0
+    exported = export.deserialize(net.export(size=None).serialize())
+    images = np.random.default_rng(2).random((2, 64, 96, 3), np.float32)
+    np.testing.assert_allclose(exported.call(images), net(images), atol=1e-5)
+    tiling = tiles.choose_tiling({image.shape[:2]}, net)
+    (strip,) = tiles.probabilities(reader.from_array(image), net, tiling)
+    np.testing.assert_allclose(strip, net(image), atol=1e-5)

@@ -13,7 +13,7 @@ count the images from 1 in the order of their paths, or are those of `--annotati
 
 The net knows objects at the size that they had in its training tiles. If those were shrunk from
 300 to 100 pixels, images of the same sharpness need `--scale=0.3333`; what is written has the
-images' size all the same.
+images' size all the same. Images of 16 bits a channel need `--white`, the value that becomes 255.
 
 Images are read, and results written, a row of tiles at a time. Files appear when they are
 complete; Ctrl-C and SIGTERM leave none that is not. Exit status: 0; 1 if images were skipped, each
@@ -41,6 +41,9 @@ _DENOISE = flags.DEFINE_float(
 )
 _SIMPLIFY = flags.DEFINE_float("simplify", 0.0, "How far, in pixels, polygons may leave the mask.")
 _MIN_AREA = flags.DEFINE_integer("min_area", 1, "Pixels of the smallest object that has a polygon.")
+_WHITE = flags.DEFINE_float(
+    "white", None, "The value that is white in 16-bit images (GeoTIFF), e.g. 10000."
+)
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file with the images' ids.")
 _CHECKPOINT = program.define_checkpoint_flag()
 _TILE = flags.DEFINE_integer("tile", 512, "Side of the tiles of large images, a multiple of 32.")
@@ -58,13 +61,16 @@ def main(argv: list[str]) -> None:
     for flag in (_THRESHOLD, _DENOISE, _SIMPLIFY):
         if (flag.value or 0) < 0:
             raise UserError(f"--{flag.name}={flag.value} must not be negative")
+    if _WHITE.value is not None and not _WHITE.value > 0:
+        raise UserError(f"--white={_WHITE.value} must be positive")
     paths = prediction.find_images(_IMAGES.value)
     if any(path.parent.resolve() == Path(out).resolve() for path in paths):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     options = prediction.Options(
-        _SCALE.value, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value, _MIN_AREA.value
-    )
+        _SCALE.value, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value, _MIN_AREA.value,
+        _WHITE.value,
+    )  # fmt: skip
     try:
         objects, skipped = prediction.predict_images(
             prediction.number_images(paths, _ANNOTATIONS.value), Path(out), net,

@@ -29,6 +29,7 @@ class Options(NamedTuple):
     probabilities: bool = False
     simplify: float = 0.0
     min_area: int = 1
+    white: float | None = None
 
 
 DEFAULTS = Options()
@@ -102,6 +103,15 @@ def predict_images(
 
     Raises:
       UserError: the folder cannot be written, or an option needs a package that is missing.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path, out = Path(folder, "a.png"), Path(folder, "out")
+    ...     Image.new("RGB", (64, 64), "red").save(path)
+    ...     done = predict_images([(1, path)], out, lambda images: images[..., :1])  # red is roof
+    ...     print(done, sorted(file.name for file in out.iterdir()))
+    (1, []) ['a.geojson', 'a_mask.png', 'results.json']
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +122,7 @@ def predict_images(
     skipped: list[str] = []
     sizes = {}
     for number, path in images:
-        with _skipping(skipped), reader.open_raster(path) as raster:
+        with _skipping(skipped), reader.open_raster(path, white=options.white) as raster:
             small = reader.scaled(raster, options.scale)
             sizes[number, path] = small.height, small.width
     tiling = tiles.choose_tiling(set(sizes.values()), net, tile, batch)
@@ -128,7 +138,7 @@ def predict_images(
             try:
                 with (
                     _skipping(skipped),
-                    reader.open_raster(path) as raster,
+                    reader.open_raster(path, white=options.white) as raster,
                     # Closed at once where this loop is left: it then closes its files.
                     contextlib.closing(
                         predict_raster(raster, out, work, net, tiling, options, bar.update)

@@ -28,7 +28,7 @@ MULTIPLE = 32
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, as `jax.jit(predictor)` needs
 class Predictor:
     """`predictor(images) -> probabilities`, a pure function that works under `jit` and `vmap`.
 
@@ -38,6 +38,14 @@ class Predictor:
     Use:
       predictor = tvjax.Predictor.load("runs/lunet_bilevel")
       probabilities = predictor(image)  # [H, W, 3] -> [H, W, 1]
+
+    Any function of this kind will do for a net, as here one that sees roofs where it is red:
+
+    >>> red = Predictor((), None, lambda state, images: (images, images[..., :1]))
+    >>> images = jnp.zeros((2, 64, 96, 3)).at[..., 0].set(0.75)
+    >>> probabilities = jax.jit(red)(images)
+    >>> probabilities.shape, float(probabilities.max())
+    ((2, 64, 96, 1), 0.75)
     """
 
     state: TrainState

@@ -8,6 +8,9 @@ PyTree = Any
 Config = Any
 """An `ml_collections.ConfigDict`, whose fields type checkers cannot know; see configs/base.py."""
 
+Dimension = Any
+"""A size of an array: an int, or symbolic while a program for any size is exported."""
+
 
 class Batch(NamedTuple):
     """Images and their masks, as they stand in the records (numpy on the host, jax on a device)."""

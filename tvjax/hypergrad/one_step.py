@@ -35,6 +35,15 @@ def exact(*, mode: str | None = None) -> Estimator:
 
     Raises:
       ValueError: for another mode.
+
+    >>> import jax.numpy as jnp, optax
+    >>> from tvjax.hypergrad import Bilevel
+    >>> def inner_loss(w, lam, batch):
+    ...     return (w - batch) ** 2 / 2 + lam * w**2 / 2
+    >>> problem = Bilevel(inner_loss, lambda w, batch: (w - batch) ** 2 / 2, optax.sgd(0.5))
+    >>> estimate = exact()(problem, problem.init(jnp.array(1.0)), jnp.array(1.0), [0.0], 1.0)
+    >>> float(estimate.state.params), float(estimate.gradient)  # w' = 1 - (1 + lam) / 2
+    (0.0, 0.5)
     """
     if mode not in (None, "forward", "reverse"):
         raise ValueError(f"mode must be None, 'forward' or 'reverse', got {mode!r}")

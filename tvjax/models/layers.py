@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tvjax.types import Dimension
+
 
 class Upsample(nn.Module):
     """A 2x2 transposed convolution of stride 2, `[B, H, W, C] -> [B, 2H, 2W, features]`.
@@ -74,7 +76,7 @@ def max_pool_with_indices(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(jnp.where(_chosen(indices), windows, 0), axis=(2, 4)), indices
 
 
-def max_unpool(x: jax.Array, indices: jax.Array, size: tuple[int, int]) -> jax.Array:
+def max_unpool(x: jax.Array, indices: jax.Array, size: tuple[Dimension, ...]) -> jax.Array:
     """Puts each value where its maximum stood, zeros elsewhere: the adjoint of the pooling.
 
     Args:

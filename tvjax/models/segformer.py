@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tvjax.models.layers import DepthwiseConv
+from tvjax.types import Dimension
 
 HEADS = (1, 2, 5, 8)
 """Attention heads of the four stages, `width` channels each."""
@@ -122,5 +123,5 @@ class MixFFN(nn.Module):
         return nn.Dense(c, dtype=self.dtype)(y)
 
 
-def _resize(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
+def _resize(x: jax.Array, size: tuple[Dimension, ...]) -> jax.Array:
     return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear")

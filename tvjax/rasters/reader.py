@@ -50,8 +50,13 @@ class Raster(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_raster(path: Path) -> Iterator[Raster]:
-    """Opens an image of 8 bits a channel: grey, palette, RGB, or RGB with more bands, unread.
+def open_raster(path: Path, *, white: float | None = None) -> Iterator[Raster]:
+    """Opens an image: grey, palette, RGB, or RGB with more bands, which stay unread.
+
+    Args:
+      path: of the image.
+      white: the value of 16-bit pixels that becomes 255, and so does whatever is above it; 0 stays
+        0. None: 16-bit images are refused, since their brightness cannot be told from the file.
 
     Raises:
       UserError: it cannot be read, has other pixels, or needs rasterio and there is none.
@@ -67,7 +72,7 @@ def open_raster(path: Path) -> Iterator[Raster]:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), rasterio.open(path) as dataset:
-                yield _open_windows(path, dataset)
+                yield _open_windows(path, dataset, white)
         except RasterioError as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise UserError(f"{path}: cannot be read ({reason})") from error
@@ -119,15 +124,17 @@ def _whole(path: Path) -> Read:
     return read
 
 
-def _open_windows(path: Path, dataset: Any) -> Raster:
-    if any(dtype != "uint8" for dtype in dataset.dtypes):
-        raise UserError(
-            f"{path}: has pixels of type {dataset.dtypes[0]}; convert it to 8 bits a channel "
-            f"(gdal_translate -ot Byte -scale)"
-        )
+def _open_windows(path: Path, dataset: Any, white: float | None) -> Raster:
+    kind = next((dtype for dtype in dataset.dtypes if dtype != "uint8"), "uint8")
+    if kind != "uint8" and (kind != "uint16" or white is None):
+        cure = "convert it to 8 bits a channel (gdal_translate -ot Byte -scale)"
+        if kind == "uint16":
+            cure = "say which value is white, e.g. --white=10000"
+        raise UserError(f"{path}: has pixels of type {kind}; {cure}")
     transform = None if dataset.transform.is_identity else dataset.transform
     raster = Raster(path, dataset.height, dataset.width, _whole(path), transform, dataset.crs)
-    if dataset.driver in ("PNG", "JPEG") and raster.height * raster.width <= WHOLE:
+    small = raster.height * raster.width <= WHOLE
+    if dataset.driver in ("PNG", "JPEG") and small and kind == "uint8":
         return raster
     if dataset.driver == "PNG":
         _check_end(path)
@@ -135,6 +142,8 @@ def _open_windows(path: Path, dataset: Any) -> Raster:
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         block = dataset.read(bands, window=((top, bottom), (left, right)))
+        if white is not None and block.dtype == np.uint16:
+            block = np.rint(np.minimum(block * (255 / white), 255)).astype(np.uint8)
         return palette[block[0]] if palette is not None else np.moveaxis(block, 0, -1)
 
     return raster._replace(read=read)
