@@ -7,7 +7,6 @@ import pytest
 from jax import export
 
 import tvjax
-from configs import base
 from tvjax.errors import UserError
 from tvjax.rasters import reader, tiles
 from tvjax.tv.rof import denoise_tv
