@@ -217,6 +217,29 @@ def test_queue_gives_each_image_what_it_gets_alone(x64, monkeypatch, slots):
     assert len(set(np.asarray(together.iterations))) > 2
 
 
+def test_finished_images_are_not_iterated(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    worked = []
+
+    def step(state, data, lam):
+        jax.debug.callback(lambda n: worked.append(int(n)), lam.shape[0])
+        return state + 1
+
+    def check(state, data, lam):
+        return jnp.where(state >= data, 0.0, 1.0), state
+
+    needs = np.full(16, 20.0, np.float32)
+    needs[3] = 2000.0
+    start, lam = jnp.zeros(16), jnp.ones(16)
+    stop = {"rounding": 0 * lam, "tolerance": 0.5, "max_iterations": 10_000}
+    state, certificate = dual.run(step, check, start, jnp.asarray(needs), lam, **stop)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(state, needs)
+    np.testing.assert_array_equal(certificate.iterations, needs)
+    # Two slots: the first two images, and the slow one beside each of the others and then alone.
+    assert sum(worked) == 2 * (20 + 2000)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_derivatives_agree_with_central_differences(x64, kind):
     f, w = noise(2, 6, 5, 2), noise(2, 6, 5, 2, seed=1)
