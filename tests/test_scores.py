@@ -4,10 +4,13 @@ import csv
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
+from pycocotools import mask as coco_mask
+from scipy import ndimage, stats
 
 from tvjax import scores
 from tvjax.average_precision import average_precision
@@ -15,6 +18,7 @@ from tvjax.comparison import compare, describe, warn_of_data
 from tvjax.data import sets
 from tvjax.examples import Example, Examples
 from tvjax.rasters import tiles
+from tvjax.training.steps import per_image_scores
 
 
 def square(left, top, side=8):
@@ -80,8 +84,46 @@ def test_tiles_of_a_split_take_components_for_objects():
 
 
 def test_average_precision_without_objects_or_results():
-    assert average_precision([(1, (9, 9), [])], [])["ap"] is None
-    assert average_precision([(1, (9, 9), [square(1, 1, 4)])], [])["ap"] == 0
+    assert average_precision([(1, (9, 9), [], [])], [])["ap"] is None
+    assert average_precision([(1, (9, 9), [square(1, 1, 4)], [True])], [])["ap"] is None
+    assert average_precision([(1, (9, 9), [square(1, 1, 4)], [False])], [])["ap"] == 0
+
+
+def test_what_lies_in_a_crowd_is_neither_right_nor_wrong(tmp_path):
+    """Image 2 lacks one of its two objects: as a crowd it is not looked for, nor if found wrong."""
+    examples = write_coco(tmp_path)
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["annotations"][-1]["iscrowd"] = 1
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    examples = Examples.of_coco(tmp_path / "a.json", tmp_path / "images")
+    assert examples.get(1).crowds == (False, True)
+    result = scores.score(examples, red, tiles.Tiling((40, 40), 0, 0))
+    assert result.summary["ap"] == pytest.approx(1)
+    assert result.images[1]["iou"] == pytest.approx(0.5)  # its pixels are objects' all the same
+    (code,) = (r for r in result.results if r["image_id"] == 2)
+    truth = [(2, (40, 40), [square(4, 4), square(2, 2, 30)], [False, True])]
+    specks = [code, code | {"score": 0.99, "segmentation": codes(square(20, 20, 3))}]
+    assert average_precision(truth, specks)["ap"] == pytest.approx(1)
+    truth = [(*truth[0][:3], [False, False])]
+    assert average_precision(truth, specks)["ap"] < 0.5
+
+
+def codes(segmentation):
+    return coco_mask.merge(coco_mask.frPyObjects(segmentation, 40, 40))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 1), (200, 130)])
+def test_scores_of_an_image_are_those_of_training(shape):
+    rng = np.random.default_rng(0)
+    drawn = [ndimage.uniform_filter(rng.random(shape), 3) > 0.45 for _ in range(2)]
+    none = np.zeros(shape, bool)
+    pairs = np.array([drawn, [drawn[0], none], [none, none]])
+    masks = jnp.asarray(pairs[..., None], jnp.float32)
+    expected = jax.jit(per_image_scores)(masks[:, 0], masks[:, 1])
+    for k, (prediction, truth) in enumerate(pairs):
+        found = scores.of_image(prediction, truth)
+        assert found.keys() == expected.keys()
+        assert found == pytest.approx({n: float(v[k]) for n, v in expected.items()}, abs=1e-6)
 
 
 def test_the_comparison_is_scipy_s_and_knows_equality():
@@ -132,7 +174,7 @@ def test_extremes_are_chosen_once():
 def test_an_image_is_predicted_at_another_scale():
     image = np.zeros((60, 60, 3), np.uint8)
     image[12:36, 15:45] = 255
-    example = Example(1, "a", image, image[..., :1] // 255, ())
+    example = Example(1, "a", image, image[..., :1] // 255, (), ())
     found = scores.probabilities(example, red, tiles.Tiling((20, 20), 0, 0), scale=1 / 3)
     assert found.shape == (60, 60, 1)
     assert np.sum((found[..., 0] > 0.5) != (image[..., 0] > 0)) <= 4

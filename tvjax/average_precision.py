@@ -12,17 +12,19 @@ from pycocotools.cocoeval import COCOeval
 
 NAMES = {"ap": 0, "ap50": 1, "ap75": 2, "ar": 8}
 """What is kept of pycocotools' twelve numbers, and where: means over IoU 0.50 to 0.95, at most 100
-objects an image; all categories are one."""
+objects an image; categories are not told apart."""
 
 
 def average_precision(
-    truth: Sequence[tuple[int, tuple[int, int], Sequence[Any]]], results: Sequence[dict[str, Any]]
+    truth: Sequence[tuple[int, tuple[int, int], Sequence[Any], Sequence[bool]]],
+    results: Sequence[dict[str, Any]],
 ) -> dict[str, float | None]:
     """Scores objects.
 
     Args:
-      truth: for each image its id, its size (height, width) and its objects' segmentations:
-        polygons or run-length codes.
+      truth: for each image its id, its size (height, width), its objects' segmentations (polygons
+        or run-length codes) and whether each is a crowd: what lies in one is neither right nor
+        wrong.
       results: COCO results, with run-length codes.
 
     Returns:
@@ -32,19 +34,19 @@ def average_precision(
       >>> square = [[2, 2, 8, 2, 8, 8, 2, 8]]
       >>> code = coco_mask.merge(coco_mask.frPyObjects(square, 10, 10))
       >>> found = {"image_id": 3, "category_id": 1, "segmentation": code, "score": 0.9}
-      >>> round(average_precision([(3, (10, 10), [square])], [found])["ap"], 3)
+      >>> round(average_precision([(3, (10, 10), [square], [False])], [found])["ap"], 3)
       1.0
     """
     images, annotations = [], []
-    for number, (height, width), segmentations in truth:
+    for number, (height, width), segmentations, crowds in truth:
         images.append({"id": number, "height": height, "width": width})
-        for segmentation in segmentations:
+        for segmentation, crowd in zip(segmentations, crowds, strict=True):
             code = _run_lengths(segmentation, height, width)
             annotations.append({
-                "id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0,
-                "segmentation": code, "area": float(coco_mask.area(code)),
+                "id": len(annotations) + 1, "image_id": number, "category_id": 1,
+                "iscrowd": int(crowd), "segmentation": code, "area": float(coco_mask.area(code)),
             })  # fmt: skip
-    if not annotations:
+    if all(annotation["iscrowd"] for annotation in annotations):
         return dict.fromkeys(NAMES)
     if not results:
         return dict.fromkeys(NAMES, 0.0)
@@ -56,6 +58,7 @@ def average_precision(
         known.dataset = {"images": images, "annotations": annotations, "categories": categories}
         known.createIndex()
         evaluation = COCOeval(known, known.loadRes([dict(r) for r in results]), "segm")
+        evaluation.params.useCats = 0
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

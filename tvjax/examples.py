@@ -23,6 +23,8 @@ class Example(NamedTuple):
     objects: tuple[Any, ...]
     """COCO segmentations, one an object. A split keeps no more than masks: there they are the
     mask's 4-connected components, and roofs that touch count as one."""
+    crowds: tuple[bool, ...]
+    """Of each of them, whether it is a region of many objects, where COCO counts none."""
 
 
 class Examples(NamedTuple):
@@ -41,7 +43,9 @@ class Examples(NamedTuple):
             size = record["mask"].shape[:2]
             found = polygons.trace([record["mask"][..., 0]])
             objects = tuple(polygons.run_lengths(polygon, *size) for polygon in found)
-            return Example(record["id"], record["file"], record["image"], record["mask"], objects)
+            names = record["id"], record["file"]
+            crowds = (False,) * len(objects)
+            return Example(*names, record["image"], record["mask"], objects, crowds)
 
         size = split[0]["mask"].shape[:2]
         return cls([size] * len(split), get)
@@ -59,6 +63,7 @@ class Examples(NamedTuple):
             tile = found[k]
             image, mask = tile.load()
             mask = mask[..., None].astype(np.uint8)
-            return Example(tile.id, tile.file.name, image, mask, tile.segmentations)
+            names = tile.id, tile.file.name
+            return Example(*names, image, mask, tile.segmentations, tile.crowds)
 
         return cls([(tile.height, tile.width) for tile in found], get)

@@ -30,6 +30,8 @@ class Tile(NamedTuple):
     """In pixels, as the COCO file declares it."""
     segmentations: tuple[Any, ...]
     """Of its annotations; each has passed `regions.check`."""
+    crowds: tuple[bool, ...]
+    """Of each annotation, whether it marks a crowd of objects (`iscrowd`)."""
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Decodes the tile.
@@ -77,7 +79,7 @@ def read(annotations: str | Path, images: str | Path, faults: Faults | None = No
     if not content["images"]:
         raise UserError(f"{annotations}: the list 'images' is empty, there is nothing to prepare")
     records = _images_by_id(annotations, content["images"])
-    found = defaultdict(list)
+    found, crowds = defaultdict(list), defaultdict(list)
     for position, annotation in enumerate(content["annotations"]):
         image_id = _image_of(annotations, position, annotation, records)
         record, segmentation = records[image_id], annotation.get("segmentation")
@@ -88,6 +90,7 @@ def read(annotations: str | Path, images: str | Path, faults: Faults | None = No
             reason = f"{annotations}: annotation {number} of image id {image_id} {error}"
             collected.add(images / record["file_name"], reason)
         found[image_id].append(segmentation)
+        crowds[image_id].append(bool(annotation.get("iscrowd")))
     tiles = []
     for image_id, record in sorted(records.items()):
         file = images / record["file_name"]
@@ -95,7 +98,8 @@ def read(annotations: str | Path, images: str | Path, faults: Faults | None = No
             collected.add(file, f"{file}: image id {image_id} of {annotations} has no such file")
         if file not in collected.reasons:
             size = record["height"], record["width"]
-            tiles.append(Tile(image_id, file, *size, tuple(found[image_id])))
+            regions_of = tuple(found[image_id]), tuple(crowds[image_id])
+            tiles.append(Tile(image_id, file, *size, *regions_of))
     if faults is None:
         collected.check(len(records))
     return tiles

@@ -22,8 +22,9 @@ def add_noise(
     Raises:
       ValueError: `sigma` is negative or the images are not floats.
 
-    >>> round(float(add_noise(np.zeros((64, 64, 3)), 0.05, seed=0).std()), 2)
-    0.05
+    Example:
+      >>> round(float(add_noise(np.zeros((64, 64, 3)), 0.05, seed=0).std()), 2)
+      0.05
     """
     if not sigma >= 0:
         raise ValueError(f"sigma={sigma}: must not be negative")
