@@ -1,5 +1,6 @@
 """SegNet and SegFormer: counts, shapes, their own layers, learning, and bilevel training."""
 
+import importlib
 from itertools import pairwise
 
 import flax.linen as nn
@@ -12,14 +13,19 @@ from scipy import ndimage
 from test_models import random, same_value_and_derivatives
 
 from tvjax import hypergrad
+from tvjax.data.sets import open_sets
 from tvjax.errors import UserError
 from tvjax.models import make_model, segformer
 from tvjax.models.layers import DepthwiseConv, max_pool_with_indices, max_unpool
 from tvjax.models.segformer import Attention, SegFormer
 from tvjax.models.segnet import SegNet
+from tvjax.training import feeds, loop, parallel, steps
 from tvjax.training import state as states
-from tvjax.training import steps
+from tvjax.training.setup import make_setup
 from tvjax.types import Batch
+
+HASTY = {"xla_llvm_disable_expensive_passes": True, "xla_cpu_parallel_codegen_split_count": 1}
+"""Compiling is what takes the time of a few steps."""
 
 # --- layers ---------------------------------------------------------------------------------------
 
@@ -261,14 +267,51 @@ def two_stages(monkeypatch):
 @pytest.mark.parametrize("name, rate, width", [("segnet", 0.03, 4), ("segformer", 0.01, 4)])
 def test_it_learns(two_stages, name, rate, width):
     problem, regularizer, state = bilevel(name, hypergrad.adam(rate), width=width)
-    # Compiling is what takes the time here.
-    options = {"xla_llvm_disable_expensive_passes": True, "xla_cpu_parallel_codegen_split_count": 1}
-    step = jax.jit(steps.plain_step(problem, regularizer), compiler_options=options)
+    step = jax.jit(steps.plain_step(problem, regularizer), compiler_options=HASTY)
     data, losses = batch(0), []
     for _ in range(25):
         state, metrics = step(state, [data])
         losses.append(float(metrics["bce"]))
     assert losses[-1] < 0.6 * losses[0], losses
+
+
+def config_of(name, **changes):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize("name", ["segnet", "segformer"])
+def test_its_config_takes_steps_on_tiles(tiles, name, monkeypatch):
+    """All its blocks, its optimiser, schedule and augmentation; the net is narrow."""
+    monkeypatch.setattr(parallel, "_CPU_OPTIONS", HASTY)
+    config = config_of(name, **{
+        "model.width": 2, "train.batch_size": 4, "train.steps": 3, "schedule.warmup": 1,
+        "data.directory": str(tiles),
+    })  # fmt: skip
+    splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
+    setup = make_setup(config, (16, 16))
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(setup.create))
+    start = initial(make_model(**config.model)[0], jnp.float32)["params"]
+    state = state._replace(inner=state.inner._replace(params=start))
+    for dispatch in feeds.dispatches(config, setup, splits, 0):
+        state, metrics = setup.plain(state, *dispatch.arguments)
+        assert 0 < float(metrics["loss"]) < 5 and 0 <= float(metrics["iou"]) <= 1
+    assert int(state.step) == 3
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), start, state.inner.params)
+    assert all(jax.tree.leaves(moved)), moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["segnet", "segformer"])
+def test_it_beats_the_baselines_of_the_embedded_set(tmp_path_factory, name):
+    base = tmp_path_factory.getbasetemp()  # both nets' tiles are drawn once
+    config = config_of(name, **{
+        "model.width": 8, "train.steps": 120, "schedule.warmup": 20, "evaluation.every": 120,
+        "checkpoint.every": 120, "data.cache": str(base / "embedded"),
+    })  # fmt: skip
+    summary = loop.run(config, base / f"embedded-{name}")
+    assert summary["test_iou"] > max(summary["test_baselines"].values()), summary
 
 
 @pytest.mark.slow

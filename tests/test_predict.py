@@ -1,24 +1,31 @@
 """Images of any size to masks and polygons; the net is a stub that reads the red channel."""
 
+import contextlib
 import json
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from tvjax import prediction
-from tvjax.data import area
+from tvjax import polygons, prediction
+from tvjax.data import area, coco
 from tvjax.errors import UserError
 from tvjax.rasters import reader, tiles
 
 rasterio = pytest.importorskip("rasterio")
 geopandas = pytest.importorskip("geopandas")
 shapely = pytest.importorskip("shapely")
+GroundControlPoint = pytest.importorskip("rasterio.control").GroundControlPoint
 
 METRES = 0.5
 TOP_LEFT = (500_000.0, 5_400_000.0)
@@ -131,20 +138,38 @@ def test_every_roof_of_a_large_raster_is_found(tmp_path):
     assert_roofs_found(tmp_path, 4000, 5000)
 
 
-def test_memory_does_not_grow_with_the_raster_s_height(tmp_path):
+@pytest.mark.parametrize("shape", [(3072, 256), (128, 12_288)])
+def test_memory_grows_neither_with_the_height_nor_with_the_width(tmp_path, shape):
     peaks = []
-    for height in (256, 256, 3072):  # the first one to load what is loaded once
-        mask = np.zeros((height, 512), bool)
+    for height, width in ((192, 2048), (192, 2048), shape):  # twice, to load what is loaded once
+        mask = np.zeros((height, width), bool)
         mask[20:40, 30:60] = True
-        write_raster(tmp_path / f"{height}.tif", mask)
-        images = [(1, tmp_path / f"{height}.tif")]
+        write_raster(tmp_path / "a.tif", mask)
+        options = prediction.Options(scale=0.5, probabilities=True)
         tracemalloc.start()
         try:
-            prediction.predict_images(images, tmp_path / "out", red, tile=128)
+            images = [(1, tmp_path / "a.tif")]
+            prediction.predict_images(images, tmp_path / "out", red, options=options, tile=128)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
     assert peaks[2] < 1.2 * peaks[1], peaks
+
+
+def test_a_row_of_tiles_in_a_file_gives_the_same(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (288, 320, 3), dtype=np.uint8)
+    tiling = tiles.make_tiling(128, 10, batch=2)
+
+    def predict():
+        raster = reader.from_array(image)
+        return np.concatenate(list(tiles.strips(raster.read, 288, 320, smooth_net, tiling)))
+
+    in_memory = predict()
+    monkeypatch.setattr(tiles, "ROW", 0)
+    np.testing.assert_array_equal(predict(), in_memory)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(UserError, match=r"/nowhere.*TMPDIR"):
+        predict()
 
 
 def smooth_net(images):
@@ -268,6 +293,146 @@ def test_an_interruption_leaves_complete_files_only(tmp_path, number):
     prediction.predict_images(images, out, red)
     names = ["a.geojson", "a_mask.png", "b.geojson", "b_mask.png", "results.json"]
     assert sorted(p.name for p in out.iterdir()) == names
+
+
+def test_an_error_of_any_kind_costs_one_image(tmp_path, monkeypatch):
+    mask, roofs = draw_roofs(160, 6)
+    for name in "ab":
+        write_raster(tmp_path / f"{name}.tif", mask)
+
+    def fail_once(polygon, height, width, image_id, category):
+        if image_id == 1:
+            raise OverflowError("too large\nby far")
+        return {"image_id": image_id}
+
+    monkeypatch.setattr(polygons, "coco_result", fail_once)
+    images = [(1, tmp_path / "a.tif"), (2, tmp_path / "b.tif")]
+    objects, skipped = prediction.predict_images(images, tmp_path / "out", red)
+    assert objects == len(roofs)
+    assert skipped == [f"{tmp_path}/a.tif: OverflowError: too large"]
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == len(roofs)
+
+
+def test_rasters_beyond_coco_s_codes_have_polygons_all_the_same(tmp_path, monkeypatch, capsys):
+    mask, roofs = draw_roofs(160, 6)
+    write_raster(tmp_path / "a.tif", mask)
+    monkeypatch.setattr(polygons, "MOST_CODED", 160 * 160 - 1)
+    out = tmp_path / "out"
+    objects, skipped = prediction.predict_images([(1, tmp_path / "a.tif")], out, red)
+    assert (objects, skipped) == (len(roofs), [])
+    assert "results.json lacks it" in capsys.readouterr().err
+    assert len(geopandas.read_file(out / "a.geojson")) == len(roofs)
+    assert json.loads((out / "results.json").read_text()) == []
+
+
+@contextlib.contextmanager
+def disk_of(size):
+    """Files end there: to who writes it is what a full disk is."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path, name):
+    mask = np.random.default_rng(0).random((200, 200)) < 0.5
+    out, seen = tmp_path / "out", []
+    for path in (tmp_path / name, tmp_path / f"b{name}"):
+        if path.suffix == ".tif":
+            write_raster(path, mask)
+        else:
+            Image.fromarray(np.where(mask[..., None], (255, 9, 9), 0).astype(np.uint8)).save(path)
+    images = list(enumerate(prediction.find_images([str(tmp_path)]), 1))
+
+    def net(images):
+        seen.append(1)
+        return red(images)
+
+    options = prediction.Options(min_area=10**6)  # masks only
+    for size in (0, 300, 5_000):
+        seen.clear()
+        with disk_of(size), pytest.raises(UserError, match=f"--out={out} cannot be written") as e:
+            prediction.predict_images(images, out, net, options=options)
+        assert "\n" not in str(e.value) and not list(out.iterdir()) and len(seen) <= 1
+
+
+def test_ground_control_points_are_a_georeference(tmp_path):
+    mask, roofs = draw_roofs(160, 6)
+    write_raster(tmp_path / "a.tif", mask)
+    with rasterio.open(tmp_path / "a.tif") as file:
+        transform, pixels = file.transform, file.read()
+
+    x, y = TOP_LEFT
+
+    def write(path, moved=0.0, **options):
+        points = [
+            GroundControlPoint(r, c, x + (c + moved * (r > 0 and c > 0)) * METRES, y - r * METRES)
+            for r in (0, 160)
+            for c in (0, 80, 160)
+        ]
+        with rasterio.open(
+            path, "w", driver="GTiff", height=160, width=160, count=4, dtype="uint8",
+            crs="EPSG:32633", **(options or {"gcps": points}),
+        ) as file:  # fmt: skip
+            file.write(pixels)
+
+    write(tmp_path / "b.tif")
+    write(tmp_path / "c.tif", moved=8.0)
+    write(tmp_path / "d.tif", transform=rasterio.Affine.identity())
+    images = list(enumerate(prediction.find_images([str(tmp_path)]), 1))
+    out = tmp_path / "out"
+    _, skipped = prediction.predict_images(images, out, red)
+    assert len(skipped) == 1 and "c.tif" in skipped[0] and "gdalwarp" in skipped[0]
+    for name in "ab":
+        found = geopandas.read_file(out / f"{name}.geojson")
+        assert found.crs.to_epsg() == 32633
+        wanted = {expected_outline(roof).wkt for roof in roofs}
+        assert {shapely.set_precision(g, 1e-3).normalize().wkt for g in found.geometry} == wanted
+        with rasterio.open(out / f"{name}_mask.tif") as file:
+            assert file.crs.to_epsg() == 32633 and file.transform.almost_equals(transform, 1e-6)
+    # A CRS without a transform says nothing: its polygons are in pixels, and must not claim it.
+    assert "crs" not in json.loads((out / "d.geojson").read_text())
+    with rasterio.open(out / "d_mask.tif") as file:
+        assert file.crs is None and file.transform.is_identity
+
+
+def test_results_have_the_category_of_the_coco_file(tmp_path):
+    mask, _ = draw_roofs(160, 6)
+    write_raster(tmp_path / "a.tif", mask)
+    file = tmp_path / "coco.json"
+    content = {"images": [{"id": 7, "file_name": "a.tif", "height": 160, "width": 160}]}
+
+    def choose(*numbers, chosen=None):
+        content["categories"] = [{"id": number, "name": f"kind {number}"} for number in numbers]
+        file.write_text(json.dumps(content))
+        return coco.choose_category(file, chosen)
+
+    assert (choose(), coco.choose_category(None), coco.choose_category(None, 5)) == (1, 1, 5)
+    assert choose(3, 100, chosen=100) == 100
+    with pytest.raises(UserError, match=r"3 \(kind 3\), 100 \(kind 100\).*--category"):
+        choose(3, 100)
+    options = prediction.Options(category=choose(100))
+    images = prediction.number_images([tmp_path / "a.tif"], str(file))
+    prediction.predict_images(images, tmp_path / "out", red, options=options)
+    content["annotations"] = [
+        {
+            "id": k, "image_id": 7, "category_id": 100, "iscrowd": 0, "bbox": [0, 0, 1, 1],
+            "segmentation": result["segmentation"], "area": result["area"],
+        }
+        for k, result in enumerate(json.loads((tmp_path / "out/results.json").read_text()), 1)
+    ]  # fmt: skip
+    file.write_text(json.dumps(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pycocotools
+        truth = COCO(file)
+        evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "out/results.json")), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "RGB"])

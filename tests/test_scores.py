@@ -97,7 +97,8 @@ def test_what_lies_in_a_crowd_is_neither_right_nor_wrong(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(content))
     examples = Examples.of_coco(tmp_path / "a.json", tmp_path / "images")
     assert examples.get(1).crowds == (False, True)
-    result = scores.score(examples, red, tiles.Tiling((40, 40), 0, 0))
+    result = scores.score(examples, red, tiles.Tiling((40, 40), 0, 0), category=100)
+    assert {found["category_id"] for found in result.results} == {100}
     assert result.summary["ap"] == pytest.approx(1)
     assert result.images[1]["iou"] == pytest.approx(0.5)  # its pixels are objects' all the same
     (code,) = (r for r in result.results if r["image_id"] == 2)

@@ -122,7 +122,9 @@ def test_a_run_predicts_and_says_what_it_skipped(whole, tmp_path):
     (tmp_path / "images" / "b.png").write_text("no image")
     out = tmp_path / "out"
     flags = (f"--workdir={whole[0]}", f"--images={tmp_path}/images/*.png", f"--out={out}")
-    result = use("predict", *flags, "--threshold=0.4")
+    result = use(
+        "predict", *flags, "--threshold=0.4", "--scale=0.5", "--simplify=1", "--denoise=0.1"
+    )
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     assert "skipped: " in result.stderr and "b.png" in result.stderr
     numbers = json.loads(result.stdout.splitlines()[-1])

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 NAMES = {"ap": 0, "ap50": 1, "ap75": 2, "ar": 8}
 """What is kept of pycocotools' twelve numbers, and where: means over IoU 0.50 to 0.95, at most 100
-objects an image; categories are not told apart."""
+objects an image; all categories are one."""
 
 
 def average_precision(
@@ -57,8 +57,8 @@ def average_precision(
         categories = [{"id": 1, "name": "object"}]
         known.dataset = {"images": images, "annotations": annotations, "categories": categories}
         known.createIndex()
-        evaluation = COCOeval(known, known.loadRes([dict(r) for r in results]), "segm")
-        evaluation.params.useCats = 0
+        found = known.loadRes([result | {"category_id": 1} for result in results])
+        evaluation = COCOeval(known, found, "segm")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

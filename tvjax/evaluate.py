@@ -23,7 +23,7 @@ from absl import flags
 
 from tvjax import program, scores
 from tvjax.comparison import compare, describe, warn_of_data
-from tvjax.data import sets
+from tvjax.data import coco, sets
 from tvjax.errors import UserError
 from tvjax.examples import Examples
 from tvjax.predictor import Predictor, own_denoising
@@ -36,6 +36,9 @@ _SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "Tiles to s
 _DATA = flags.DEFINE_string("data", None, "Other tiles: prepared, or a COCO folder.")
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file to score instead of a split.")
 _IMAGES = flags.DEFINE_string("images", None, "The folder of its images.")
+_CATEGORY = flags.DEFINE_integer(
+    "category", None, "Of the objects in results.json; default: the only one of --annotations; 1."
+)
 _SCALE = flags.DEFINE_float("scale", 1.0, "The net's pixels in a pixel of its images, by side.")
 _DENOISE = flags.DEFINE_float(
     "denoise", None, "Weight of a TV denoising of the probabilities; default: the run's own."
@@ -52,6 +55,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--annotations and --images belong together: a COCO file and its folder")
     if not _SCALE.value > 0:
         raise UserError(f"--scale={_SCALE.value} must be positive")
+    category = coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value) if _OUT.value else 1
     examples: Examples | None = None
     if _ANNOTATIONS.value and _IMAGES.value:
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value)
@@ -63,10 +67,7 @@ def main(argv: list[str]) -> None:
             data["directory"] = data["directory"] if _DATA.value is None else _DATA.value
             examples = Examples.of_split(sets.open_sets(**data)[_SPLIT.value])
         tiling = tiles.choose_tiling(scores.scaled_sizes(examples, _SCALE.value), net)
-        result = scores.score(examples, net, tiling, scale=_SCALE.value)
-        source = (
-            {"annotations": _ANNOTATIONS.value} if _ANNOTATIONS.value else {"split": _SPLIT.value}
-        )
+        result = scores.score(examples, net, tiling, scale=_SCALE.value, category=category)
         reports.append({"workdir": workdir, **source, "step": step, **result.summary})
         found.append(result)
         if _OUT.value:

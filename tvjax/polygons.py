@@ -3,7 +3,7 @@
 Objects are the 4-connected components of the mask. A strip gives the corners of their outlines; an
 object is complete, and leaves the memory, in the first strip that it does not touch the end of. So
 memory is one strip and the outlines of the objects that are still open, whatever the image's
-height, and the answer does not depend on how the image is cut into strips.
+size, and the answer does not depend on how the image is cut into strips.
 
 An outline is rectilinear, so that its corners determine it: sorted along a row, they are the ends
 of its horizontal edges by pairs, and sorted along a column, of its vertical ones. Where an object
@@ -20,8 +20,11 @@ from scipy import ndimage, sparse
 
 from tvjax.errors import UserError
 
-ROWS = 64
-"""Of a strip that are worked on at once: labels take several times the memory of a strip."""
+STRIP = 1 << 18
+"""Pixels that are worked on at once: labels take several times their memory."""
+
+MOST_CODED = 2**32 - 1
+"""Pixels of the largest image that COCO's run-length codes can tell of: they count in 32 bits."""
 
 
 class Polygon(NamedTuple):
@@ -74,8 +77,9 @@ def trace(
     tracer = None
     for strip in strips:
         tracer = tracer or _Tracer(strip.shape[1], threshold, min_area)
-        for k in range(0, len(strip), ROWS):
-            yield from tracer.add(np.asarray(strip[k : k + ROWS]))
+        rows = max(1, STRIP // strip.shape[1])
+        for k in range(0, len(strip), rows):
+            yield from tracer.add(np.asarray(strip[k : k + rows]))
     if tracer:
         yield from tracer.finish()
 
@@ -210,7 +214,7 @@ def run_lengths(polygon: Polygon, height: int, width: int) -> dict[str, Any]:
 
     Args:
       polygon: the object.
-      height: of the image.
+      height: of the image, which has at most `MOST_CODED` pixels.
       width: of the image.
     """
     columns, rows = [], []
@@ -229,12 +233,14 @@ def run_lengths(polygon: Polygon, height: int, width: int) -> dict[str, Any]:
     return {"size": [height, width], "counts": made["counts"].decode()}
 
 
-def coco_result(polygon: Polygon, height: int, width: int, image_id: int) -> dict[str, Any]:
+def coco_result(
+    polygon: Polygon, height: int, width: int, image_id: int, category: int = 1
+) -> dict[str, Any]:
     """The object as an entry of a COCO results file."""
     (left, top), (right, bottom) = polygon.shell.min(0).tolist(), polygon.shell.max(0).tolist()
     return {
         "image_id": image_id,
-        "category_id": 1,
+        "category_id": category,
         "segmentation": run_lengths(polygon, height, width),
         "bbox": [left, top, right - left, bottom - top],
         "area": polygon.area,

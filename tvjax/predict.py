@@ -9,15 +9,18 @@ with the extra `geo` GeoTIFF and what else GDAL reads, of any size. For `a.tif` 
 
 of the size of the image, with its georeference; pictures (PNG and JPEG without one) give PNG, and
 polygons in pixels from the top left. `results.json` lists all objects as COCO results: image ids
-count the images from 1 in the order of their paths, or are those of `--annotations`.
+count the images from 1 in the order of their paths, or are those of `--annotations`, and so is the
+category, unless `--category` says otherwise. Images of 2^32 pixels and more have no entries there.
 
 The net knows objects at the size that they had in its training tiles. If those were shrunk from
 300 to 100 pixels, images of the same sharpness need `--scale=0.3333`; what is written has the
 images' size all the same. Images of 16 bits a channel need `--white`, the value that becomes 255.
 
-Images are read, and results written, a row of tiles at a time. Files appear when they are
+Images are read by tiles, and results written by rows: memory is flat in an image's height and
+width, but for the outlines of objects that are not complete yet. Files appear when they are
 complete; Ctrl-C and SIGTERM leave none that is not. Exit status: 0; 1 if images were skipped, each
-with a line on stderr; 2 after a mistake in the flags; 130 after Ctrl-C or SIGTERM.
+with a line on stderr; 2 after a mistake in the flags, or if `--out` cannot be written; 130 after
+Ctrl-C or SIGTERM.
 """
 
 import json
@@ -27,6 +30,7 @@ from pathlib import Path
 from absl import flags
 
 from tvjax import prediction, program
+from tvjax.data import coco
 from tvjax.errors import UserError
 from tvjax.predictor import Predictor
 
@@ -45,6 +49,9 @@ _WHITE = flags.DEFINE_float(
     "white", None, "The value that is white in 16-bit images (GeoTIFF), e.g. 10000."
 )
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file with the images' ids.")
+_CATEGORY = flags.DEFINE_integer(
+    "category", None, "Of the objects in results.json; default: the only one of --annotations; 1."
+)
 _CHECKPOINT = program.define_checkpoint_flag()
 _TILE = flags.DEFINE_integer("tile", 512, "Side of the tiles of large images, a multiple of 32.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Tiles of an image that the net takes at once.")
@@ -69,7 +76,7 @@ def main(argv: list[str]) -> None:
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     options = prediction.Options(
         _SCALE.value, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value, _MIN_AREA.value,
-        _WHITE.value,
+        _WHITE.value, coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value),
     )  # fmt: skip
     try:
         objects, skipped = prediction.predict_images(

@@ -30,6 +30,8 @@ class Options(NamedTuple):
     simplify: float = 0.0
     min_area: int = 1
     white: float | None = None
+    category: int = 1
+    """Of all objects in the COCO results."""
 
 
 DEFAULTS = Options()
@@ -113,21 +115,20 @@ def predict_images(
     ...     print(done, sorted(file.name for file in out.iterdir()))
     (1, []) ['a.geojson', 'a_mask.png', 'results.json']
     """
-    try:
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
     if options.simplify:
         polygons.require_shapely()
     skipped: list[str] = []
-    sizes = {}
+    sizes, objects = {}, 0
     for number, path in images:
-        with _skipping(skipped), reader.open_raster(path, white=options.white) as raster:
+        with _skipping(path, skipped), reader.open_raster(path, white=options.white) as raster:
             small = reader.scaled(raster, options.scale)
             sizes[number, path] = small.height, small.width
     tiling = tiles.choose_tiling(set(sizes.values()), net, tile, batch)
     total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
     with (
+        _writing(out),
         workspace.beside(out / "results.json") as work,
         writer.replacing(out / "results.json", work) as temporary,
         writer.JsonList(temporary) as results,
@@ -137,20 +138,26 @@ def predict_images(
             mark = results.mark()
             try:
                 with (
-                    _skipping(skipped),
+                    _skipping(path, skipped),
                     reader.open_raster(path, white=options.white) as raster,
                     # Closed at once where this loop is left: it then closes its files.
                     contextlib.closing(
                         predict_raster(raster, out, work, net, tiling, options, bar.update)
                     ) as found,
                 ):
+                    size, count = (raster.height, raster.width), objects
+                    is_coded = raster.height * raster.width <= polygons.MOST_CODED
+                    if not is_coded:
+                        _note(f"{path}: is too large for COCO's codes, results.json lacks it")
                     for polygon in found:
-                        size = raster.height, raster.width
-                        results.add(polygons.coco_result(polygon, *size, number))
-                    mark = results.mark()
+                        count += 1
+                        if is_coded:
+                            results.add(
+                                polygons.coco_result(polygon, *size, number, options.category)
+                            )
+                    mark, objects = results.mark(), count
             finally:
                 results.back_to(mark)  # of an image that was skipped nothing stays
-        objects = len(results)
     return objects, skipped
 
 
@@ -206,13 +213,32 @@ def predict_raster(
 
 
 @contextlib.contextmanager
-def _skipping(skipped: list[str]) -> Iterator[None]:
-    """Reports a bad image and goes on."""
+def _skipping(path: Path, skipped: list[str]) -> Iterator[None]:
+    """Reports a bad image and goes on. Reading raises no `OSError`, writing does: it goes through,
+    since no other image would fare better."""
     try:
         yield
-    except (UserError, OSError) as error:
-        tqdm.write(f"skipped: {error}", file=sys.stderr)
-        skipped.append(str(error))
+    except OSError:
+        raise
+    except Exception as error:  # whatever it was, it must not cost the other images
+        reason = str(error)
+        if not isinstance(error, UserError):
+            reason = f"{path}: {type(error).__name__}: {reason.partition(chr(10))[0]}"
+        tqdm.write(f"skipped: {reason}", file=sys.stderr)
+        skipped.append(reason)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error.__cause__ or error
+        raise UserError(f"--out={out} cannot be written: {reason}") from error
+
+
+def _note(words: str) -> None:
+    tqdm.write(f"note: {words}", file=sys.stderr)
 
 
 def _collection(raster: Raster) -> tuple[str, str]:
@@ -220,10 +246,9 @@ def _collection(raster: Raster) -> tuple[str, str]:
     authority = raster.crs.to_authority() if raster.crs else None
     name = None
     if raster.crs and authority is None:
-        tqdm.write(
-            f"note: {raster.path}: its coordinate system has no code; polygons are in its "
-            f"coordinates, but do not name it",
-            file=sys.stderr,
+        _note(
+            f"{raster.path}: its coordinate system has no code; polygons are in its coordinates, "
+            f"but do not name it"
         )
     elif authority == ("EPSG", "4326"):
         name = "urn:ogc:def:crs:OGC:1.3:CRS84"  # longitude first, as GeoJSON has it

@@ -52,7 +52,12 @@ def probabilities(
 
 
 def score(
-    examples: Examples, net: tiles.Net, tiling: tiles.Tiling, *, scale: float = 1.0
+    examples: Examples,
+    net: tiles.Net,
+    tiling: tiles.Tiling,
+    *,
+    scale: float = 1.0,
+    category: int = 1,
 ) -> Scores:
     """Scores a net at p > 0.5.
 
@@ -61,6 +66,7 @@ def score(
       net: tiles to probabilities; a `Predictor`.
       tiling: that suits the images.
       scale: of the images for the net; what is scored has their own size.
+      category: of the objects in the results.
     """
     rows, results, truth = [], [], []
     for k in tqdm(range(len(examples.sizes)), "evaluating", leave=False, delay=3):
@@ -70,7 +76,7 @@ def score(
         rows.append({"id": example.id, "name": example.name, **values})
         height, width = size = example.mask.shape[:2]
         for polygon in polygons.trace([found[..., 0]]):
-            results.append(polygons.coco_result(polygon, height, width, example.id))
+            results.append(polygons.coco_result(polygon, height, width, example.id, category))
         truth.append((example.id, size, example.objects, example.crowds))
     return Scores(rows, results, average_precision(truth, results))
 
@@ -81,13 +87,13 @@ def of_image(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     They are those of `tvjax.training.steps.per_image_scores`, which training computes on the
     device; compiled for each size, it would not do for images of many sizes.
     """
-    hits = np.count_nonzero(prediction & truth)
-    misses = np.count_nonzero(truth) - hits
-    false_alarms = np.count_nonzero(prediction) - hits
+    hits = _count(prediction & truth)
+    misses = _count(truth) - hits
+    false_alarms = _count(prediction) - hits
     one, two = _boundary(prediction), _boundary(truth)
     values = {
         "iou": _share(hits, hits + false_alarms + misses),
-        "boundary_iou": _share(np.count_nonzero(one & two), np.count_nonzero(one | two)),
+        "boundary_iou": _share(_count(one & two), _count(one | two)),
         "components": ndimage.label(prediction)[1],  # pyright: ignore
         "true_components": ndimage.label(truth)[1],  # pyright: ignore
         "tv": _total_variation(prediction),
@@ -124,6 +130,10 @@ def extremes(rows: Sequence[dict[str, Any]], number: int = 2) -> dict[str, list[
     return chosen | {"worst": order[-number:]} if len(rows) > 2 else {"best": order}
 
 
+def _count(mask: np.ndarray) -> int:
+    return int(np.count_nonzero(mask))
+
+
 def _share(part: int, whole: int) -> float:
     """1 of nothing: two empty masks agree."""
     return part / whole if whole else 1.0
@@ -131,7 +141,8 @@ def _share(part: int, whole: int) -> float:
 
 def _boundary(mask: np.ndarray, width: float = 0.02) -> np.ndarray:
     """As that of `metrics.boundary_iou`, in a time that does not depend on its width."""
-    pixels = max(1, round(width * float(np.hypot(*mask.shape))))
+    height, length = mask.shape
+    pixels = max(1, round(width * (height**2 + length**2) ** 0.5))
     eroded = mask.astype(np.uint8)
     for axis in (0, 1):
         eroded = ndimage.minimum_filter1d(eroded, 2 * pixels + 1, axis, mode="constant")
@@ -140,4 +151,4 @@ def _boundary(mask: np.ndarray, width: float = 0.02) -> np.ndarray:
 
 def _total_variation(mask: np.ndarray) -> int:
     rows, columns = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
-    return np.count_nonzero(rows) + np.count_nonzero(columns)
+    return _count(rows) + _count(columns)

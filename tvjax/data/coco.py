@@ -105,14 +105,37 @@ def read(annotations: str | Path, images: str | Path, faults: Faults | None = No
     return tiles
 
 
-def _read_json(file: Path) -> dict[str, list[Any]]:
+def choose_category(annotations: str | Path | None, chosen: int | None = None) -> int:
+    """The category that objects found in a COCO file's images get: the chosen one, or its only one.
+
+    1 where there is no file, or it names no category.
+
+    Raises:
+      UserError: the file has several and none was chosen, or it cannot be read.
+    """
+    if chosen is not None or annotations is None:
+        return 1 if chosen is None else chosen
+    found = _read_json(Path(annotations), ("images",)).get("categories") or [{"id": 1}]
+    try:
+        names = {int(category["id"]): category.get("name") for category in found}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{annotations}: its list 'categories' is malformed") from error
+    if len(names) > 1:
+        listed = ", ".join(f"{number} ({name})" for number, name in names.items())
+        raise UserError(f"{annotations}: has the categories {listed}; choose one by --category=ID")
+    return next(iter(names))
+
+
+def _read_json(
+    file: Path, lists: tuple[str, ...] = ("images", "annotations")
+) -> dict[str, list[Any]]:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: cannot read the annotations ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: the annotations are not JSON ({error})") from error
-    for name in ("images", "annotations"):
+    for name in lists:
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise UserError(f"{file}: a COCO file is a JSON object with a list '{name}'")
     return content

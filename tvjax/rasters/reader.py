@@ -66,16 +66,16 @@ def open_raster(path: Path, *, white: float | None = None) -> Iterator[Raster]:
     except ImportError:
         yield _open_whole(path)
         return
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import NotGeoreferencedWarning
 
-    with warnings.catch_warnings():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), rasterio.open(path) as dataset:
-                yield _open_windows(path, dataset, white)
-        except RasterioError as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise UserError(f"{path}: cannot be read ({reason})") from error
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES))
+        with _reading(path):
+            dataset = stack.enter_context(rasterio.open(path))
+            raster = _open_windows(path, dataset, white)
+        yield raster
 
 
 def scaled(raster: Raster, scale: float) -> Raster:
@@ -124,6 +124,18 @@ def _whole(path: Path) -> Read:
     return read
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Around what reads, and no more: what fails in writing is not the image's fault."""
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except (OSError, RasterioError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason})") from error
+
+
 def _open_windows(path: Path, dataset: Any, white: float | None) -> Raster:
     kind = next((dtype for dtype in dataset.dtypes if dtype != "uint8"), "uint8")
     if kind != "uint8" and (kind != "uint16" or white is None):
@@ -131,8 +143,8 @@ def _open_windows(path: Path, dataset: Any, white: float | None) -> Raster:
         if kind == "uint16":
             cure = "say which value is white, e.g. --white=10000"
         raise UserError(f"{path}: has pixels of type {kind}; {cure}")
-    transform = None if dataset.transform.is_identity else dataset.transform
-    raster = Raster(path, dataset.height, dataset.width, _whole(path), transform, dataset.crs)
+    place = _georeference(path, dataset)
+    raster = Raster(path, dataset.height, dataset.width, _whole(path), *place)
     small = raster.height * raster.width <= WHOLE
     if dataset.driver in ("PNG", "JPEG") and small and kind == "uint8":
         return raster
@@ -141,12 +153,35 @@ def _open_windows(path: Path, dataset: Any, white: float | None) -> Raster:
     palette, bands = _palette(dataset), _bands(dataset)
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        block = dataset.read(bands, window=((top, bottom), (left, right)))
+        with _reading(path):
+            block = dataset.read(bands, window=((top, bottom), (left, right)))
         if white is not None and block.dtype == np.uint16:
             block = np.rint(np.minimum(block * (255 / white), 255)).astype(np.uint8)
         return palette[block[0]] if palette is not None else np.moveaxis(block, 0, -1)
 
     return raster._replace(read=read)
+
+
+def _georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
+    """The transform to the map, and the map's CRS, which without a transform means nothing."""
+    if not dataset.transform.is_identity:
+        return dataset.transform, dataset.crs
+    points, crs = dataset.gcps
+    if not points:
+        return None, None
+    from rasterio.transform import from_gcps
+
+    transform = from_gcps(points)  # the affine map that fits them best
+    matrix = np.array([[transform.a, transform.d], [transform.b, transform.e]])
+    found = np.array([(p.col, p.row) for p in points]) @ matrix + (transform.c, transform.f)
+    error = float(np.abs(found - [(p.x, p.y) for p in points]).max())
+    pixel = abs(transform.determinant) ** 0.5
+    if not 0 < pixel or error > pixel:
+        raise UserError(
+            f"{path}: no affine map goes through its ground control points (it misses one by "
+            f"{error:.3g}, a pixel is {pixel:.3g}); rectify it first (gdalwarp)"
+        )
+    return transform, crs
 
 
 def _check_end(path: Path) -> None:

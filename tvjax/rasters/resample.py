@@ -5,8 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST_ROWS, MOST_COLUMNS = 64, 1024
-"""Of new pixels that are worked on at once."""
+MOST_COLUMNS = 1024
+"""Of new pixels whose weights are made at once."""
+
+STRIP = 1 << 18
+"""Pixels of a strip that is worked on at once: what is made of it takes many times its memory."""
+
+
+def strip_rows(width: int) -> int:
+    """The rows of a strip of full width."""
+    return max(1, STRIP // width)
 
 
 class Axis(NamedTuple):
@@ -64,12 +72,13 @@ def resample_strips(
     if rows.old == rows.new and columns.old == columns.new:
         yield from strips
         return
+    most = strip_rows(max(columns.old, columns.new))
     held, first, done = np.empty((0, columns.old, 1), np.float32), 0, 0
     for strip in strips:
         held = np.concatenate([held, strip]) if len(held) else strip
         known = first + len(held)
         while done < rows.new and rows.source(done, done + 1)[1] <= known:
-            stop = min(rows.new, done + MOST_ROWS)
+            stop = min(rows.new, done + most)
             while rows.source(done, stop)[1] > known:
                 stop -= 1
             low, high = rows.source(done, stop)

@@ -5,6 +5,8 @@ reaches, then the weight rises linearly, so that the blend equals one pass over 
 the overlap leaves room for that; on a net that reaches everywhere it hides the seams.
 """
 
+import mmap
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,13 +15,13 @@ import numpy as np
 from tvjax.errors import UserError
 from tvjax.rasters import reader
 from tvjax.rasters.reader import Raster
-from tvjax.rasters.resample import Axis, resample_strips
+from tvjax.rasters.resample import Axis, resample_strips, strip_rows
 
 ALIGNMENT = 32
 """Tiles start at its multiples, so that pooling meets the same pixels as in one pass."""
 
-ROWS = 64
-"""Of the strips that are handed on: what is made of them takes several times their memory."""
+ROW = 1 << 22
+"""Bytes of a row of tiles that is kept in memory; a longer one is kept in a temporary file."""
 
 Net = Callable[[np.ndarray], Any]
 """Images, float32 `[B, H, W, 3]` in [0, 1] -> probabilities `[B, H, W, 1]`."""
@@ -125,7 +127,8 @@ def strips(
 ) -> Iterator[np.ndarray]:
     """Probabilities of an image, a strip at a time.
 
-    Memory: one row of tiles, whatever the height.
+    Memory: a strip and a batch of tiles, whatever the height and the width; the probabilities of
+    a long row of tiles lie in a temporary file.
 
     Args:
       read: `(top, bottom, left, right) ->` uint8 `[h, w, 3]` of the image.
@@ -141,7 +144,8 @@ def strips(
     rows = windows(height, tiling.tile[0], tiling.overlap, tiling.reach)
     columns = windows(width, tiling.tile[1], tiling.overlap, tiling.reach)
     across = columns[-1].start + tiling.tile[1]
-    tall = np.zeros((tiling.tile[0], across, 1), np.float32)
+    tall, release = _row_of_tiles(tiling.tile[0], across)
+    most = strip_rows(width)
     for k, row in enumerate(rows):
         bottom = min(row.start + tiling.tile[0], height)
         for group in _batches(columns, tiling.batch):
@@ -153,12 +157,16 @@ def strips(
             for column, tile in zip(group, probabilities, strict=False):
                 weights = row.weights[:, None, None] * column.weights[None, :, None]
                 tall[:, column.start : column.start + tiling.tile[1]] += weights * tile
+                release()
             progress(len(group))
         finished = rows[k + 1].start - row.start if k + 1 < len(rows) else height - row.start
-        for top in range(0, finished, ROWS):
-            yield tall[top : min(top + ROWS, finished), :width].copy()
-        tall[: tiling.tile[0] - finished] = tall[finished:]
-        tall[tiling.tile[0] - finished :] = 0
+        for top in range(0, finished, most):
+            yield tall[top : min(top + most, finished), :width].copy()
+            release()
+        for line in range(tiling.tile[0]):
+            below = line + finished
+            tall[line] = tall[below] if below < tiling.tile[0] else 0
+            release()
 
 
 def count(height: int, width: int, tiling: Tiling) -> int:
@@ -199,6 +207,26 @@ def choose_tiling(sizes: set[tuple[int, int]], net: Net, tile: int = 512, batch:
     if len(sizes) > 1:
         height, width = (-(-side // ALIGNMENT) * ALIGNMENT for side in (height, width))
     return Tiling((height, width), 0, 0, batch)
+
+
+def _row_of_tiles(height: int, width: int) -> tuple[np.ndarray, Callable[[], object]]:
+    """Zeros, float32 `[height, width, 1]`, and what takes them out of the memory for now."""
+    if 4 * height * width <= ROW:
+        return np.zeros((height, width, 1), np.float32), lambda: None
+    try:
+        with tempfile.TemporaryFile() as file:
+            for _ in range(height):  # not as a hole: on a full disk that would end the process
+                file.write(bytes(4 * width))
+            file.flush()
+            pages = mmap.mmap(file.fileno(), 4 * height * width)
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()} has no room for a row of tiles, {height * width >> 18} MiB "
+            f"({error.strerror}); set TMPDIR to a folder that has"
+        ) from error
+    row = np.frombuffer(pages, np.float32).reshape(height, width, 1)
+    advice = getattr(mmap, "MADV_DONTNEED", None)  # not everywhere; the system decides there
+    return row, lambda: None if advice is None else pages.madvise(advice)
 
 
 def _batches(columns: list[Window], size: int) -> Iterator[list[Window]]:

@@ -1,6 +1,7 @@
 """Images written strip by strip, under another name until they are complete."""
 
 import contextlib
+import errno
 import json
 import struct
 import zlib
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+BLOCK = 16
+"""Rows of a GeoTIFF that are compressed together."""
 
 
 class Writer(Protocol):
@@ -80,25 +84,42 @@ class GeoTiff:
     ):
         import rasterio
 
+        self._path, self._dtype = path, np.dtype(dtype)
         self._file = rasterio.open(
             path, "w", driver="GTiff", height=height, width=width, count=1,
-            dtype=np.dtype(dtype).name, transform=transform, crs=crs,
+            dtype=self._dtype.name, transform=transform, crs=crs,
             # Blocks of whole rows: strips then fill them in turn, and none is compressed twice.
-            compress="deflate", blockysize=16, bigtiff="if_safer",
+            compress="deflate", blockysize=BLOCK, bigtiff="if_safer",
         )  # fmt: skip
-        self._row = 0
+        self._row = self._check = 0
 
     def write(self, strip: np.ndarray) -> None:
         """Appends rows `[h, W]`."""
         bottom = self._row + len(strip)
+        strip = np.asarray(strip, self._dtype)
         self._file.write(strip, 1, window=((self._row, bottom), (0, strip.shape[1])))
-        self._row = bottom
+        self._row, self._check = bottom, zlib.crc32(strip.tobytes(), self._check)
 
     def __enter__(self) -> "GeoTiff":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: Any, *_) -> None:
         self._file.close()
+        if kind is None:
+            self._read_back()
+
+    def _read_back(self) -> None:
+        """GDAL writes the last blocks, of small files all, while it closes, and rasterio tells of
+        no error then."""
+        import rasterio
+
+        check = 0
+        with rasterio.open(self._path) as file:
+            for top in range(0, self._row, BLOCK):
+                window = (top, min(top + BLOCK, self._row)), (0, file.width)
+                check = zlib.crc32(file.read(1, window=window).tobytes(), check)
+        if check != self._check:
+            raise OSError(errno.EIO, "not all of it is there after writing", str(self._path))
 
 
 class JsonList:
