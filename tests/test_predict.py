@@ -139,7 +139,8 @@ def test_every_roof_of_a_large_raster_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(3072, 256), (128, 12_288)])
-def test_memory_grows_neither_with_the_height_nor_with_the_width(tmp_path, shape):
+def test_memory_grows_neither_with_the_height_nor_with_the_width(tmp_path, shape, monkeypatch):
+    monkeypatch.setattr(tiles, "ROW", 0)  # what a short row of tiles takes is allowed besides
     peaks = []
     for height, width in ((192, 2048), (192, 2048), shape):  # twice, to load what is loaded once
         mask = np.zeros((height, width), bool)
@@ -356,9 +357,11 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, name):
         seen.clear()
         with disk_of(size), pytest.raises(UserError, match=f"--out={out} cannot be written") as e:
             prediction.predict_images(images, out, net, options=options)
-        assert "\n" not in str(e.value) and not list(out.iterdir()) and len(seen) <= 1
+        assert "\n" not in str(e.value) and len(seen) <= 1
+        assert {path.name for path in out.iterdir()} <= {"a.geojson"}  # which is complete
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_ground_control_points_are_a_georeference(tmp_path):
     mask, roofs = draw_roofs(160, 6)
     write_raster(tmp_path / "a.tif", mask)
