@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
     examples: Examples | None = None
     if _ANNOTATIONS.value and _IMAGES.value:
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value)
+    source = {"split": _SPLIT.value} if examples is None else {"annotations": _ANNOTATIONS.value}
     found, reports, trained_on = [], [], []
     for number, workdir in enumerate(_WORKDIR.value, 1):
         net, step, data = open_net(Path(workdir))
