@@ -281,20 +281,40 @@ def config_of(name, **changes):
     return config
 
 
+def work_of(config, tiles):
+    """The functions of a run on these tiles, and the arguments of its steps after the state."""
+    config.data.directory = str(tiles)
+    splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
+    setup = make_setup(config, (16, 16))
+    return setup, feeds.dispatches(config, setup, splits, 0)
+
+
+@pytest.mark.parametrize("name", ["segnet", "segformer"])
+def test_a_step_of_its_config_gives_the_state_of_the_next(tiles, name):
+    """Traced only: to compile all blocks takes minutes."""
+    setup, work = work_of(config_of(name), tiles)
+    state = jax.eval_shape(setup.create)
+    after, metrics = jax.eval_shape(setup.plain, state, *next(work).arguments)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (one.shape, one.dtype) == (two.shape, two.dtype)
+    assert metrics["loss"].shape == metrics["iou"].shape == ()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["segnet", "segformer"])
 def test_its_config_takes_steps_on_tiles(tiles, name, monkeypatch):
     """All its blocks, its optimiser, schedule and augmentation; the net is narrow."""
     monkeypatch.setattr(parallel, "_CPU_OPTIONS", HASTY)
     config = config_of(name, **{
         "model.width": 2, "train.batch_size": 4, "train.steps": 3, "schedule.warmup": 1,
-        "data.directory": str(tiles),
     })  # fmt: skip
-    splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
-    setup = make_setup(config, (16, 16))
+    setup, work = work_of(config, tiles)
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(setup.create))
     start = initial(make_model(**config.model)[0], jnp.float32)["params"]
-    state = state._replace(inner=state.inner._replace(params=start))
-    for dispatch in feeds.dispatches(config, setup, splits, 0):
+    params = jax.tree.map(jnp.copy, start)  # a step takes its state's memory
+    state = state._replace(inner=state.inner._replace(params=params))
+    for dispatch in work:
         state, metrics = setup.plain(state, *dispatch.arguments)
         assert 0 < float(metrics["loss"]) < 5 and 0 <= float(metrics["iou"]) <= 1
     assert int(state.step) == 3
