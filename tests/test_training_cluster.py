@@ -12,14 +12,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_training_devices import METHODS
 
-from tvjax.errors import UserError
+from tvjax.errors import Outage, UserError
 from tvjax.training import cluster
 from tvjax.training.logs import read_metrics
 
 ROOT = Path(__file__).parents[1]
 NOTHING = {"multihost": None, "coordinator": None, "num_processes": None, "process_id": None}
-SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
+SLURM = {
+    "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
+}  # fmt: skip
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
 TPU_POD = {"TPU_WORKER_HOSTNAMES": "t0,t1"}
@@ -74,9 +77,21 @@ def test_an_environment_of_several_processes_is_left_to_jax(monkeypatch, joined,
 def test_open_mpi_tells_all_but_the_address(monkeypatch, joined):
     join(monkeypatch, OPEN_MPI, coordinator="node1:8476")
     assert (joined[0]["num_processes"], joined[0]["process_id"]) == (4, 3)
+    assert joined[0]["local_device_ids"] is None
 
 
-@pytest.mark.parametrize("environment", [{}, SLURM | {"SLURM_NTASKS": "1"}])
+@pytest.mark.parametrize("visible, own", [(None, [1]), ("0,1", [1]), ("1", None)])
+def test_open_mpi_with_several_processes_a_node_gives_each_its_gpu(
+    monkeypatch, joined, visible, own
+):
+    node = {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    join(monkeypatch, OPEN_MPI | node | gpus, coordinator="node1:8476")
+    assert joined[0]["local_device_ids"] == own
+
+
+@pytest.mark.parametrize("environment", [{}, SLURM | {"SLURM_STEP_NUM_TASKS": "1"}])
 def test_a_process_alone_joins_nobody(monkeypatch, joined, environment):
     join(monkeypatch, environment)
     assert not joined
@@ -89,6 +104,16 @@ def test_what_jax_cannot_find_out_is_passed_on(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(UserError, match=r"no known environment.*should be defined\. Give"):
         join(monkeypatch, multihost=True)
+
+
+def test_processes_that_are_not_there_may_be_there_next_time(monkeypatch):
+    def initialize(**_):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(Outage, match=r"cannot join .*DEADLINE_EXCEEDED") as error:
+        join(monkeypatch, coordinator="node1:8476", num_processes=2, process_id=1)
+    assert error.value.status == 74
 
 
 def settings(tiles, workdir, *flags):
@@ -123,10 +148,7 @@ def local(processes, devices, *settings):
 
 def start(processes, *settings, devices=1):
     """Starts the processes of a job by themselves, without a launcher that watches them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    flags = (f"--coordinator={address}", f"--num_processes={processes}")
+    flags = (f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}")
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tvjax.main", *settings, *flags, f"--process_id={i}"],
@@ -134,6 +156,26 @@ def start(processes, *settings, devices=1):
         )
         for i in range(processes)
     ]  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def two(script, *arguments, devices=1):
+    """Runs both of two processes to their ends: their statuses and what they wrote."""
+    env = environment(devices) | {"PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, f"tests/{script}", *(a.format(index=i) for a in arguments)],
+            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=400)[0] for process in both]
+    return [process.returncode for process in both], said
 
 
 def wait_for(condition, process):
@@ -208,6 +250,46 @@ def test_a_process_that_is_killed_ends_the_job_which_then_resumes(whole, tiles, 
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = [m["step"] for m in read_metrics(workdir) if m["kind"] == "train"]
     assert metrics == list(range(1, step + 9))
+
+
+@pytest.mark.cluster
+def test_two_processes_of_two_devices_are_one_to_rounding_in_every_estimator(tmp_path):
+    """In float64, all of the state, and the batches are of the same tiles."""
+    file, methods = str(tmp_path / "one"), ("none", *METHODS)
+    env = environment(1) | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "tests/devices.py", "keep", file, "pixels", *methods]
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
+    port = str(free_port())
+    codes, said = two("devices.py", "join", file, port, "{index}", "pixels", *methods, devices=2)
+    assert codes == [0, 0], said[0][-3000:]
+    report = json.loads(said[0].splitlines()[-1])
+    print(report)
+    assert len(report) == 2 * len(methods)
+
+
+@pytest.mark.cluster
+def test_two_processes_end_together_and_take_the_same_checkpoint(tiles, tmp_path):
+    def run(fault, steps, codes):
+        found, said = two(
+            "member.py", str(tiles), str(tmp_path), str(free_port()), "{index}", fault, str(steps)
+        )
+        assert found == codes, said
+        return said
+
+    finished = tmp_path / "run" / "summary.json"
+    said = run("struck in the final evaluation", 12, [75, 75])
+    assert "the same command resumes" in said[0] and not finished.exists()
+    run("the first takes long to end", 12, [0, 0])
+    assert json.loads(finished.read_text())["steps"] == 12
+    said = run("the second cannot read 12", 16, [0, 0])
+    assert "checkpoints/12 cannot be read (by another process)" in said[0]
+    assert (tmp_path / "run" / "damaged_checkpoints" / "12").is_dir()
+    files = [f for f in (tmp_path / "run" / "checkpoints" / "16").rglob("*") if f.is_file()]
+    os.truncate(max(files, key=lambda f: f.stat().st_size), 10)
+    said = run("none", 20, [0, 0])
+    assert "checkpoints/16 cannot be read" in said[0]
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert steps == list(range(1, 21))
 
 
 @pytest.mark.cluster
