@@ -297,3 +297,48 @@ def test_the_launcher_ends_the_others_and_says_which_process_failed(tiles, tmp_p
     done = local(2, 1, *settings(tiles, tmp_path / "run", "--config.train.batch_size=3"))
     assert done.returncode == 2
     assert "train.batch_size=3" in done.stderr and "ended with status 2" in done.stderr
+
+
+FAKE = """#!/bin/bash
+case $1 in -c) echo 4444; exit;; esac
+echo "$* sees $CUDA_VISIBLE_DEVICES"
+[[ "$*" != *=1* ]] && sleep 0.5 || exit 3
+"""
+
+
+def launch(script, path, *flags, **env):
+    env = (
+        os.environ | {"PATH": f"{path}:{os.environ['PATH']}", "PYTHON": str(path / "python")} | env
+    )
+    return subprocess.run([script, *flags], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def put(path, **programs):
+    for name, text in programs.items():
+        (path / name).write_text(text)
+        (path / name).chmod(0o755)
+
+
+def test_the_local_launcher_shares_the_gpus_and_ends_with_the_first_failure(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    put(tmp_path, python=FAKE)
+    put(tmp_path, **{"nvidia-smi": "#!/bin/bash\necho 'GPU 0: A'; echo '  MIG'; echo 'GPU 1: B'"})
+    done = launch("launch/local.sh", tmp_path, "2", CUDA_VISIBLE_DEVICES="4,7,6,5")
+    assert done.returncode == 3 and "process 1 of 2 ended with status 3" in done.stderr
+    assert "--process_id=0 sees 4,7" in done.stdout and "--process_id=1 sees 6,5" in done.stdout
+    done = launch("launch/local.sh", tmp_path, "2")
+    assert "--process_id=0 sees 0\n" in done.stdout and "--process_id=1 sees 1\n" in done.stdout
+    assert launch("launch/local.sh", tmp_path, "3").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "status, restarts, again", [(75, 99, 1), (134, 0, 1), (74, 0, 1), (134, 20, 0), (2, 0, 0)]
+)
+def test_the_slurm_script_submits_itself_again_where_that_may_help(
+    tmp_path, status, restarts, again
+):
+    put(tmp_path, srun=f"#!/bin/bash\necho $*; exit {status}", scontrol="#!/bin/bash\necho again")
+    env = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "9", "SLURM_CPUS_PER_TASK": "8"}
+    done = launch("launch/slurm.sh", tmp_path, "--x", SLURM_RESTART_COUNT=str(restarts), **env)
+    assert done.returncode == status and done.stdout.count("again") == again
+    assert "--cpus-per-task=8" in done.stdout and "tvjax.main --x" in done.stdout

@@ -189,7 +189,7 @@ def test_sigterm_before_and_after_the_steps_ends_the_run_which_then_resumes(
     under_way.mkdir()
     restore.open_net(tmp_path / "run")  # as every program does that uses a run
     assert under_way.is_dir()
-    with rundir.lock(tmp_path / "run"), pytest.raises(UserError, match="in use by another"):
+    with rundir.lock(tmp_path / "run"), pytest.raises(Outage, match="in use by another"):
         loop.run(config, tmp_path / "run")
     assert loop.run(config, tmp_path / "run")["steps"] == 12
     assert not under_way.exists()
