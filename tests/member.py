@@ -3,6 +3,7 @@
 python tests/member.py TILES FOLDER PORT INDEX FAULT STEPS
 """
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import lives
 
+from tvjax.errors import exit_with_one_line
 from tvjax.training import cluster, loop
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.interrupt import Interrupted, Stop
@@ -50,10 +52,21 @@ def cannot_read(index):
         )
 
 
+def cannot_write(index):
+    del index  # the first alone writes
+    cluster.LOST_AFTER = 8
+
+    def refuse(workdir, summary):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(workdir / "summary.json"))
+
+    loop.rundir.write_summary = refuse
+
+
 FAULTS = {
     "struck in the final evaluation": struck,
     "the first takes long to end": slow_to_end,
     "the second cannot read 12": cannot_read,
+    "the first cannot write": cannot_write,
     "none": lambda index: None,
 }
 
@@ -73,4 +86,4 @@ def main(tiles, folder, port, index, fault, steps):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    exit_with_one_line(main)(*sys.argv[1:])
