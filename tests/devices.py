@@ -183,6 +183,7 @@ def join(file, port, index, net, *methods):
         for map in ("pmap", "jit"):
             found = train(net, method, map, None, first=first)
             report[f"{method} {map}"] = compare(found[:2], wanted[:2])
+            print(method, map, report[f"{method} {map}"], file=sys.stderr, flush=True)
             np.testing.assert_allclose(found[3], wanted[3], rtol=1e-14, err_msg="batches")
             for name, score in wanted[2].items():
                 np.testing.assert_allclose(found[2][name], score, rtol=1e-5, err_msg=name)
