@@ -24,8 +24,9 @@ def get_config() -> ConfigDict:
             size=64,  # pixels, height and width of the tiles, if they are prepared at first use
             limit=placeholder(int),  # how many tiles of a folder to draw; None: all
             seed=0,  # of the draw, of the splits, and of the embedded scenes
-            # Keep the tiles on the device; False: stream them from the records. Of several
-            # processes each streams its own rows of each batch, whatever is said here.
+            # Keep the tiles on the device, unless they take more than a quarter of its memory;
+            # False: stream them from the records. Of several processes each streams its own rows of
+            # each batch, whatever is said here.
             resident=True,
         )
     )
@@ -130,9 +131,9 @@ def get_config() -> ConfigDict:
             steps=400,
             batch_size=16,  # images in a step, over all devices
             log_every=10,  # steps; what is logged is their mean
-            # Steps compiled into one program, of resident tiles: 16, say, on a GPU. On a CPU
-            # convolutions are some twenty times slower in a loop: 1.
-            steps_per_dispatch=1,
+            # Steps compiled into one program, of resident tiles. None: 16 on a GPU, else 1 (on a
+            # CPU convolutions are some twenty times slower in a loop).
+            steps_per_dispatch=placeholder(int),
         )
     )
     config.evaluation = ConfigDict(

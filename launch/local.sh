@@ -9,40 +9,43 @@ shift
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 PORT=${PORT:-$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
-GPUS=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
-if ((GPUS > 0 && GPUS % N != 0)); then
-  echo "error: $GPUS GPUs cannot be shared equally by $N processes" >&2
+IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-$(nvidia-smi --list-gpus 2>/dev/null |
+  awk '/^GPU/ { printf "%s%d", n ? "," : "", n; n++ }')}"
+if ((${#gpus[@]} % N)); then
+  echo "error: ${#gpus[@]} GPUs cannot be shared equally by $N processes" >&2
   exit 2
 fi
 
-declare -A rank  # by process id
+pids=()
 for ((i = 0; i < N; i++)); do
-  if ((GPUS > 0)); then
-    CUDA_VISIBLE_DEVICES=$(seq -s, $((i * GPUS / N)) $(((i + 1) * GPUS / N - 1)))
+  if ((${#gpus[@]})); then
+    share=("${gpus[@]:i * ${#gpus[@]} / N:${#gpus[@]} / N}")
+    CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${share[*]}")
     export CUDA_VISIBLE_DEVICES
   fi
   "$PYTHON" -m tvjax.main --multihost --coordinator="localhost:$PORT" --num_processes="$N" \
     --process_id="$i" "$@" &
-  rank[$!]=$i
+  pids[i]=$!
 done
-trap 'kill -TERM "${!rank[@]}" 2>/dev/null' INT TERM
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
 
 failed=0
-while ((${#rank[@]})); do
-  wait -n -p ended "${!rank[@]}"
-  status=$?
-  if [[ -z ${ended:-} ]]; then continue; fi # interrupted by a signal that was passed on
-  if ((status != 0 && failed == 0)); then
-    failed=$status
-    if ((status != 75)); then
-      echo "error: process ${rank[$ended]} of $N ended with status $status; ending the others." \
-        "The same command resumes from the newest checkpoint" >&2
+while ((${#pids[@]})); do
+  sleep 0.2
+  for i in "${!pids[@]}"; do
+    if kill -0 "${pids[i]}" 2>/dev/null; then continue; fi
+    wait "${pids[i]}"
+    status=$?
+    unset "pids[i]"
+    if ((status != 0 && failed == 0)); then
+      failed=$status
+      deadline=$((SECONDS + 60))
+      if ((status != 75)); then
+        echo "error: process $i of $N ended with status $status; ending the others." \
+          "The same command resumes from the newest checkpoint" >&2
+      fi
     fi
-    left=("${!rank[@]}")
-    (sleep 60 && kill -KILL "${left[@]}") >/dev/null 2>&1 &
-    reaper=$!
-  fi
-  unset "rank[$ended]"
+  done
+  if ((failed && SECONDS > deadline && ${#pids[@]})); then kill -KILL "${pids[@]}"; fi
 done
-if ((failed)); then kill "$reaper" 2>/dev/null; fi
 exit "$failed"

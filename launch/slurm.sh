@@ -17,10 +17,12 @@ set -u
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}"
 
 # SIGTERM comes to all processes three minutes before the end of the allotted time, or when the job
-# is preempted. They save at the same step and end with status 75.
-srun --kill-on-bad-exit=0 "${PYTHON:-.venv/bin/python}" -m tvjax.main "$@"
+# is preempted. They save at the same step and end with status 75. 134: a process was lost, and the
+# others were ended; 74: a disk or the network failed. Those may pass, but not for ever.
+srun --kill-on-bad-exit=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+  "${PYTHON:-.venv/bin/python}" -m tvjax.main "$@"
 status=$?
-if ((status == 75)); then
+if ((status == 75 || ((status == 74 || status == 134) && ${SLURM_RESTART_COUNT:-0} < 20))); then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -2,20 +2,27 @@
 
 In float64 and in a process of its own: both, and the number of devices, are set for good.
     JAX_NUM_CPU_DEVICES=8 python tests/devices.py NET METHOD [MAP:DEVICES ...]
+One device, and then each of two processes that share the work, by pmap and by jit:
+    python tests/devices.py keep FILE NET METHOD ...
+    JAX_NUM_CPU_DEVICES=2 python tests/devices.py join FILE PORT INDEX NET METHOD ...
 """
 
 import json
+import pickle
 import sys
 from functools import cache
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from configs import lunet_bilevel, runet
 from tvjax import models
 from tvjax.models.layers import BatchNorm
-from tvjax.training import feeds
+from tvjax.training import cluster, feeds
+from tvjax.training import resident as residence
 from tvjax.training.evaluation import evaluate
 from tvjax.training.setup import make_setup
 
@@ -92,24 +99,40 @@ def first_state(net, method):
         return jax.tree.map(widen, make_setup(config, (SIZE, SIZE)).create())
 
 
-def train(net, method, map, devices, *, resident=True, most=1):
-    """Every line of metrics, the last state, and the scores of an evaluation."""
+def tiles_of(tiles, batch):
+    """What tells the tiles of a batch apart, those of all processes, in no order."""
+    shards = residence.take(tiles, batch).image.addressable_shards
+    sums = [np.asarray(s.data).reshape(-1, SIZE * SIZE * 3).sum(axis=1) for s in shards]
+    return np.sort(multihost_utils.process_allgather(np.concatenate(sums)), axis=None)
+
+
+def train(net, method, map, devices, *, first=None, resident=True, most=1):
+    """Every line of metrics, the last state, and the scores of an evaluation; the batches' tiles.
+
+    `first` is the state to start from, where it cannot be made here.
+    """
     config = config_of(net, method, map, devices)
     config.data.resident, config.train.steps_per_dispatch = resident, most
     setup = make_setup(config, (SIZE, SIZE))
 
-    state = setup.layout.replicate(first_state(net, method))
-    lines = []
+    state = setup.layout.replicate(first_state(net, method) if first is None else first)
+    lines, batches = [], []
     for dispatch in feeds.dispatches(config, setup, SPLITS, 0):
+        if len(setup.layout.devices) == 1 or setup.layout.processes > 1:
+            tiles, (inner, *outer) = dispatch.arguments[0], dispatch.arguments[1:]
+            batches += [tiles_of(tiles[0], batch) for batch in inner] if most == 1 else []
+            batches += [tiles_of(tiles[1], batch) for batch in outer] if most == 1 else []
         take = setup.bilevel if dispatch.bilevel else setup.plain
         state, metrics = take(state, *dispatch.arguments)
         metrics = jax.device_get(metrics)
         for i in range(dispatch.count):
             lines.append({k: v[i] if setup.most > 1 else v for k, v in metrics.items()})
-    scores = evaluate(
-        setup, state, SPLITS["val"], batch_size=BATCH, denoise=0.05 if net == "unet" else None
-    )
-    return lines, jax.device_get(state), scores
+    scores = {}
+    if method == "exact" or net == "unet":  # it is the same for all, and takes longest to compile
+        scores = evaluate(
+            setup, state, SPLITS["val"], batch_size=BATCH, denoise=0.05 if net == "unet" else None
+        )
+    return lines, jax.device_get(state), scores, batches
 
 
 def compare(found, wanted):
@@ -141,5 +164,33 @@ def main(net, method, *layouts):
     print(json.dumps({method: report}))
 
 
+def keep(file, net, *methods):
+    """What one device makes of each method."""
+    jax.config.update("jax_enable_x64", True)
+    kept = {method: (first_state(net, method), train(net, method, "pmap", 1)) for method in methods}
+    Path(file).write_bytes(pickle.dumps(kept))
+
+
+def join(file, port, index, net, *methods):
+    """The same by one of two processes."""
+    cluster.join(
+        multihost=True, coordinator=f"localhost:{port}", num_processes=2, process_id=int(index)
+    )
+    jax.config.update("jax_enable_x64", True)
+    kept, report = pickle.loads(Path(file).read_bytes()), {}
+    for method in methods:
+        first, wanted = kept[method]
+        for map in ("pmap", "jit"):
+            found = train(net, method, map, None, first=first)
+            report[f"{method} {map}"] = compare(found[:2], wanted[:2])
+            print(method, map, report[f"{method} {map}"], file=sys.stderr, flush=True)
+            np.testing.assert_allclose(found[3], wanted[3], rtol=1e-14, err_msg="batches")
+            for name, score in wanted[2].items():
+                np.testing.assert_allclose(found[2][name], score, rtol=1e-5, err_msg=name)
+    print(json.dumps(report))
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"keep": keep, "join": join}.get(sys.argv[1], lambda *rest: main(sys.argv[1], *rest))(
+        *sys.argv[2:]
+    )

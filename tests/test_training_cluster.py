@@ -12,14 +12,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_training_devices import METHODS
 
-from tvjax.errors import UserError
+from tvjax.errors import Outage, UserError
 from tvjax.training import cluster
 from tvjax.training.logs import read_metrics
 
 ROOT = Path(__file__).parents[1]
 NOTHING = {"multihost": None, "coordinator": None, "num_processes": None, "process_id": None}
-SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
+SLURM = {
+    "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
+}  # fmt: skip
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
 TPU_POD = {"TPU_WORKER_HOSTNAMES": "t0,t1"}
@@ -74,9 +77,21 @@ def test_an_environment_of_several_processes_is_left_to_jax(monkeypatch, joined,
 def test_open_mpi_tells_all_but_the_address(monkeypatch, joined):
     join(monkeypatch, OPEN_MPI, coordinator="node1:8476")
     assert (joined[0]["num_processes"], joined[0]["process_id"]) == (4, 3)
+    assert joined[0]["local_device_ids"] is None
 
 
-@pytest.mark.parametrize("environment", [{}, SLURM | {"SLURM_NTASKS": "1"}])
+@pytest.mark.parametrize("visible, own", [(None, [1]), ("0,1", [1]), ("1", None)])
+def test_open_mpi_with_several_processes_a_node_gives_each_its_gpu(
+    monkeypatch, joined, visible, own
+):
+    node = {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    join(monkeypatch, OPEN_MPI | node | gpus, coordinator="node1:8476")
+    assert joined[0]["local_device_ids"] == own
+
+
+@pytest.mark.parametrize("environment", [{}, SLURM | {"SLURM_STEP_NUM_TASKS": "1"}])
 def test_a_process_alone_joins_nobody(monkeypatch, joined, environment):
     join(monkeypatch, environment)
     assert not joined
@@ -89,6 +104,16 @@ def test_what_jax_cannot_find_out_is_passed_on(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(UserError, match=r"no known environment.*should be defined\. Give"):
         join(monkeypatch, multihost=True)
+
+
+def test_processes_that_are_not_there_may_be_there_next_time(monkeypatch):
+    def initialize(**_):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(Outage, match=r"cannot join .*DEADLINE_EXCEEDED") as error:
+        join(monkeypatch, coordinator="node1:8476", num_processes=2, process_id=1)
+    assert error.value.status == 74
 
 
 def settings(tiles, workdir, *flags):
@@ -123,10 +148,7 @@ def local(processes, devices, *settings):
 
 def start(processes, *settings, devices=1):
     """Starts the processes of a job by themselves, without a launcher that watches them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    flags = (f"--coordinator={address}", f"--num_processes={processes}")
+    flags = (f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}")
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tvjax.main", *settings, *flags, f"--process_id={i}"],
@@ -134,6 +156,26 @@ def start(processes, *settings, devices=1):
         )
         for i in range(processes)
     ]  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def two(script, *arguments, devices=1):
+    """Runs both of two processes to their ends: their statuses and what they wrote."""
+    env = environment(devices) | {"PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, f"tests/{script}", *(a.format(index=i) for a in arguments)],
+            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=400)[0] for process in both]
+    return [process.returncode for process in both], said
 
 
 def wait_for(condition, process):
@@ -211,7 +253,93 @@ def test_a_process_that_is_killed_ends_the_job_which_then_resumes(whole, tiles, 
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("methods", [("none", *METHODS)[k::4] for k in range(4)], ids="-".join)
+def test_two_processes_of_two_devices_are_one_to_rounding(tmp_path, methods):
+    """In float64, all of the state, and the batches are of the same tiles."""
+    file = str(tmp_path / "one")
+    env = environment(1) | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "tests/devices.py", "keep", file, "pixels", *methods]
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
+    port = str(free_port())
+    codes, said = two("devices.py", "join", file, port, "{index}", "pixels", *methods, devices=2)
+    assert codes == [0, 0], said[0][-3000:]
+    report = json.loads(said[0].splitlines()[-1])
+    print(report)
+    assert len(report) == 2 * len(methods)
+
+
+@pytest.mark.cluster
+def test_two_processes_end_together_and_take_the_same_checkpoint(tiles, tmp_path):
+    def run(fault, steps, codes):
+        found, said = two(
+            "member.py", str(tiles), str(tmp_path), str(free_port()), "{index}", fault, str(steps)
+        )
+        assert found == codes, said
+        return said
+
+    finished = tmp_path / "run" / "summary.json"
+    said = run("struck in the final evaluation", 12, [75, 75])
+    assert "the same command resumes" in said[0] and not finished.exists()
+    run("the first takes long to end", 12, [0, 0])
+    assert json.loads(finished.read_text())["steps"] == 12
+    said = run("the second cannot read 12", 16, [0, 0])
+    assert "checkpoints/12 cannot be read (by another process)" in said[0]
+    assert (tmp_path / "run" / "damaged_checkpoints" / "12").is_dir()
+    files = [f for f in (tmp_path / "run" / "checkpoints" / "16").rglob("*") if f.is_file()]
+    os.truncate(max(files, key=lambda f: f.stat().st_size), 10)
+    said = run("none", 20, [0, 0])
+    assert "checkpoints/16 cannot be read" in said[0]
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert steps == list(range(1, 21))
+
+
+@pytest.mark.cluster
 def test_the_launcher_ends_the_others_and_says_which_process_failed(tiles, tmp_path):
     done = local(2, 1, *settings(tiles, tmp_path / "run", "--config.train.batch_size=3"))
     assert done.returncode == 2
     assert "train.batch_size=3" in done.stderr and "ended with status 2" in done.stderr
+
+
+FAKE = """#!/bin/bash
+case $1 in -c) echo 4444; exit;; esac
+echo "$* sees $CUDA_VISIBLE_DEVICES"
+[[ "$*" != *=1* ]] && sleep 0.5 || exit 3
+"""
+
+
+def launch(script, path, *flags, **env):
+    env = (
+        os.environ | {"PATH": f"{path}:{os.environ['PATH']}", "PYTHON": str(path / "python")} | env
+    )
+    return subprocess.run([script, *flags], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def put(path, **programs):
+    for name, text in programs.items():
+        (path / name).write_text(text)
+        (path / name).chmod(0o755)
+
+
+def test_the_local_launcher_shares_the_gpus_and_ends_with_the_first_failure(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    put(tmp_path, python=FAKE)
+    put(tmp_path, **{"nvidia-smi": "#!/bin/bash\necho 'GPU 0: A'; echo '  MIG'; echo 'GPU 1: B'"})
+    done = launch("launch/local.sh", tmp_path, "2", CUDA_VISIBLE_DEVICES="4,7,6,5")
+    assert done.returncode == 3 and "process 1 of 2 ended with status 3" in done.stderr
+    assert "--process_id=0 sees 4,7" in done.stdout and "--process_id=1 sees 6,5" in done.stdout
+    done = launch("launch/local.sh", tmp_path, "2")
+    assert "--process_id=0 sees 0\n" in done.stdout and "--process_id=1 sees 1\n" in done.stdout
+    assert launch("launch/local.sh", tmp_path, "3").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "status, restarts, again", [(75, 99, 1), (134, 0, 1), (74, 0, 1), (134, 20, 0), (2, 0, 0)]
+)
+def test_the_slurm_script_submits_itself_again_where_that_may_help(
+    tmp_path, status, restarts, again
+):
+    put(tmp_path, srun=f"#!/bin/bash\necho $*; exit {status}", scontrol="#!/bin/bash\necho again")
+    env = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "9", "SLURM_CPUS_PER_TASK": "8"}
+    done = launch("launch/slurm.sh", tmp_path, "--x", SLURM_RESTART_COUNT=str(restarts), **env)
+    assert done.returncode == status and done.stdout.count("again") == again
+    assert "--cpus-per-task=8" in done.stdout and "tvjax.main --x" in done.stdout

@@ -1,23 +1,33 @@
 """Full disks, damaged files, kills: a clear error, the older checkpoint, nothing else lost."""
 
+import errno
+import fcntl
 import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import lives
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
-from tvjax.data import records
-from tvjax.errors import UserError
+from tvjax import program
+from tvjax.data import records, workspace
+from tvjax.errors import Outage, UserError
 from tvjax.hypergrad import InnerState
+from tvjax.training import loop, restore, rundir
 from tvjax.training.checkpoint import Checkpoints
+from tvjax.training.interrupt import Interrupted
+from tvjax.training.logs import Logs, read_metrics
 from tvjax.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +56,7 @@ def test_a_disk_that_fills_in_mid_save_keeps_the_older_checkpoint(tmp_path, smal
     folder = tmp_path / "checkpoints"
     with Checkpoints(folder, keep=2) as checkpoints:
         checkpoints.save(state(1), {}, wait=True)
-        with pytest.raises(UserError, match=r"could not be written .* checkpoint 1 is kept"):
+        with pytest.raises(Outage, match=r"written \(.*: File too large\); checkpoint 1 is kept"):
             checkpoints.save(state(2, 100_000), {}, wait=True)
     small_files()  # room was made
     with Checkpoints(folder, keep=2) as checkpoints:
@@ -134,6 +144,98 @@ def test_a_record_file_cut_off_is_named_in_one_line(tiles, tmp_path):
     with pytest.raises(UserError, match=r"record of the split 'train' cannot be read") as error:
         [whole[i] for i in range(len(whole))]  # cut off while the run has it open
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Runs of one process share what they compile, in this file only."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for values in (options, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is options:
+            yield
+
+
+@pytest.fixture
+def config(tiles, tmp_path, compiled, monkeypatch):
+    """Of a run of 12 steps that saves every 4, of a net that compiles in a moment."""
+    monkeypatch.setattr(program, "cache_compilations", lambda _: None)
+    config = lives.config_of(tiles, tmp_path, 1)
+    config.hypergrad.method = "none"
+    return config
+
+
+def strike(*_):
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_before_and_after_the_steps_ends_the_run_which_then_resumes(
+    config, tmp_path, monkeypatch
+):
+    for part, steps in (("_open_sets", []), ("_scores", [12, 8])):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, part, strike)
+            with pytest.raises(Interrupted, match="the same command resumes"):
+                loop.run(config, tmp_path / "run")
+        saved = lives.saved(tmp_path / "run")
+        assert saved == max(steps, default=0)
+    under_way = tmp_path / "run" / "checkpoints" / "16.orbax-checkpoint-tmp"
+    under_way.mkdir()
+    restore.open_net(tmp_path / "run")  # as every program does that uses a run
+    assert under_way.is_dir()
+    with rundir.lock(tmp_path / "run"), pytest.raises(Outage, match="in use by another"):
+        loop.run(config, tmp_path / "run")
+    assert loop.run(config, tmp_path / "run")["steps"] == 12
+    assert not under_way.exists()
+
+
+@unfinished
+def test_a_disk_that_fills_while_a_run_logs_ends_it_in_one_line(config, tmp_path, small_files):
+    config.train.steps, config.checkpoint.every = 1000, 40
+    with pytest.raises(Outage, match=r"--workdir=\S+ cannot be written \(File too large\)"):
+        loop.run(config, tmp_path / "run")
+    assert lives.saved(tmp_path / "run") >= 40
+
+
+@unfinished
+def test_a_disk_that_becomes_read_only_ends_a_run_in_one_line(config, tmp_path, monkeypatch):
+    save = ocp.CheckpointManager.save
+
+    def refuse(self, step, **options):
+        if step > 4:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return save(self, step, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", refuse)
+    with pytest.raises(Outage, match=r"Read-only file system\); checkpoint 4 is kept"):
+        loop.run(config, tmp_path / "run")
+
+
+def test_where_the_file_system_knows_no_locks_work_goes_on_without(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with rundir.lock(tmp_path / "run") as free, workspace.beside(tmp_path / "out") as work:
+        assert free and work.is_dir()
+
+
+def test_only_a_last_line_of_the_log_may_be_damaged(tmp_path):
+    lines = [json.dumps({"step": step, "kind": "train"}) for step in (1, 2, 3)]
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("\n".join([*lines, '{"step": 4, "ki']))
+    with Logs(tmp_path, start=2, steps=9):
+        assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    log.write_text("\n".join([lines[0], "\0\0\0", *lines[1:]]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
+        Logs(tmp_path, start=2, steps=9)
+    assert lines[2] in log.read_text()
 
 
 @pytest.mark.cluster

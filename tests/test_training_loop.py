@@ -73,6 +73,16 @@ def test_a_batch_larger_than_its_split_names_the_field():
         feeds.dispatches(config, setup_of(plan), {"train": Tiles(0, 30), "val": Tiles(1, 9)}, 0)
 
 
+def test_a_set_too_large_for_the_device_is_streamed_which_is_said(monkeypatch, capsys):
+    config, _ = bilevel_config()
+    splits = {"train": Tiles(0, 30), "val": Tiles(1, 10)}  # 16 bytes a tile
+    for memory, held in ((4 * 640, True), (4 * 640 - 4, False)):
+        monkeypatch.setattr(feeds, "_memory", lambda memory=memory: memory)
+        assert feeds.streamed_if_large(config, splits).data.resident == held
+    assert capsys.readouterr().err.startswith("40 tiles of 0.0 GiB in all are streamed")
+    assert config.data.resident
+
+
 def test_multiples_are_passed_by_steps_of_any_length():
     assert [s for s in range(1, 13) if feeds.passes(s - 1, s, 4)] == [4, 8, 12]
     assert feeds.passes(3, 8, 5) and not feeds.passes(5, 9, 5)

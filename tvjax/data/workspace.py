@@ -33,7 +33,8 @@ def beside(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: cannot write there ({error.strerror})") from error
     try:
         with open(work / LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks: nobody removes it
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)

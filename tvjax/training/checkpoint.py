@@ -1,6 +1,8 @@
 """Checkpoints: the whole training state and what resuming needs, by orbax."""
 
 import contextlib
+import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as keeping
 
-from tvjax.errors import UserError
+from tvjax.errors import Outage, UserError
 from tvjax.training import parallel
 from tvjax.training.state import TrainState
 
@@ -120,7 +122,7 @@ class Checkpoints:
           wait: return only when it is written.
 
         Raises:
-          UserError: it, or the one before it, could not be written.
+          Outage: it, or the one before it, could not be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -141,9 +143,9 @@ class Checkpoints:
             self._manager.reload()
             kept = next(iter(self.steps), None)
             left = "there is none before it" if kept is None else f"checkpoint {kept} is kept"
-            raise UserError(
+            raise Outage(
                 f"{self._directory}: a checkpoint could not be written ({_reason(error)}); {left}. "
-                f"Make room, or the folder writable, and run the same command again"
+                f"Where that is mended, the same command resumes"
             ) from error
 
     def restore(
@@ -161,35 +163,45 @@ class Checkpoints:
           UserError: there is no such checkpoint, it holds other arrays than `like` (another
             architecture), or none of those that are there can be read.
         """
-        broken, steps = [], self.choose(which)
-        for step in steps:
-            try:
-                self._check_shapes(step, like)
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)),
-                        run=ocp.args.JsonRestore(),
-                    ),
-                )
-            except UserError:
-                raise
-            except Exception as error:  # a damaged file can raise almost anything in tensorstore
-                broken.append(step)
-                _warn(
-                    f"checkpoint {self._directory / str(step)} cannot be read "
-                    f"({_reason(error)})" + ("; trying the one before" if step != steps[-1] else "")
-                )
-                continue
-            for bad in () if self._read_only else broken:
-                self._set_aside(bad)
-            return restored["state"], restored["run"]
+        broken: list[int] = []
+        steps = self.choose(which)
+        while (step := _newest_but(broken, steps)) is not None:
+            restored, reason = self._read(step, like)
+            if parallel.in_all(restored is not None):  # all take the same one
+                for bad in () if self._read_only else broken:
+                    self._set_aside(bad)
+                return restored
+            broken.append(step)
+            _warn(
+                f"checkpoint {self._directory / str(step)} cannot be read "
+                f"({reason or 'by another process'})"
+                + ("; trying the one before" if step != steps[-1] else "")
+            )
         if broken:
             raise UserError(
                 f"{self._directory}: none of the checkpoints {broken} can be read; "
                 f"move the folder away to start anew"
             )
         return None
+
+    def _read(self, step: int, like: TrainState) -> tuple[Any, str]:
+        """The checkpoint, or None and why it cannot be read; each process reads for itself.
+
+        The manager's own reading waits for the other processes, also for one in which it failed.
+        """
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
+        try:
+            self._check_shapes(step, like)
+            folder, wanted = self._directory / str(step), jax.tree.map(_abstract, like)
+            state = reader.restore(folder / "state", args=ocp.args.StandardRestore(wanted))
+            return (state, json.loads((folder / "run" / "metadata").read_text())), ""
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file can raise almost anything in tensorstore
+            return None, _reason(error)
 
     def _set_aside(self, step: int) -> None:
         # Out of the manager's sight, or it would not save that step again.
@@ -216,6 +228,12 @@ class Checkpoints:
                 )
 
 
+def _newest_but(broken: list[int], steps: list[int]) -> int | None:
+    """The first process's: folders of a network may look older from elsewhere."""
+    step = parallel.as_the_first(next((s for s in steps if s not in broken), -1))
+    return None if step == -1 else step
+
+
 def _val_iou(metrics: Any) -> float:
     return metrics["val_iou"] if metrics else _NOT_EVALUATED
 
@@ -226,7 +244,9 @@ def _report_cut_off(directory: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    """What the file system said, which tensorstore hides in a long line; or the line."""
+    said = re.search(r": ([^:]+) \[os_error_code", str(error))
+    lines = [said[1]] if said else str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from tvjax.errors import UserError
+from tvjax.errors import Outage, UserError
 
 LOST_AFTER = 30
 """Seconds without a sign of life after which a process counts as dead and the job ends."""
@@ -20,8 +20,9 @@ def define_flags() -> flags.FlagHolder[Any]:
     flags.DEFINE_integer("process_id", None, "Of this process, from 0, likewise.")
     return flags.DEFINE_boolean(
         "multihost", None,
-        "Join the other processes of the job. Default: where SLURM, Open MPI, an indexed "
-        "Kubernetes job or a TPU pod says there are several. --nomultihost: run alone.",
+        "Join the other processes of the job. Default: where SLURM, Open MPI or a TPU pod says "
+        "there are several, or the flags above do (as in launch/jobset.yaml). --nomultihost: run "
+        "alone.",
     )  # fmt: skip
 
 
@@ -43,7 +44,8 @@ def join(
       process_id: of this process, from 0.
 
     Raises:
-      UserError: the settings are half given or contradict each other, or the others were not found.
+      UserError: the settings are half given or contradict each other.
+      Outage: the others were not found.
     """
     given: dict[str, Any] = {
         "coordinator": coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
@@ -68,7 +70,9 @@ def join(
             coordinator_address=given["coordinator"],
             num_processes=given["num_processes"],
             process_id=given["process_id"],
-            initialization_timeout=120,
+            # Where Open MPI is not one that JAX knows, every process would take all GPUs.
+            local_device_ids=_own_gpu() if environment == "Open MPI" else None,
+            initialization_timeout=600,  # seconds; nodes of a cluster start when they start
             heartbeat_timeout_seconds=LOST_AFTER,
             shutdown_timeout_seconds=LOST_AFTER,
         )
@@ -77,7 +81,9 @@ def join(
     except Exception as error:  # JAX raises what each environment's detection happens to raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         source = environment or (" ".join(named) if named else "no known environment")
-        raise UserError(
+        # What is missing or wrong is so again next time; what was not reached may be there then.
+        kind = UserError if isinstance(error, (ValueError, ImportError)) else Outage
+        raise kind(
             f"cannot join the other processes of this job ({source}): {reason.rstrip('.')}. Give "
             f"--coordinator=HOST:PORT --num_processes=N --process_id=I, or --nomultihost to run "
             f"alone"
@@ -87,7 +93,8 @@ def join(
 def found_environment() -> str | None:
     """The environment that says this process is one of several, if any does."""
     env = os.environ
-    if "SLURM_STEP_NODELIST" in env and _number("SLURM_NTASKS") > 1:
+    # An interactive shell is a step of one task in a job of several.
+    if _number("SLURM_NTASKS") > 1 and _number("SLURM_STEP_NUM_TASKS") > 1:
         return "SLURM"
     if _number("OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
@@ -96,6 +103,13 @@ def found_environment() -> str | None:
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or _number("MEGASCALE_NUM_SLICES") > 1:
         return "TPU pod"
     return None
+
+
+def _own_gpu() -> list[int] | None:
+    """The one of this node's GPUs that is this process's, where each process sees all of them."""
+    several = _number("OMPI_COMM_WORLD_LOCAL_SIZE") > 1
+    all_seen = "," in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
+    return [int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])] if several and all_seen else None
 
 
 def _check(given: dict[str, Any], named: list[str], environment: str | None) -> None:

@@ -1,6 +1,6 @@
 """Scores of a state on a split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ def evaluate(
     *,
     batch_size: int,
     denoise: float | None = None,
+    before_each: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Scores at p > 0.5 with running statistics; padding weighs nothing.
 
@@ -34,6 +35,7 @@ def evaluate(
       split: the tiles.
       batch_size: of the evaluation.
       denoise: weight of a TV denoising of the probabilities (eq. 3), or None.
+      before_each: called before each batch, by all processes; it may raise.
 
     Returns:
       Means over images of `iou`, `boundary_iou`, `bce`, the number of connected components and the
@@ -46,6 +48,8 @@ def evaluate(
     weight_of_tv = None if denoise is None else layout.replicate(jnp.float32(denoise))
     batches = eval_batches(split, batch_size=batch_size, **layout.share)
     for batch, weight in _bar(batches, split, batch_size):
+        if before_each is not None:
+            before_each()
         sums = setup.evaluate(state, weight_of_tv, *layout.shard((tuple(batch), weight)))
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     total = {k: float(v) for k, v in jax.device_get(total).items()}
@@ -60,14 +64,17 @@ def evaluate(
 
 
 def choose_denoising(
-    setup: Setup, state: TrainState, split: Split, weights: Sequence[float], *, batch_size: int
+    setup: Setup, state: TrainState, split: Split, weights: Sequence[float], **options: Any
 ) -> tuple[float, dict[str, float]]:
-    """The weight of the TV denoising with the best mean IoU (eq. 12), and the IoU of each."""
+    """The weight of the TV denoising with the best mean IoU (eq. 12), and the IoU of each.
+
+    `options` are those of `evaluate`.
+    """
     bar = tqdm(
         weights, "choosing the denoising weight", leave=False, disable=not parallel.is_first()
     )
     ious = {
-        str(weight): evaluate(setup, state, split, batch_size=batch_size, denoise=weight)["iou"]
+        str(weight): evaluate(setup, state, split, denoise=weight, **options)["iou"]
         for weight in bar
     }
     return float(max(ious, key=lambda weight: ious[weight])), ious

@@ -5,9 +5,12 @@ update of lambda. Nothing else is needed to resume.
 """
 
 import itertools
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tvjax.data import pipeline
@@ -69,6 +72,29 @@ def dispatches(
     pauses = config.evaluation.every, config.checkpoint.every
     plan = schedule(setup.plan, start, config.train.steps, most=setup.most, pauses=pauses)
     return _ahead(lay_out(dispatch) for dispatch in plan)
+
+
+def streamed_if_large(config: Config, splits: dict[str, Split]) -> Config:
+    """The config, without `data.resident` where the tiles to train by are too many for a device."""
+    tiles = len(splits["train"]) + len(splits["val"])
+    size = tiles * sum(splits["train"][0][name].nbytes for name in ("image", "mask"))
+    if not config.data.resident or size <= _memory() // 4:
+        return config
+    if jax.process_count() == 1:
+        print(
+            f"{tiles} tiles of {size / 2**30:.1f} GiB in all are streamed from the records: they "
+            f"would take more than a quarter of the device's memory",
+            file=sys.stderr,
+        )
+    config = config.copy_and_resolve_references()
+    config.data.resident = False
+    return config
+
+
+def _memory() -> int:
+    """Bytes of a device; of the machine, where it does not say."""
+    found = jax.local_devices()[0].memory_stats() or {}
+    return found.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def schedule(

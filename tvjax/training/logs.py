@@ -1,20 +1,28 @@
 """What a run writes down as it goes: JSON lines, TensorBoard, and a progress bar."""
 
+import contextlib
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tqdm import tqdm
+
+from tvjax.errors import UserError
 
 
 class Logs:
     """Writes scalars to `metrics.jsonl` and TensorBoard; a context manager.
 
     On resume, lines of steps after `start` are dropped: those steps are taken again; from 0, all.
+    Events are written in this thread: tensorboardX's own, once ended by a full disk, would let the
+    next one wait for ever.
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int):
@@ -24,7 +32,10 @@ class Logs:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(self._path)
         self._file = self._path.open("a")
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        # TensorBoard forgets what an earlier session wrote of this step and later ones.
+        self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
         self._bar = tqdm(
             total=steps, initial=start, unit="step", desc="training", dynamic_ncols=True,
             # In a log file a line every ten seconds is enough.
@@ -34,10 +45,12 @@ class Logs:
     def __enter__(self) -> "Logs":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         self._bar.close()
-        self._file.close()
-        self._writer.close()
+        for file in (self._file, self._events):
+            # The error under way says more than a file that cannot be written for the same reason.
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+                file.close()
 
     def scalars(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """One line `{"step": ..., "kind": kind, name: value, ...}`."""
@@ -46,11 +59,12 @@ class Logs:
         self._file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
+            self._event(step, summary=summary.scalar(f"{kind}/{name}", value))
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """A picture, uint8 `[H, W, 3]`, for TensorBoard."""
-        self._writer.add_image(name, picture, step, dataformats="HWC")
+        self._event(step, summary=summary.image(name, picture, dataformats="HWC"))
+        self._events.flush()
 
     def advance(self, step: int, shown: dict[str, str], *, images: int) -> None:
         """Moves the progress bar to `step` and shows a few numbers beside it.
@@ -64,6 +78,9 @@ class Logs:
         rate = self._bar.format_dict["rate"]
         speed = {"images/s": f"{rate * images:.0f}"} if rate else {}
         self._bar.set_postfix(shown | speed, refresh=False)
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class NoLogs:
@@ -85,12 +102,20 @@ class NoLogs:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, but for a last one that was cut off in writing."""
+    """The lines of `metrics.jsonl`, but for a last one that was cut off in writing.
+
+    Raises:
+      UserError: another one is damaged.
+    """
     path = workdir / "metrics.jsonl"
+    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for number, text in enumerate(texts, 1):
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+        except json.JSONDecodeError as error:
+            if number < len(texts):
+                raise UserError(
+                    f"{path}: line {number} is damaged ({text[:40]!r}); mend it or take it out"
+                ) from error
     return lines

@@ -15,11 +15,11 @@ import numpy as np
 from tvjax import program, provenance
 from tvjax.data.records import Split
 from tvjax.data.sets import open_sets
-from tvjax.errors import UserError
+from tvjax.errors import Outage, UserError
 from tvjax.training import figures, parallel, rundir
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.evaluation import baselines, choose_denoising, evaluate
-from tvjax.training.feeds import Dispatch, dispatches, passes
+from tvjax.training.feeds import Dispatch, dispatches, passes, streamed_if_large
 from tvjax.training.interrupt import Interrupted, Stop
 from tvjax.training.logs import Logs, NoLogs, read_metrics
 from tvjax.training.setup import Setup, make_setup
@@ -38,36 +38,39 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
       Interrupted: after saving, on Ctrl-C or SIGTERM.
-      UserError: for a config, data or workdir that cannot be so; for a full disk.
+      UserError: for a config, data or workdir that cannot be so; an `Outage` for a full disk.
     """
-    with _full_disk(workdir):
+    with _full_disk(workdir), Stop() as stop, contextlib.ExitStack() as held:
         rundir.check(workdir, config)
         finished = rundir.read_summary(workdir, config)
         if parallel.as_the_first(finished is not None):
             return finished or {}
-        if parallel.is_first():
-            rundir.make(workdir)
+        free = not parallel.is_first() or held.enter_context(rundir.lock(workdir))
+        if not parallel.as_the_first(free):  # an outage: it may be one of this run that is ending
+            raise Outage(f"--workdir={workdir} is in use by another training; choose another")
         program.cache_compilations(Path(config.data.cache) / "compiled")
         splits = _open_sets(config)
+        config = streamed_if_large(config, splits)
         setup = make_setup(config, splits["train"][0]["image"].shape[:2])
-        state, seconds = train(config, setup, splits, workdir)
+        state, seconds = train(config, setup, splits, workdir, stop)
         began = time.perf_counter()
-        scores = _scores(config, setup, state, splits)
-        if not parallel.is_first():
-            return {}
-        if "denoising_val_iou" in scores:
-            figures.sweep(scores["denoising_val_iou"], workdir / "sweep.png")
-        batch_size = config.evaluation.batch_size
-        summary = {
-            **scores,
-            "steps": int(state.step),
-            "seconds": seconds + time.perf_counter() - began,
-            "parameters_sha256": parameters_sha256(state),
-            "test_baselines": baselines(splits["test"], batch_size=batch_size),
-            **provenance.describe(config.seed),
-        }
-        rundir.write_summary(workdir, summary)
-        return summary
+        summary = _scores(config, setup, state, splits, stop)
+        if parallel.is_first():
+            if "denoising_val_iou" in summary:
+                figures.sweep(summary["denoising_val_iou"], workdir / "sweep.png")
+            summary |= {
+                "steps": int(state.step),
+                "seconds": seconds + time.perf_counter() - began,
+                "parameters_sha256": parameters_sha256(state),
+                "test_baselines": baselines(
+                    splits["test"], batch_size=config.evaluation.batch_size
+                ),
+                **provenance.describe(config.seed),
+            }
+            rundir.write_summary(workdir, summary)
+        # A process that ends waits for the others no longer than for one that is lost.
+        parallel.wait_for_all("summary written")
+        return summary if parallel.is_first() else {}
 
 
 def _open_sets(config: Config) -> dict[str, Split]:
@@ -80,18 +83,18 @@ def _open_sets(config: Config) -> dict[str, Split]:
 
 
 def _scores(
-    config: Config, setup: Setup, state: TrainState, splits: dict[str, Split]
+    config: Config, setup: Setup, state: TrainState, splits: dict[str, Split], stop: Stop
 ) -> dict[str, Any]:
     """What the summary says of the trained net; computed by all processes together."""
-    batch_size = config.evaluation.batch_size
+    options = {"batch_size": config.evaluation.batch_size, "before_each": stop.check}
     denoise, sweep = None, {}
     if config.denoise.weights:
         denoise, ious = choose_denoising(
-            setup, state, splits["val"], config.denoise.weights, batch_size=batch_size
+            setup, state, splits["val"], config.denoise.weights, **options
         )
         sweep = {"denoising_val_iou": ious}
     scores = {
-        name: evaluate(setup, state, split, batch_size=batch_size, denoise=denoise)
+        name: evaluate(setup, state, split, denoise=denoise, **options)
         for name, split in splits.items()
     }
     weights = setup.regularizer.weight(state.hyper)
@@ -108,7 +111,7 @@ def _scores(
 
 
 def train(
-    config: Config, setup: Setup, splits: dict[str, Split], workdir: Path
+    config: Config, setup: Setup, splits: dict[str, Split], workdir: Path, stop: Stop
 ) -> tuple[TrainState, float]:
     """Trains to `config.train.steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -131,8 +134,8 @@ def train(
         if first:
             rundir.write_config(workdir, config)
         logs = Logs(workdir, start=start, steps=config.train.steps) if first else NoLogs()
-        with logs, Stop() as stop:
-            session = _Session(config, setup, splits, workdir, checkpoints, logs, run)
+        session = _Session(config, setup, splits, workdir, checkpoints, logs, run)
+        with logs, stop.between_steps():
             state = session.steps(state, work, stop)
     return state, session.seconds()
 
@@ -185,8 +188,9 @@ class _Session:
             best = val_iou is not None and val_iou > self.best
             self.best = val_iou if val_iou is not None and best else self.best
             if saves or (best and config.checkpoint.keep_best):
-                self._save(state, step, val_iou, wait=done or asked)
-            if asked and not done:
+                # Were steps taken meanwhile, a kill would cost more than an interval.
+                self._save(state, step, val_iou, wait=saves)
+            if asked:
                 raise Interrupted(step)
         return state
 
@@ -272,7 +276,7 @@ def _full_disk(workdir: Path) -> Iterator[None]:
         full = errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES
         if elsewhere or error.errno not in full:
             raise
-        raise UserError(
+        raise Outage(
             f"--workdir={workdir} cannot be written ({error.strerror}); the newest checkpoint is "
             f"kept. Make room, or the folder writable, and run the same command again"
         ) from error

@@ -195,9 +195,14 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def as_the_first(value: bool) -> bool:
+def as_the_first(value: int) -> int:
     """The first process's value, in every process."""
-    return value if is_alone() else bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    return value if is_alone() else int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def in_all(value: bool) -> bool:
+    """Whether it is so in every process."""
+    return value if is_alone() else bool(multihost_utils.process_allgather(np.asarray(value)).all())
 
 
 def preempted(call: int) -> bool:

@@ -1,6 +1,7 @@
 """The folder of a run: the config it belongs to, and its summary."""
 
 import contextlib
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,14 +43,28 @@ def check(workdir: Path, config: Config) -> None:
             )
 
 
-def make(workdir: Path) -> None:
-    """Makes the folder.
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[bool]:
+    """Makes the folder and keeps other runs out; the system drops the lock with the process.
+
+    Returns:
+      False: another run is in it. True too where the file system knows no locks.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the folder cannot be written.
     """
-    with _writing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as files:
+        with _writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            file = files.enter_context((workdir / ".lock").open("w"))
+        free = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass
+        yield free
 
 
 def write_config(workdir: Path, config: Config) -> None:

@@ -207,7 +207,8 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
     layout = parallel.make_layout(**config.parallel)
     # Of several processes, each reads only its own rows of each batch.
     on_device = config.data.resident and layout.processes == 1
-    most = config.train.steps_per_dispatch
+    several = 16 if on_device and layout.devices[0].platform == "gpu" else 1
+    most = several if config.train.steps_per_dispatch is None else config.train.steps_per_dispatch
     if most < 1 or (most > 1 and not on_device):
         raise UserError(
             f"train.steps_per_dispatch={most} must be 1, or more with data.resident=True in one "
