@@ -28,4 +28,4 @@ def training_loss() -> Estimator:
         loss, outer_aux = problem.mean(problem.outer(new.params, outer_batch, new.model_state))
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate)
+    return Estimator(estimate, through_steps=False)
