@@ -29,20 +29,21 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="PNG of errors and values over the training")
     parser.add_argument("--seed", type=int, default=0, help="of mini-batches and noise")
     parser.add_argument("--snapshots", type=int, help="only the first so many")
+    parser.add_argument("--data", help="tiles for segmentation, as --config.data.directory")
     args = parser.parse_args()
     if args.problem:
         # A reference is worth its digits only in float64.
         jax.config.update("jax_enable_x64", True)
-        results = run(args.problem, args.seed, args.snapshots)
+        results = run(args.problem, args.seed, args.snapshots, args.data)
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     if args.figure:
         draw(json.loads(args.json.read_text()), args.figure)
 
 
-def run(name: str, seed: int, snapshots: int | None = None) -> dict:
+def run(name: str, seed: int, snapshots: int | None = None, data: str | None = None) -> dict:
     """Audits a problem at every snapshot of its training; prints the last table."""
-    setting = problems.make(name, seed)
+    setting = problems.make(name, seed, data)
     setting = setting._replace(snapshots=setting.snapshots[:snapshots])
     records = []
     bar = tqdm(total=len(setting.snapshots) * len(setting.estimators), desc=name, disable=None)
