@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from absl import flags
 
 from tvjax import program
+from tvjax.errors import UserError
 from tvjax.training import figures, logs, loop
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs and the figure.", required=True)
@@ -39,6 +40,11 @@ def train(name: str, out: Path) -> dict:
     except loop.Interrupted as interrupted:
         print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(75)
+    if summary["steps"] != config.train.steps:
+        raise UserError(
+            f"{out / name} holds a run of {summary['steps']} steps, and this comparison is of "
+            f"{config.train.steps}; give another --out, or --steps={summary['steps']}"
+        )
     return {"summary": summary, "metrics": logs.read_metrics(out / name)}
 
 

@@ -28,6 +28,7 @@ def define_flags() -> None:
     flags.DEFINE_string("figure", None, "PNG of errors and values over the training.")
     flags.DEFINE_integer("seed", 0, "Of mini-batches and noise.")
     flags.DEFINE_integer("snapshots", None, "Only the first so many.")
+    flags.DEFINE_string("data", None, "Tiles for segmentation, as --config.data.directory.")
 
 
 def main(argv) -> None:
@@ -37,16 +38,16 @@ def main(argv) -> None:
     if args.problem:
         # A reference is worth its digits only in float64.
         jax.config.update("jax_enable_x64", True)
-        results = run(args.problem, args.seed, args.snapshots)
+        results = run(args.problem, args.seed, args.snapshots, args.data)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     if args.figure:
         draw(json.loads(file.read_text()), Path(args.figure))
 
 
-def run(name: str, seed: int, snapshots: int | None = None) -> dict:
+def run(name: str, seed: int, snapshots: int | None = None, data: str | None = None) -> dict:
     """Audits a problem at every snapshot of its training; prints the last table."""
-    setting = problems.make(name, seed)
+    setting = problems.make(name, seed, data)
     setting = setting._replace(snapshots=setting.snapshots[:snapshots])
     records = []
     bar = tqdm(total=len(setting.snapshots) * len(setting.estimators), desc=name, disable=None)

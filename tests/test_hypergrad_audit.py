@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 
 from tvjax import hypergrad
 
@@ -60,7 +61,7 @@ def test_records_hold_value_error_spread_and_cost(setting):
         np.testing.assert_allclose(exact.mean, values[:, i].mean(), rtol=1e-12)
         error = values[:, i].std(ddof=1) / 2
         np.testing.assert_allclose(exact.standard_error, error, rtol=1e-12)
-        confidence = jax.scipy.stats.norm.cdf(abs(exact.mean) / error)
+        confidence = scipy.stats.t.cdf(abs(exact.mean) / error, df=len(draws) - 1)
         np.testing.assert_allclose(exact.sign_confidence, confidence, rtol=1e-9)
         assert exact.seconds > 0 and exact.flops > 0 and exact.bytes > 0
         assert records[4 + i].flops is None  # XLA would count the body of its loop once
@@ -78,12 +79,36 @@ def test_records_and_table_are_ready_to_write(setting):
         batches[1], reference={"b": np.asarray([1.0, 0.0])},
     )  # fmt: skip
     assert records[0].value is None and records[0].sign_agrees is None
-    assert records[3].relative_error is None  # the reference is 0
+    assert records[3].relative_error is None  # the reference is 0, the estimate is not
+    assert records[3].sign_agrees is False
     assert records[0].mean is None
     assert json.loads(json.dumps([r._asdict() for r in records], allow_nan=False))
     lines = hypergrad.table(records).splitlines()
     assert len(lines) == 5 and len({len(line) for line in lines}) == 1
     assert lines[3].startswith("exact ['b'][0]")
+
+
+def test_an_estimate_of_zero_has_no_sign_and_a_shape_is_compiled_once(setting):
+    problem, state, hyper, batches = setting
+    traces = []
+
+    def nothing(problem, state, hyper, *rest):
+        traces.append(None)
+        zeros = jax.tree.map(jnp.zeros_like, hyper)
+        return hypergrad.Estimate(zeros, jnp.zeros(()), state, (None, None))
+
+    def audit():
+        return hypergrad.audit(
+            problem, {"zero": estimator}, state, hyper, batches[:1], batches[4],
+            reference={"b": np.asarray([-1.0, 0.0])}, draws=[([b], b) for b in batches[:3]],
+        )  # fmt: skip
+
+    estimator = hypergrad.Estimator(nothing)
+    first, second = audit()
+    assert first.sign_agrees is False and second.sign_agrees is True
+    assert first.sign_confidence == 0.5
+    audit()
+    assert len(traces) == 1
 
 
 def test_what_estimators_carry_is_used(setting):

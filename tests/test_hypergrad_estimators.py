@@ -256,6 +256,7 @@ ESTIMATORS = {
     "nystrom": hypergrad.nystrom(3, 0.5),
     "nystrom_scanned": hypergrad.nystrom(3, 0.5, loop=SCANNED),
     "finite_difference": hypergrad.finite_difference(2),
+    "training_loss": hypergrad.training_loss(),
 }
 OPTIMIZER_OF = {"preconditioned": "adam"}
 
@@ -578,8 +579,15 @@ def test_wrong_arguments_are_named(x64):
     for make in (hypergrad.reverse, hypergrad.forward, hypergrad.finite_difference):
         with pytest.raises(ValueError, match="got 0"):
             make(0)
-    with pytest.raises(ValueError, match="got -1"):
-        hypergrad.nystrom(3, -1)
+    for name, options in (
+        ("nystrom", {"rank": 3, "damping": -1}), ("nystrom", {"rank": 0, "damping": 1}),
+        ("neumann", {"terms": -1, "scale": 1}), ("neumann", {"terms": 1, "scale": 0}),
+        ("cg", {"iterations": 0}), ("finite_difference", {"width": -1}),
+        ("darts", {"learning_rate": 1, "radius": 0}),
+        ("reversible", {"steps": 1, "learning_rate": 0, "momentum": 0.5}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"must be (positive|at least \d), got (0|-1)"):
+            getattr(hypergrad, name)(**options)
     with pytest.raises(ValueError, match=r"got 1\.5"):
         hypergrad.reversible(3, 0.1, 1.5)
     s = setting("sgd")

@@ -5,8 +5,10 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from tvjax import hypergrad
 from tvjax.hypergrad.fixed_point import HeavyBall, times, to_fixed, to_float
 
 
@@ -57,3 +59,23 @@ def test_times_is_the_product_up_to_its_remainder_and_has_an_inverse(factor):
 def test_floats_survive_fixed_point():
     x = jnp.asarray([1.5, -0.25, 1e-3, 100.0], jnp.float32)
     np.testing.assert_allclose(to_float(to_fixed(x)), x, atol=2.0**-25)
+
+
+@pytest.mark.parametrize("size, fits", [(80.0, True), (130.0, False), (1e12, False)])
+@pytest.mark.parametrize("what", ["parameter", "gradient"])
+def test_what_does_not_fit_is_nan_and_not_another_number(what, size, fits):
+    def inner(w, a, batch):
+        slope = size if what == "gradient" else 0.0
+        return slope * jnp.sum(w) + a * jnp.sum(w**2) / 200
+
+    problem = hypergrad.Bilevel(inner, lambda w, b: jnp.sum(w) / 2, optax.sgd(1e-3, momentum=0.5))
+    state = problem.init(jnp.asarray([1.0, size if what == "parameter" else 2.0]))
+    batches = [None, None]
+    reversible, reverse = (
+        jax.jit(lambda a, e=e: e(problem, state, a, batches, None))(1.0)
+        for e in (hypergrad.reversible(2, 1e-3, 0.5), hypergrad.reverse(2))
+    )
+    if fits and what == "parameter":
+        np.testing.assert_allclose(reversible.gradient, reverse.gradient, rtol=1e-4)
+    found = jax.tree.leaves((reversible.gradient, reversible.outer_loss, reversible.state))
+    assert all(bool(jnp.isnan(x).all()) != fits for x in found)

@@ -5,14 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
+from tvjax import hypergrad
 from tvjax.errors import UserError
 from tvjax.program import field_paths
 from tvjax.training import rundir
 from tvjax.training.augment import make_augment
-from tvjax.training.setup import HyperPlan, make_hyper_plan, make_losses, make_regularizer
+from tvjax.training.setup import make_hyper_plan, make_losses, make_regularizer
 from tvjax.training.state import make_optimizer, make_schedule
 
 ROOT = Path(__file__).parents[1]
@@ -55,9 +57,11 @@ def test_a_mistyped_field_of_a_config_is_refused(name):
         (lambda: make_regularizer(1, **regularizer(weight=0.0)), "must be positive"),
         (lambda: make_regularizer(1, **regularizer(kind="iso")), "regularizer.kind='iso'"),
         (lambda: make_regularizer(1, **regularizer(per_class=True)), "model.head='softmax'"),
-        (lambda: make_hyper_plan(1.0, **hyper(method="exat")), "hypergrad.method='exat'"),
-        (lambda: make_hyper_plan(1.0, **hyper(every=0)), "hypergrad.every=0"),
-        (lambda: make_hyper_plan(1.0, **hyper(method="forward_online", every=2)), "every=2"),
+        (lambda: plan(method="exat"), "hypergrad.method='exat'"),
+        (lambda: plan(every=0), "hypergrad.every=0"),
+        (lambda: plan(method="forward_online", every=2), "every=2"),
+        (lambda: plan(warmup=0), "hypergrad.warmup=0 must be at least 1"),
+        (lambda: plan("sgd", method="preconditioned"), "optimizer.name='sgd'"),
         (
             lambda: make_regularizer(1, **regularizer(blocks=2, place="head")),
             "regularizer.blocks=2",
@@ -122,8 +126,9 @@ def regularizer(**changes):
     return config("lunet").regularizer.to_dict() | changes
 
 
-def hyper(**changes):
-    return config("lunet_bilevel").hypergrad.to_dict() | changes
+def plan(name="adam", **changes):
+    hyper = config("lunet_bilevel").hypergrad.to_dict() | changes
+    return make_hyper_plan(optimizer(name=name), **hyper)
 
 
 def optimizer(**changes):
@@ -145,14 +150,40 @@ def augmentation(**changes):
 
 @pytest.mark.parametrize("warmup, every", [(0, 1), (3, 1), (3, 4), (10, 3)])
 def test_updates_are_counted_as_they_fall_due(warmup, every):
-    plan = make_hyper_plan(1.0, **hyper(warmup=warmup, every=every))
-    due = [step for step in range(20) if plan.is_due(step)]
+    made = plan("sgd", warmup=warmup, every=every)
+    due = [step for step in range(20) if made.is_due(step)]
     assert due == list(range(warmup, 20, every))
-    assert [plan.updates(step) for step in range(21)] == [
+    assert [made.updates(step) for step in range(21)] == [
         sum(d < step for d in due) for step in range(21)
     ]
-    none: HyperPlan = make_hyper_plan(1.0, **hyper(method="none"))
+    none = plan(method="none")
     assert not any(none.is_due(step) for step in range(20))
+
+
+def test_where_the_first_step_of_adam_does_no_harm_no_warmup_is_asked_for():
+    for name, changes in (("sgd", {}), ("adam", {"method": "training_loss"}),
+                          ("adamw", {"method": "reverse", "steps": 2})):  # fmt: skip
+        assert plan(name, warmup=0, **changes).is_due(0)
+
+
+def test_the_preconditioner_is_that_of_the_config_s_adam(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(hypergrad, "adam_scaling", lambda **options: asked.update(options))
+    make_hyper_plan(
+        optimizer(b2=0.9, eps=1e-3),
+        **config("lunet_bilevel").hypergrad.to_dict() | {"method": "preconditioned"},
+    )
+    assert asked == {"b2": 0.9, "eps": 1e-3}
+
+
+@pytest.mark.parametrize("backend, loop", [("cpu", "UNROLLED"), ("gpu", "SCANNED")])
+def test_steps_are_scanned_on_accelerators_only(monkeypatch, backend, loop):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    asked = {}
+    monkeypatch.setattr(hypergrad, "reverse", lambda steps, loop: asked.update(reverse=loop))
+    monkeypatch.setattr(hypergrad, "forward", lambda steps, loop: asked.update(forward=loop))
+    plan(method="reverse"), plan(method="forward")
+    assert list(asked.values()) == 2 * [getattr(hypergrad, loop)]
 
 
 def test_a_workdir_that_is_a_file_or_holds_another_run_is_refused(tmp_path):

@@ -42,7 +42,7 @@ def bilevel_config(**changes):
     config.train.batch_size, config.hypergrad.batch_size = 4, 2
     config.train.steps, config.evaluation.every, config.checkpoint.every = 20, 7, 10
     config.hypergrad.update(changes)
-    return config, make_hyper_plan(1.0, **config.hypergrad.to_dict())
+    return config, make_hyper_plan(config.optimizer, **config.hypergrad.to_dict())
 
 
 @pytest.mark.parametrize("start", [0, 7])

@@ -165,9 +165,26 @@ def test_weights_of_blocks_and_classes_weigh_what_they_say(x64):
         np.sum(np.minimum(np.delete(weights, 0, i), np.delete(weights, -1, i)) * np.abs(d))
         for i, d in ((0, np.diff(p, axis=1)), (1, np.diff(p, axis=2)))
     )
-    np.testing.assert_allclose(loss - aux["bce"], expected, rtol=1e-10)
+    np.testing.assert_allclose(loss - aux["bce"], expected / 2, rtol=1e-10)  # of two classes
     np.testing.assert_allclose(aux["tv"], np.abs(np.diff(p[..., 1], axis=1)).sum()
                                + np.abs(np.diff(p[..., 1], axis=2)).sum())  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+def test_equal_weights_are_one_lambda(name):
+    head = make_head(name=name, num_iterations=1, kind="anisotropic")
+    logits = jax.random.normal(jax.random.key(0), (2, 8, 8, head.channels))
+
+    class Net:  # whose logits are given
+        def apply(self, variables, images, train, mutable):
+            return logits, {}
+
+    regularizer = steps.Regularizer("loss", "anisotropic", "sum", "linear")
+    problem = steps.make_problem(Net(), head, optax.sgd(0.1), regularizer)
+    loss = jax.jit(lambda lam: problem.inner({}, lam, batch(0), {"batch_stats": {}})[0])
+    scalar = loss(jnp.float32(0.1))
+    for shape in {(2, 2, 1), (2, 2, head.channels)}:
+        np.testing.assert_allclose(loss(jnp.full(shape, 0.1)), scalar, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -34,14 +34,15 @@ RATE = 1e-3
 
 
 def estimators() -> dict[str, hypergrad.Estimator]:
+    loop = hypergrad.default_loop()
     return {
         "exact": hypergrad.exact(),
         "paper": hypergrad.paper(RATE),
         "sgd_formula": hypergrad.sgd_formula(RATE),
         "exact_by_reverse": hypergrad.exact(mode="reverse"),
         "forward_online": hypergrad.forward_online(),
-        "reverse_10": hypergrad.reverse(10),
-        "forward_10": hypergrad.forward(10),
+        "reverse_10": hypergrad.reverse(10, loop=loop),
+        "forward_10": hypergrad.forward(10, loop=loop),
     }
 
 

@@ -10,12 +10,22 @@ from experiments.problems.setting import Setting
 PROBLEMS = ("ridge", "logistic", "tv_denoising", "segmentation")
 
 
-def make(name: str, seed: int) -> Setting:
+def make(name: str, seed: int, data: str | None = None) -> Setting:
     """The setting of a name.
 
+    Args:
+      name: one of PROBLEMS.
+      seed: of mini-batches and noise.
+      data: tiles, for the problem that takes any.
+
     Raises:
-      ValueError: for a name that is not among PROBLEMS.
+      ValueError: for a name that is not among PROBLEMS, or data for a problem that takes none.
     """
     if name not in PROBLEMS:
         raise ValueError(f"problem must be one of {', '.join(PROBLEMS)}; got {name!r}")
-    return importlib.import_module(f"experiments.problems.{name}").make(seed)
+    module = importlib.import_module(f"experiments.problems.{name}")
+    if data is None:
+        return module.make(seed)
+    if name != "segmentation":
+        raise ValueError(f"data={data!r} is for the problem segmentation; {name} has its own")
+    return module.make(seed, data)

@@ -2,12 +2,11 @@
 
     inner: cross-entropy + e^a TV of the training batch     outer: cross-entropy of validation
 
-on the embedded set, or on prepared tiles named by the environment variable TVJAX_TILES. The net is
-narrow and the tiles are cropped, since float64 convolutions are slow; nothing else is changed.
+on the embedded set, or on the tiles of `--data`. The net is narrow and the tiles are cropped, since
+float64 convolutions are slow; nothing else is changed. The reference sees one step: `reverse_5` and
+`forward_5`, which see five, are to agree with each other and not with it.
 Implicit estimators are left out: away from an inner optimum they estimate something else.
 """
-
-import os
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +23,10 @@ from tvjax.types import Batch
 WIDTH, CROP, BATCH, RATE = 4, 32, 8, 2e-3
 
 
-def make(seed: int) -> Setting:
+def make(seed: int, data: str | None = None) -> Setting:
+    """Tiles from `data`, as `config.data.directory` has it; None: the embedded set."""
     config = lunet_bilevel.get_config()
-    config.data.directory = os.environ.get("TVJAX_TILES")
+    config.data.directory = data
     splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
     train, val = (_batches(splits[name], seed) for name in ("train", "val"))
     config.model.width = WIDTH
@@ -52,6 +52,8 @@ def make(seed: int) -> Setting:
             "paper": hypergrad.paper(RATE),
             "preconditioned": hypergrad.preconditioned(RATE),
             "darts": hypergrad.darts(RATE),
+            "reverse_5": hypergrad.reverse(5),
+            "forward_5": hypergrad.forward(5),
             "forward_online": hypergrad.forward_online(),
             "finite_difference": hypergrad.finite_difference(1, width=1e-4),
         },
@@ -62,10 +64,10 @@ def make(seed: int) -> Setting:
 
 
 def _batches(split, seed: int) -> list[Batch]:
-    """Eight batches, their centres cropped, images in [0, 1] and float64."""
+    """Eight batches at most, their centres cropped, images in [0, 1] and float64."""
     indices = pipeline.train_indices(len(split), batch_size=BATCH, seed=seed)
     data = pipeline.resident(split)
-    low = (data.image.shape[1] - CROP) // 2
+    low = max(0, data.image.shape[1] - CROP) // 2
     rows = slice(low, low + CROP)
     count = min(8, len(split) // BATCH)
     chosen = (indices[t] for t in range(count))

@@ -34,7 +34,7 @@ from tvjax.hypergrad.differences import finite_difference
 from tvjax.hypergrad.formulas import darts, paper, preconditioned, sgd_formula
 from tvjax.hypergrad.forward import forward, forward_online
 from tvjax.hypergrad.implicit import implicit, neumann, nystrom, scaled_identity
-from tvjax.hypergrad.loops import SCANNED, UNROLLED, Loop
+from tvjax.hypergrad.loops import SCANNED, UNROLLED, Loop, default_loop
 from tvjax.hypergrad.one_step import exact
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reversible import reversible
@@ -57,6 +57,7 @@ __all__ = [
     "audit",
     "cg",
     "darts",
+    "default_loop",
     "exact",
     "finite_difference",
     "forward",

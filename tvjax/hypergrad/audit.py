@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from tvjax.hypergrad.adam import is_first_adam_step
 from tvjax.hypergrad.problem import Bilevel, Estimator, InnerState
+from tvjax.hypergrad.significance import chance
 from tvjax.types import PyTree
 
 
@@ -36,7 +38,7 @@ class Record(NamedTuple):
     standard_error: float | None
     """Of the mean."""
     sign_confidence: float | None
-    """The probability that the mean has the right sign, were it normal about its expectation."""
+    """The probability that the mean has the right sign, were the draws normal (Student's t)."""
     seconds: float
     """Median of repeated calls of the compiled estimate."""
     flops: float | None
@@ -98,13 +100,14 @@ def audit(
         estimator = estimators[name]
         carry = (carries or {}).get(name)
         carry = estimator.init(problem, state, hyper) if carry is None else carry
-        call = _compiled(problem, estimator)
-        args = state, hyper, _take(inner_batches, estimator.steps), outer_batch, carry
-        value, cost = _measure(call, args, repeats)
-        samples = [
-            _flat(call(state, hyper, _take(inner, estimator.steps), outer, carry))
-            for inner, outer in draws
-        ]
+        program = _program(problem, estimator)
+
+        def arguments(inner, outer, estimator=estimator, carry=carry):
+            return state, hyper, _take(inner, estimator.steps), outer, carry
+
+        value, cost = _measure(program, arguments(inner_batches, outer_batch), repeats)
+        drawn = [arguments(inner, outer) for inner, outer in draws]
+        samples = [_flat(program(args)(*args)) for args in drawn]
         records += [
             Record(
                 estimator=name,
@@ -143,15 +146,27 @@ def table(records: Sequence[Record]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(problem: Bilevel, estimator: Estimator) -> Any:
+def _program(problem: Bilevel, estimator: Estimator) -> Callable[[tuple], Any]:
+    """From arguments to the program for their shapes, compiled at the first ones."""
+
+    @jax.jit
     def gradient(state, hyper, inner_batches, outer_batch, carry):
         return estimator(problem, state, hyper, inner_batches, outer_batch, carry).gradient
 
-    return jax.jit(gradient)
+    compiled = {}
+
+    def program(args):
+        leaves, structure = jax.tree.flatten(args)
+        key = structure, *((np.shape(x), jnp.result_type(x)) for x in leaves)
+        if key not in compiled:
+            compiled[key] = gradient.lower(*args).compile()
+        return compiled[key]
+
+    return program
 
 
-def _measure(call: Any, args: tuple, repeats: int) -> tuple[list[float], dict[str, Any]]:
-    compiled = call.lower(*args).compile()
+def _measure(program: Any, args: tuple, repeats: int) -> tuple[list[float], dict[str, Any]]:
+    compiled = program(args)
     value = _flat(compiled(*args))
     seconds = []
     for _ in range(repeats):
@@ -173,8 +188,8 @@ def _reference(reference, problem, state, hyper, inner_batches, outer_batch):
         return None
     if isinstance(reference, Estimator):
         batches = _take(inner_batches, reference.steps)
-        carry = reference.init(problem, state, hyper)
-        reference = _compiled(problem, reference)(state, hyper, batches, outer_batch, carry)
+        args = state, hyper, batches, outer_batch, reference.init(problem, state, hyper)
+        reference = _program(problem, reference)(args)(*args)
     return _flat(reference)
 
 
@@ -183,7 +198,7 @@ def _compare(value: float, truth: float | None) -> dict[str, Any]:
     if None in found.values() or truth is None:
         return found | {"relative_error": None, "sign_agrees": None}
     error = abs(value - truth) / abs(truth) if truth else None
-    return found | {"relative_error": error, "sign_agrees": bool((value > 0) == (truth > 0))}
+    return found | {"relative_error": error, "sign_agrees": bool(np.sign(value) == np.sign(truth))}
 
 
 def _spread(samples: Sequence[float]) -> dict[str, float | None]:
@@ -191,9 +206,12 @@ def _spread(samples: Sequence[float]) -> dict[str, float | None]:
     if len(samples) < 2 or not all(map(math.isfinite, samples)):
         return {"mean": None, "standard_error": None, "sign_confidence": None}
     mean = statistics.fmean(samples)
-    error = statistics.stdev(samples) / math.sqrt(len(samples))
-    confidence = (1 + math.erf(abs(mean) / error / math.sqrt(2))) / 2 if error else 1.0
-    return {"mean": mean, "standard_error": error, "sign_confidence": confidence}
+    n, variance = len(samples), statistics.variance(samples)
+    return {
+        "mean": mean,
+        "standard_error": math.sqrt(variance / n),
+        "sign_confidence": 1 - float(chance(n, mean, (n - 1) * variance)) / 2,
+    }
 
 
 def _take(batches: Sequence[PyTree], steps: int) -> list[PyTree]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tvjax.hypergrad.checks import check_least
 from tvjax.hypergrad.derivatives import zeros
 from tvjax.hypergrad.implicit import damped, implicit
 from tvjax.hypergrad.loops import UNROLLED, Loop
@@ -33,6 +34,9 @@ def cg(
 ) -> Estimator:
     """A^{-1} by conjugate gradients.
 
+        H = -<q_n, d/dhyper grad L_in>,   q_n = argmin_q <q, A q> / 2 - <b, q> over the first n
+        Krylov vectors b, A b, .., A^{n-1} b,   b = grad L_out
+
     They stop at ||A q - b|| <= tolerance ||b||, and at a direction of negative curvature, which
     an indefinite A has and from which no step towards a solution follows.
 
@@ -47,18 +51,23 @@ def cg(
 
     Prefer it at an optimum: with as many iterations as A has distinct eigenvalues it is exact.
 
-    What it cannot do: an indefinite Hessian without damping. With `UNROLLED` under `jit` the
+    What it cannot do: an indefinite Hessian, such as a net's, without damping; nor speak of an
+    inner problem that is not solved. With `UNROLLED` under `jit` the
     tolerance freezes the answer but saves no time.
 
     Args:
-      iterations: at most so many products with A.
+      iterations: at most so many products with A, >= 1.
       damping: added to the diagonal of the Hessian.
       tolerance: relative residual, or a function of the number of calls so far, such as
         `hoag_tolerance()`.
       warm_start: begin from the last call's solution, which rides in `carry`.
       steps: inner steps before the estimate, >= 1.
       loop: how to run the steps and the iterations.
+
+    Raises:
+      ValueError: for iterations or steps below 1.
     """
+    check_least(1, iterations=iterations)
 
     def init(problem, state, hyper):
         return CGCarry(zeros(state.params) if warm_start else (), jnp.zeros((), jnp.int32))

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from tvjax.hypergrad.checks import check_least, check_positive
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Estimate, Estimator
-from tvjax.hypergrad.unrolled import check_steps, inner_run
+from tvjax.hypergrad.unrolled import inner_run
 
 
 def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROLLED) -> Estimator:
@@ -17,6 +18,8 @@ def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROL
     Its error is h^2/6 times the third derivative, and rounding: about 1e-16 / h of the outer
     loss in float64, 1e-7 / h in float32.
 
+    Source: the definition; Nocedal and Wright (2006), section 8.1, for the choice of h.
+
     Cost: (3F K + F) (2n + 1) for n hyperparameters. Memory: that of a plain step.
 
     Prefer it as the reference by which others are judged, in float64.
@@ -26,10 +29,14 @@ def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROL
 
     Args:
       steps: K >= 1.
-      width: h, the displacement of each hyperparameter.
+      width: h > 0, the displacement of each hyperparameter.
       loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
+
+    Raises:
+      ValueError: for steps below 1, or a width that is not positive.
     """
-    check_steps(steps)
+    check_least(1, steps=steps)
+    check_positive(width=width)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         batches = loop.stack(inner_batches)

@@ -6,7 +6,8 @@
 In floating point the inverse loses digits, by 1/gamma a step. Here theta and v are integers in
 units of 2^-24 (int32, for float32) or 2^-52 (int64, for float64). Their sums are exact, and a
 product with gamma = n/d loses only the remainder of a division by d. An information buffer keeps
-it: one number of mixed radix per parameter, log2(d/n) bits longer each step.
+it: one number of mixed radix per parameter, log2(d/n) bits longer each step. Integers end at 128
+in float32 and at 2048 in float64, and wrap around there: `Fixed.fits` tells.
 
 Source: Maclaurin, Duvenaud, Adams (2015), arXiv:1502.03492, Algorithm 3. Differs from the paper:
 the buffer's words are counted in advance, from the number of steps, so that programs compile.
@@ -30,6 +31,8 @@ class Fixed(NamedTuple):
     velocity: PyTree
     buffer: PyTree
     """Unsigned integers `[words, ...]` for each parameter."""
+    fits: jax.Array
+    """Whether every number was in range so far; false for good where one was not, or was NaN."""
 
 
 class HeavyBall(NamedTuple):
@@ -41,9 +44,10 @@ class HeavyBall(NamedTuple):
     def start(self, params: PyTree, velocity: PyTree, steps: int) -> Fixed:
         """Floats in fixed point, with an empty buffer for a number of steps."""
         words = 1 + int(self.words(steps)[-1])
-        position, velocity = jax.tree.map(to_fixed, (params, velocity))
+        floats = params, velocity
+        position, velocity = jax.tree.map(to_fixed, floats)
         buffer = jax.tree.map(lambda p: jnp.zeros((words, *p.shape), f"u{p.dtype}"), position)
-        return Fixed(position, velocity, buffer)
+        return Fixed(position, velocity, buffer, in_range(floats))
 
     def words(self, steps: int) -> np.ndarray:
         """The word of the buffer that each step uses: the next one before 32 bits overflow."""
@@ -51,10 +55,15 @@ class HeavyBall(NamedTuple):
 
     def advance(self, fixed: Fixed, gradient: PyTree, word: Any) -> Fixed:
         """One step, given the gradient at the position."""
-        velocity, buffer = times(fixed.velocity, self.momentum, fixed.buffer, word)
-        velocity = jax.tree.map(lambda v, g: v + to_fixed(g), velocity, gradient)
+        slowed, buffer = times(fixed.velocity, self.momentum, fixed.buffer, word)
+        velocity = jax.tree.map(lambda v, g: v + to_fixed(g), slowed, gradient)
         position = jax.tree.map(lambda p, v: p - self._move(v), fixed.position, velocity)
-        return Fixed(position, velocity, buffer)
+        # The same sums in floating point, which neither wrap around nor saturate.
+        floats = jax.tree.map(lambda v, g: to_float(v) + g, slowed, gradient)
+        moves = jax.tree.map(lambda v: self.learning_rate * v, floats)
+        ends = jax.tree.map(lambda p, m: to_float(p) - m, fixed.position, moves)
+        fits = fixed.fits & in_range((gradient, floats, moves, ends))
+        return Fixed(position, velocity, buffer, fits)
 
     def position_before(self, fixed: Fixed) -> PyTree:
         """The position from which the step to `fixed` was taken."""
@@ -64,7 +73,9 @@ class HeavyBall(NamedTuple):
         """The inverse of `advance`, given the gradient at `position_before`."""
         velocity = jax.tree.map(lambda v, g: v - to_fixed(g), fixed.velocity, gradient)
         velocity, buffer = times(velocity, 1 / self.momentum, fixed.buffer, word)
-        return Fixed(self.position_before(fixed), velocity, buffer)
+        return fixed._replace(
+            position=self.position_before(fixed), velocity=velocity, buffer=buffer
+        )
 
     def _move(self, velocity):
         return to_fixed(self.learning_rate * to_float(velocity))
@@ -85,6 +96,15 @@ def times(x: PyTree, factor: Fraction, buffer: PyTree, word: Any) -> tuple[PyTre
 
     pairs = jax.tree.map(one, x, buffer)
     return jax.tree.transpose(jax.tree.structure(x), jax.tree.structure((0, 0)), pairs)
+
+
+def in_range(tree: PyTree) -> Any:
+    """Whether all floats are below 127 in size (2047 in float64), one short of the end."""
+
+    def within(x):
+        return jnp.all(jnp.abs(x) < (2047 if x.dtype == jnp.float64 else 127))
+
+    return jnp.all(jnp.stack([within(x) for x in jax.tree.leaves(tree)]))
 
 
 def to_fixed(x: Any) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from tvjax.hypergrad.adam import adam_scaling
+from tvjax.hypergrad.checks import check_positive
 from tvjax.hypergrad.derivatives import value_and_gradient
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.types import PyTree
@@ -135,8 +136,12 @@ def darts(learning_rate: optax.ScalarOrSchedule, *, radius: float = 0.01) -> Est
 
     Args:
       learning_rate: a float, or a schedule of the optimiser's own `count`.
-      radius: the length of the displacement of theta.
+      radius: the length of the displacement of theta, > 0.
+
+    Raises:
+      ValueError: for a radius that is not positive.
     """
+    check_positive(radius=radius)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])

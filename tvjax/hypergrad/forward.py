@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from tvjax.hypergrad.checks import check_least
 from tvjax.hypergrad.derivatives import basis, few, floats, merge, push, size
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
-from tvjax.hypergrad.unrolled import check_steps, outer_pullback
+from tvjax.hypergrad.unrolled import outer_pullback
 from tvjax.types import PyTree
 
 
@@ -34,8 +35,11 @@ def forward(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
     Args:
       steps: K >= 1.
       loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
+
+    Raises:
+      ValueError: for steps below 1.
     """
-    check_steps(steps)
+    check_least(1, steps=steps)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         def advance(pair, batch):

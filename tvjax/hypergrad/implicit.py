@@ -9,9 +9,9 @@ d/dhyper (1F forward, 2F pullback, 2F tangent). Curvature is that of the last in
 memory of a linearisation is that of a plain step.
 
 All of them prefer an inner problem that is solved: away from its optimum H answers another
-question. Nothing here depends on the optimiser, nor on the path it took. What it cannot do: tell a
-net's hypergradient from an indefinite Hessian: there it needs `damping` above the most negative
-eigenvalue, which biases H towards zero, and many a published result is that bias.
+question. Nothing here depends on the optimiser, nor on the path it took. A net's Hessian is
+indefinite: there they need `damping` above the most negative eigenvalue, which biases H towards
+zero, and many a published result is that bias.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,11 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from tvjax.hypergrad.checks import check_least, check_positive
 from tvjax.hypergrad.formulas import response
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Estimate, Estimator
-from tvjax.hypergrad.unrolled import check_steps, inner_run
+from tvjax.hypergrad.unrolled import inner_run
 from tvjax.types import PyTree
 
 
@@ -42,7 +43,8 @@ def scaled_identity(scale: float, *, steps: int = 1, loop: Loop = UNROLLED) -> E
 
     Prefer it where only the sign matters and curvature is out of reach.
 
-    What it cannot do: give the size; nor the sign, where parameters pull against each other.
+    What it cannot do: give the size; nor the sign, where parameters pull against each other; nor
+    speak of an inner problem that is not solved.
 
     Args:
       scale: stands for A^{-1}; 1 / the largest eigenvalue is the first term of `neumann`.
@@ -78,15 +80,21 @@ def neumann(
     Prefer `cg`, which for the same products is nearer, unless A changes between products, as with
     dropout.
 
-    What it cannot do: converge unless 0 < scale < 2 / the largest eigenvalue of A.
+    What it cannot do: converge unless 0 < scale < 2 / the largest eigenvalue of A, nor where A is
+    indefinite: a net needs damping. Nor speak of an inner problem that is not solved.
 
     Args:
-      terms: products with A.
-      scale: as above.
+      terms: products with A, >= 0.
+      scale: as above, > 0.
       damping: added to the diagonal of the Hessian.
       steps: inner steps before the estimate, >= 1.
       loop: how to run the steps and the terms.
+
+    Raises:
+      ValueError: for terms below 0, steps below 1, or a scale that is not positive.
     """
+    check_least(0, terms=terms)
+    check_positive(scale=scale)
 
     def solve(product, b, carry):
         def term(pair):
@@ -121,20 +129,21 @@ def nystrom(
 
     Prefer it where the Hessian has few large eigenvalues: unlike `neumann` no scale needs tuning.
 
-    What it cannot do: do without `damping`, which stands in for all curvature outside the range.
+    What it cannot do: do without `damping`, which stands in for all curvature outside the range;
+    nor speak of an inner problem that is not solved.
 
     Args:
-      rank: of the approximation.
+      rank: of the approximation, >= 1.
       damping: added to the diagonal of the Hessian, > 0.
       seed: of the draws.
       steps: inner steps before the estimate, >= 1.
       loop: how to run the steps and the products.
 
     Raises:
-      ValueError: for a damping that is not positive.
+      ValueError: for a rank or steps below 1, or a damping that is not positive.
     """
-    if damping <= 0:
-        raise ValueError(f"damping must be positive, got {damping}")
+    check_least(1, rank=rank)
+    check_positive(damping=damping)
 
     def init(problem, state, hyper):
         return jax.random.key_data(jax.random.key(seed))
@@ -173,7 +182,7 @@ def implicit(
       loop: how to run them.
       init: as in `Estimator`, for a solver that remembers.
     """
-    check_steps(steps)
+    check_least(1, steps=steps)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = inner_run(problem, state, hyper, loop.stack(inner_batches), steps, loop)

@@ -5,7 +5,7 @@ compile time does not grow with the number of steps; inside `jit` it is an unrol
 
 `SCANNED` compiles one step however many there are, inside `jit` too. It is right on accelerators
 and for losses without convolutions: on a CPU, convolutions run 14 to 25 times slower inside a loop
-body, because XLA rearranges them only outside (jax issue 12868).
+body, because XLA rearranges them only outside (jax issue 12868). `default_loop()` chooses by that.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,6 +64,11 @@ def _lax_repeat(condition, body, value, limit: int):
         return i + 1, body(value)
 
     return lax.while_loop(lambda x: (x[0] < limit) & condition(x[1]), counted, (0, value))[1]
+
+
+def default_loop() -> Loop:
+    """`UNROLLED` where JAX runs on a CPU, `SCANNED` on an accelerator."""
+    return UNROLLED if jax.default_backend() == "cpu" else SCANNED
 
 
 UNROLLED = Loop(list, _python_scan, lambda ys: ys[-1], _python_repeat)

@@ -8,7 +8,7 @@ An estimator is a value. All are called alike and return the same record:
 
 It takes `estimator.steps` steps of the inner optimiser, one per inner batch, and returns the state
 they lead to together with dL_out/dhyper there. Nothing here knows images or nets: parameters and
-hyperparameters are any pytrees, the optimiser is any optax optimiser.
+hyperparameters are any pytrees, the optimiser is any optax optimiser of gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,6 +43,13 @@ class Bilevel(NamedTuple):
     With `axis_name` both losses are those of one device's share of the batch, and everything is
     averaged over the axis where it must be: gradients before the optimiser's nonlinearity, and
     the hypergradient after the inner product with a step that is already global.
+
+    The optimiser's update is given the gradient, its state and the parameters, and nothing else:
+    one that asks for the loss (`optax.lbfgs`, `optax.polyak_sgd`) cannot be used.
+
+    Make it once, outside the loop: its functions are hashed, and compiled steps belong to these
+    very functions. A problem made anew at each call is compiled anew at each call, and a callable
+    that cannot be hashed is refused by `jax.jit`.
     """
 
     inner_loss: Callable[..., Any]

@@ -9,11 +9,12 @@ import numpy as np
 import optax
 from jax import lax
 
+from tvjax.hypergrad.checks import check_least, check_positive
 from tvjax.hypergrad.derivatives import floats, merge, zeros
 from tvjax.hypergrad.fixed_point import HeavyBall, to_float
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
-from tvjax.hypergrad.unrolled import check_steps, outer_pullback
+from tvjax.hypergrad.unrolled import outer_pullback
 from tvjax.types import PyTree
 
 
@@ -40,8 +41,9 @@ def reversible(
 
     Prefer it to `reverse` where K states do not fit in memory.
 
-    What it cannot do: another optimiser than `optax.sgd(learning_rate, momentum)`. Parameters and
-    velocities must stay below 128 in float32 and below 2048 in float64. The inner gradient must
+    What it cannot do: another optimiser than `optax.sgd(learning_rate, momentum)`. Parameters,
+    velocities and inner gradients must stay below 127 in float32 and below 2047 in float64; where
+    one does not, state, loss and hypergradient are NaN. The inner gradient must
     come out the same, bit for bit, when it is computed again; where hardware adds in varying
     order, the difference grows by 1/gamma a step.
 
@@ -52,9 +54,11 @@ def reversible(
       loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
 
     Raises:
-      ValueError: for another momentum, and when called with another optimiser.
+      ValueError: for steps below 1, a learning rate that is not positive, another momentum, and
+        when called with another optimiser.
     """
-    check_steps(steps)
+    check_least(1, steps=steps)
+    check_positive(learning_rate=learning_rate)
     fraction = Fraction(momentum).limit_denominator(1000)
     if not 0 < fraction < 1 or abs(float(fraction) - momentum) > 1e-12:
         raise ValueError(
@@ -76,9 +80,14 @@ def reversible(
             return (_advance(ball, fixed, gradient, word), new), (model_state, aux)
 
         (fixed, model_state), visited = loop.scan(forward, at, *xs, length=steps)
-        velocity = _cast(fixed.velocity, state.params)
+
+        def if_it_fits(tree):  # what wrapped around in fixed point is no result
+            return jax.tree.map(lambda x: jnp.where(fixed.fits, x, jnp.nan), tree)
+
+        velocity = if_it_fits(_cast(fixed.velocity, state.params))
         opt_state = optax.tree.set(state.opt_state, trace=velocity)
-        new = InnerState(_cast(fixed.position, state.params), opt_state, model_state)
+        params = if_it_fits(_cast(fixed.position, state.params))
+        new = InnerState(params, opt_state, model_state)
         loss, outer_aux, cotangent = outer_pullback(problem, new, outer_batch)
 
         def backward(carry, visit, batch, word):
@@ -94,6 +103,7 @@ def reversible(
         (_, _, gradient), _ = loop.scan(
             backward, (fixed, cotangents, zeros(hyper)), visited, *xs, length=steps, reverse=True
         )
+        gradient = if_it_fits(gradient)
         loss, outer_aux, gradient = problem.mean((loss, outer_aux, gradient))
         return Estimate(gradient, loss, new, (loop.last(visited)[1], outer_aux), carry)
 

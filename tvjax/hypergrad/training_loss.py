@@ -16,6 +16,8 @@ def training_loss() -> Estimator:
     Cost: 4F (3F for a hyperparameter that enters after the net), and F for the outer loss.
     Memory: that of a plain step.
 
+    Prefer it for comparison only, or where there is no validation data and lambda is no penalty.
+
     What it cannot do: choose the weight of a penalty. The inner loss falls with it, to 0.
     """
 
@@ -28,4 +30,4 @@ def training_loss() -> Estimator:
         loss, outer_aux = problem.mean(problem.outer(new.params, outer_batch, new.model_state))
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate)
+    return Estimator(estimate, through_steps=False)

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from tvjax.hypergrad.checks import check_least
 from tvjax.hypergrad.derivatives import floats, merge, zeros
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
@@ -37,8 +38,11 @@ def reverse(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
     Args:
       steps: K >= 1.
       loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
+
+    Raises:
+      ValueError: for steps below 1.
     """
-    check_steps(steps)
+    check_least(1, steps=steps)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         batches = loop.stack(inner_batches)
@@ -91,12 +95,6 @@ def outer_pullback(problem: Bilevel, state: InnerState, outer_batch: PyTree):
 
     (loss, aux), cotangent = jax.value_and_grad(outer, has_aux=True)(floats(state))
     return loss, aux, cotangent
-
-
-def check_steps(steps: int) -> None:
-    """Raises ValueError unless there is a step to take."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,6 +1,6 @@
 """From a config to the objects of a run: each section is the arguments of one function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ class HyperPlan(NamedTuple):
 
 
 def make_hyper_plan(
-    inner_learning_rate: optax.ScalarOrSchedule,
+    inner_optimizer: Mapping[str, Any],
     *,
     method: str,
     steps: int,
@@ -55,30 +55,31 @@ def make_hyper_plan(
     """The plan of this method.
 
     Args:
-      inner_learning_rate: eta of the formulas.
+      inner_optimizer: the arguments of `state.make_optimizer`, which the formulas read.
       method: see `configs/base.py`.
       steps: K of `"reverse"` and `"forward"`.
       learning_rate: of Adam on alpha (or on lambda).
-      warmup: steps before the first update. Adam's first steps are degenerate: there its
-        derivative is all but zero.
+      warmup: steps before the first update. Adam's first step is degenerate: its derivative is
+        all but zero, so an update through it alone is refused.
       every: steps from one update to the next; at least K.
-      significance: standard errors from 0 that a mean of hypergradients must have before it moves
-        lambda; 0 moves it by each one.
+      significance: as `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
       batch_size: of the validation batches.
       statistics: of BatchNorm in the outer loss, `"batch"` or `"running"`.
 
     Raises:
       UserError: naming the field that cannot be so.
     """
+    rate, is_adam = inner_optimizer["learning_rate"], inner_optimizer["name"] in ("adam", "adamw")
+    scaling = hypergrad.adam_scaling(b2=inner_optimizer["b2"], eps=inner_optimizer["eps"])
     methods: dict[str, Callable[[], Estimator | None]] = {
         "none": lambda: None,
         "exact": hypergrad.exact,
-        "sgd_formula": lambda: hypergrad.sgd_formula(inner_learning_rate),
-        "paper": lambda: hypergrad.paper(inner_learning_rate),
-        "preconditioned": lambda: hypergrad.preconditioned(inner_learning_rate),
-        "darts": lambda: hypergrad.darts(inner_learning_rate),
-        "reverse": lambda: hypergrad.reverse(steps),
-        "forward": lambda: hypergrad.forward(steps),
+        "sgd_formula": lambda: hypergrad.sgd_formula(rate),
+        "paper": lambda: hypergrad.paper(rate),
+        "preconditioned": lambda: hypergrad.preconditioned(rate, scaling=scaling),
+        "darts": lambda: hypergrad.darts(rate),
+        "reverse": lambda: hypergrad.reverse(steps, loop=hypergrad.default_loop()),
+        "forward": lambda: hypergrad.forward(steps, loop=hypergrad.default_loop()),
         "forward_online": hypergrad.forward_online,
         "training_loss": hypergrad.training_loss,
     }
@@ -95,10 +96,22 @@ def make_hyper_plan(
             f"hypergrad.every={every} must be 1 with forward_online: its tangent rides through "
             f"every step"
         )
+    if method == "preconditioned" and not is_adam:
+        raise UserError(
+            f"hypergrad.method='preconditioned' takes Adam's running scale, which "
+            f"optimizer.name={inner_optimizer['name']!r} has not; use sgd_formula"
+        )
+    estimator = methods[method]()
+    if is_adam and warmup == 0 and estimator is not None:
+        if estimator.through_steps and estimator.steps == 1:
+            raise UserError(
+                f"hypergrad.warmup=0 must be at least 1 with hypergrad.method={method!r}: the "
+                f"first step of {inner_optimizer['name']} has a derivative of all but zero"
+            )
     optimizer = optax.adam(learning_rate)
     if significance:
         optimizer = hypergrad.until_significant(optimizer, significance)
-    return HyperPlan(methods[method](), optimizer, warmup, every, batch_size, statistics)
+    return HyperPlan(estimator, optimizer, warmup, every, batch_size, statistics)
 
 
 def make_regularizer(
@@ -112,7 +125,7 @@ def make_regularizer(
       blocks: 1 for one lambda, n for a map of n x n of them, each the weight of a block of the
         tile (only with `place="loss"`).
       per_class: one lambda for the probabilities of each class (only with `place="loss"` and a
-        softmax head); with two classes, whose variations are equal, only their sum matters.
+        softmax head); with two classes, whose variations are equal, only their mean matters.
       **fields: `place`, `kind`, `reduction` and `parametrization`, as in `Regularizer`.
 
     Raises:
@@ -219,14 +232,14 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
     rate = state.make_schedule(
         config.optimizer.learning_rate, steps=config.train.steps, **config.schedule
     )
-    plan = make_hyper_plan(rate, **config.hypergrad)
+    optimizer: dict[str, Any] = {**config.optimizer, "learning_rate": rate}
+    plan = make_hyper_plan(optimizer, **config.hypergrad)
     if plan.estimator is not None and regularizer.place == "none":
         raise UserError(
             f"hypergrad.method={config.hypergrad.method!r} has no lambda to learn with "
             f"regularizer.place='none'; choose 'loss' or 'head'"
         )
     loss, validation_loss = make_losses(**config.loss)
-    optimizer: dict[str, Any] = {**config.optimizer, "learning_rate": rate}
     problem = steps.make_problem(
         net,
         head,

@@ -118,7 +118,8 @@ def make_problem(
         weighted = lam * tv
         if lam.ndim:
             weights = to_pixels(lam, batch.mask.shape)
-            weighted = tv_of_batch(head.classes(logits, lam), weights)
+            # The mean of the classes: equal weights are then one lambda, which weighs one of two.
+            weighted = tv_of_batch(head.classes(logits, lam), weights) / head.channels
         total = fit + weighted if regularizer.place == "loss" else fit
         aux = {"loss": total, "bce": bce, "tv": tv} | scores(logits, lam, batch.mask)
         return total, (model_state_of(batch_stats, lam), aux)
