@@ -6,6 +6,7 @@ A problem is a module with `make(seed) -> Setting`; it is imported when it is as
 import importlib
 
 from experiments.problems.setting import Setting
+from tvjax.errors import UserError
 
 PROBLEMS = ("ridge", "logistic", "tv_denoising", "segmentation")
 
@@ -19,7 +20,8 @@ def make(name: str, seed: int, data: str | None = None) -> Setting:
       data: tiles, for the problem that takes any.
 
     Raises:
-      ValueError: for a name that is not among PROBLEMS, or data for a problem that takes none.
+      ValueError: for a name that is not among PROBLEMS.
+      UserError: for data that the problem does not take.
     """
     if name not in PROBLEMS:
         raise ValueError(f"problem must be one of {', '.join(PROBLEMS)}; got {name!r}")
@@ -27,5 +29,5 @@ def make(name: str, seed: int, data: str | None = None) -> Setting:
     if data is None:
         return module.make(seed)
     if name != "segmentation":
-        raise ValueError(f"data={data!r} is for the problem segmentation; {name} has its own")
+        raise UserError(f"data={data!r} is for the problem segmentation; {name} has its own")
     return module.make(seed, data)
