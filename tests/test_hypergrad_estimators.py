@@ -170,6 +170,11 @@ def test_ridge_online_is_the_whole_run(ridge):
     assert abs(values[0] / TRUTH[ridge.a] - 1) > 0.5
 
 
+def test_ridge_is_exact_at_another_weight_too(x64):
+    value = Ridge(1.0).estimate(hypergrad.forward(1000, loop=SCANNED), momentum=DECAY, start="zero")
+    np.testing.assert_allclose(value, TRUTH[1.0], rtol=1e-10)
+
+
 # Logistic regression: an outer loop in the manner of HOAG finds the known optimum.
 
 

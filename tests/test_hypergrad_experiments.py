@@ -5,12 +5,13 @@ import pytest
 
 from experiments import hypergradients, problems
 from tvjax import hypergrad
-from tvjax.errors import UserError
 
 
 def test_unknown_problems_are_named():
     with pytest.raises(ValueError, match="'lasso'"):
         problems.make("lasso", 0)
+    with pytest.raises(ValueError, match="ridge has its own"):
+        problems.make("ridge", 0, "tiles")
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_results_hold_what_a_figure_and_a_reader_need(x64, tmp_path, monkeypatch
     few = {"exact": setting.estimators["exact"], "cg_40": hypergrad.cg(40, loop=hypergrad.SCANNED)}
     snapshots = (1, 300)
     setting = setting._replace(estimators=few, snapshots=snapshots, draws=setting.draws[:3])
-    monkeypatch.setattr(problems, "make", lambda name, seed: setting)
+    monkeypatch.setattr(problems, "make", lambda name, seed, data: setting)
     results = json.loads(json.dumps(hypergradients.run(name, seed=1), allow_nan=False))
     assert {"config", "seed", "commit", "versions", "hardware", "records"} <= set(results)
     assert results["versions"]["jax"] == jax.__version__
@@ -35,14 +36,3 @@ def test_results_hold_what_a_figure_and_a_reader_need(x64, tmp_path, monkeypatch
     assert results["records"][-1]["relative_error"] < 0.1
     hypergradients.draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-
-
-def test_runs_of_other_lengths_are_not_compared(tmp_path, monkeypatch):
-    from experiments import compare_estimators
-
-    flags = compare_estimators.flags.FLAGS
-    flags.mark_as_parsed()
-    monkeypatch.setattr(flags, "steps", 50)
-    monkeypatch.setattr(compare_estimators.loop, "run", lambda config, out: {"steps": 100})
-    with pytest.raises(UserError, match=r"lunet holds a run of 100 steps.* of 50"):
-        compare_estimators.train("lunet", tmp_path)

@@ -31,6 +31,11 @@ def problem(optimizer):
 
 @pytest.fixture
 def setting(x64):
+    return arrays()
+
+
+def arrays():
+    """Parameters with a dead unit, hyperparameters, two batches; of JAX's default precision."""
     rng = np.random.default_rng(0)
     w = rng.normal(size=(5, 3))
     w[:, 1] = 0.0  # a dead unit: only the penalty's own gradient, which is zero there too
@@ -151,3 +156,30 @@ def test_average_over_devices_is_the_whole_batch(setting, method):
     )(*shards)
     for part in (jax.tree.map(lambda x, i=i: x[i], parts) for i in range(4)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), part, whole)
+
+
+@pytest.mark.slow
+def test_float32_keeps_the_digits_that_it_can():
+    """After 10 steps of Adam; the whole run in float32, against the whole run in float64."""
+
+    def gradients(precise):
+        with jax.enable_x64(precise):
+            params, hyper, (train, val) = arrays()
+            p = problem(OPTIMIZERS["adam"])
+
+            @jax.jit
+            def both(params, hyper):
+                ten = hypergrad.forward(10, loop=hypergrad.SCANNED)
+                whole = ten(p, p.init(params), hyper, [train] * 10, val)
+                return hypergrad.exact()(p, whole.state, hyper, [train], val).gradient, (
+                    whole.gradient
+                )
+
+            found = both(params, hyper)
+            return [np.asarray(jax.flatten_util.ravel_pytree(g)[0]) for g in found]
+
+    for name, rough, true in zip(("exact", "forward"), *map(gradients, (False, True)), strict=True):
+        assert (rough.dtype, true.dtype) == (jnp.float32, jnp.float64)
+        error = np.max(np.abs(rough - true)) / np.max(np.abs(true))
+        print(f"{name}: {error:.1e}")
+        assert error < 1e-5

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from tvjax.data import pipeline
 from tvjax.errors import UserError
 from tvjax.training import evaluation, feeds, parallel, resident
 from tvjax.training.checkpoint import Checkpoints
-from tvjax.training.setup import make_hyper_plan
+from tvjax.training.setup import make_hyper_plan, make_setup
 from tvjax.training.state import TrainState
 
 
@@ -168,3 +169,27 @@ def test_the_denoising_weight_is_the_best_on_validation(monkeypatch):
         cast(Any, None), cast(Any, None), cast(Any, None), list(ious), batch_size=1
     )
     assert chosen == (0.05, {str(weight): iou for weight, iou in ious.items()})
+
+
+def test_the_tangent_of_the_online_estimator_survives_a_checkpoint(tmp_path):
+    """Three steps, a save, three more; and three more from what was saved: the same bits."""
+    config = devices.config_of("pixels", "forward_online", "jit", 1)
+    config.model.dtype, config.train.steps = "float32", 7
+    setup = make_setup(config, (devices.SIZE, devices.SIZE))
+
+    def advance(state, start, steps):
+        for dispatch in feeds.dispatches(config, setup, devices.SPLITS, start):
+            if dispatch.before == start + steps:
+                break
+            take = setup.bilevel if dispatch.bilevel else setup.plain
+            state, _ = take(state, *dispatch.arguments)
+        return state
+
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        state = advance(setup.create(), 1, 3)  # past the warm-up: one program to compile
+        checkpoints.save(state, {}, wait=True)
+        whole = advance(state, 4, 3)
+        restored, _ = checkpoints.restore(setup.create())
+    assert any(np.any(np.asarray(x)) for x in jax.tree.leaves(restored.carry))
+    again = advance(restored, 4, 3)
+    jax.tree.map(np.testing.assert_array_equal, again, whole)

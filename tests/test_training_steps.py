@@ -1,5 +1,6 @@
 """The real training step, with the real net, in float64 against finite differences."""
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import optax
 import pytest
 
 from tvjax import hypergrad
+from tvjax.hypergrad import SCANNED
 from tvjax.models.heads import SIGMOID, make_head
 from tvjax.models.unet import UNet
 from tvjax.training import state as states
@@ -101,6 +103,25 @@ def test_hypergradients_of_the_training_step(x64, name, statistics):
         inner = estimates(inner, state.hyper, batch(i))["exact"].state
 
 
+def test_the_formula_is_the_hypergradient_of_gradient_descent(x64):
+    """Of the training step's own problem, with BatchNorm, under a net that compiles in a moment."""
+    net = devices.Pixels(1, 2, 1, 0.9, "float64", None)
+    regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
+    problem = steps.make_problem(net, SIGMOID, optax.sgd(RATE, momentum=0.9), regularizer)
+    variables = net.init(jax.random.key(0), batch(0).image, train=False)
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), variables["params"])
+    alpha = jnp.asarray(-3.0)
+    state = problem.init(params, steps.model_state_of(variables["batch_stats"], jnp.exp(alpha)))
+    exact, formula = jax.jit(
+        lambda s, a: [
+            e(problem, s, a, [batch(1)], batch(2)).gradient
+            for e in (hypergrad.exact(), hypergrad.sgd_formula(RATE))
+        ]
+    )(state, alpha)
+    np.testing.assert_allclose(formula, exact, rtol=1e-10)
+    assert exact != 0
+
+
 @pytest.mark.slow  # a small net on real devices is in test_training_devices.py
 @pytest.mark.parametrize("method", ["exact", "sgd_formula", "paper"])
 def test_four_devices_are_one(x64, method):
@@ -140,11 +161,13 @@ def test_weight_a_pixel(reduction):
     np.testing.assert_allclose(0.1 * reduced, weight * jnp.sum(tv) / (2 * 64), rtol=1e-6)
 
 
-def several_weights(head, lam):
-    """A problem, its state, and alpha with one lambda a block and class."""
+def with_head(head, lam, *, place="loss", statistics="batch"):
+    """A net with this head, its problem and state, and alpha for these lambdas."""
     net = UNet(width=2, depth=1, channels=head.channels)
-    regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
-    problem = steps.make_problem(net, head, hypergrad.adam(1e-3), regularizer)
+    regularizer = steps.Regularizer(place, "anisotropic", "sum", "log")
+    problem = steps.make_problem(
+        net, head, hypergrad.adam(1e-3), regularizer, statistics=statistics
+    )
     variables = jax.jit(lambda: net.init(jax.random.key(0), IMAGE, train=False))()
     variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
     model_state = steps.model_state_of(variables["batch_stats"], lam)
@@ -154,7 +177,7 @@ def several_weights(head, lam):
 def test_weights_of_blocks_and_classes_weigh_what_they_say(x64):
     head = make_head(name="softmax", num_iterations=1, kind="anisotropic")
     lam = jnp.arange(1.0, 9.0).reshape(2, 2, 2)  # two by two blocks, two classes
-    net, problem, state, alpha = several_weights(head, lam)
+    net, problem, state, alpha = with_head(head, lam)
     data = batch(0)
     loss, (_, aux) = problem.inner(state.params, alpha, data, state.model_state)
     variables = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
@@ -170,7 +193,7 @@ def test_weights_of_blocks_and_classes_weigh_what_they_say(x64):
                                + np.abs(np.diff(p[..., 1], axis=2)).sum())  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("name", [pytest.param("sigmoid", marks=pytest.mark.slow), "softmax"])
 def test_equal_weights_are_one_lambda(name):
     head = make_head(name=name, num_iterations=1, kind="anisotropic")
     logits = jax.random.normal(jax.random.key(0), (2, 8, 8, head.channels))
@@ -191,18 +214,53 @@ def test_equal_weights_are_one_lambda(name):
 def test_the_hypergradient_of_many_weights_is_exact(x64):
     head = make_head(name="softmax", num_iterations=1, kind="anisotropic")
     lam = 0.01 * jnp.arange(1.0, 9.0).reshape(2, 2, 2)
-    _, problem, state, alpha = several_weights(head, lam)
-    exact = jax.jit(lambda s, a, t: hypergrad.exact()(problem, s, a, [t], batch(20)))
-    for i in range(2):
-        state = exact(state, alpha, batch(i)).state
-    gradient = exact(state, alpha, batch(10)).gradient
-    along, h = jnp.cos(jnp.arange(8.0)).reshape(2, 2, 2), 1e-4
-    near, far = (
-        exact(state, alpha + k * h * along, batch(10)).outer_loss
-        - exact(state, alpha - k * h * along, batch(10)).outer_loss
-        for k in (1, 2)
+    _, problem, state, alpha = with_head(head, lam)
+    along = jnp.cos(jnp.arange(8.0)).reshape(2, 2, 2)
+    gradient, difference = after_two_steps(hypergrad.exact(), problem, state, alpha, along)
+    np.testing.assert_allclose(jnp.vdot(gradient, along), difference, rtol=1e-6)
+
+
+def after_two_steps(estimator, problem, state, alpha, along=1.0):
+    """The estimate after two steps of training, and the fourth-order finite difference."""
+    k, h = estimator.steps, 1e-4
+    estimate = jax.jit(
+        lambda s, a, i: estimator(problem, s, a, [batch(i + n) for n in range(k)], batch(20)),
+        static_argnums=2,
     )
-    np.testing.assert_allclose(jnp.vdot(gradient, along), (8 * near - far) / (12 * h), rtol=1e-6)
+    step = jax.jit(problem.inner_step)
+    for i in range(2):
+        state, _ = step(state, alpha, batch(i))
+    near, far = (
+        estimate(state, alpha + n * h * along, 10).outer_loss
+        - estimate(state, alpha - n * h * along, 10).outer_loss
+        for n in (1, 2)
+    )
+    return estimate(state, alpha, 10).gradient, (8 * near - far) / (12 * h)
+
+
+@pytest.mark.slow
+def test_the_hypergradient_of_a_tv_softmax_head_is_exact_with_its_direct_term(x64):
+    head = make_head(name="tv_softmax", num_iterations=1, kind="anisotropic")
+    _, problem, state, alpha = with_head(head, jnp.asarray(0.1), place="head")
+    gradient, difference = after_two_steps(hypergrad.exact(), problem, state, alpha)
+    np.testing.assert_allclose(gradient, difference, rtol=1e-9)
+    cut = problem._replace(  # the outer loss at the lambda before the step: no direct term
+        outer_loss=lambda params, data, model_state: problem.outer_loss(
+            params, data, jax.lax.stop_gradient(model_state)
+        )
+    )
+    indirect, _ = after_two_steps(hypergrad.exact(), cut, state, alpha)
+    assert abs(indirect / gradient - 1) > 0.1
+
+
+@pytest.mark.slow
+def test_three_steps_of_the_net_have_one_derivative_whichever_way(x64):
+    """Through Adam's moments and BatchNorm's running statistics, which the outer loss reads."""
+    _, problem, state, alpha = with_head(SIGMOID, jnp.asarray(1e-3), statistics="running")
+    forward, difference = after_two_steps(hypergrad.forward(3, loop=SCANNED), problem, state, alpha)
+    reverse, _ = after_two_steps(hypergrad.reverse(3, loop=SCANNED), problem, state, alpha)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-12)
+    np.testing.assert_allclose(forward, difference, rtol=1e-7)
 
 
 def test_linear_parametrization_stays_at_zero_or_above():
