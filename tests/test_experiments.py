@@ -4,16 +4,13 @@ import contextlib
 import importlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
-import optax
 import pytest
 from absl import flags
 from devices import Pixels
 
-from tvjax import hypergrad, models
+from tvjax import models
 from tvjax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -86,20 +83,6 @@ def test_the_steps_that_are_timed_can_be_traced(monkeypatch):
         for name, (step, _, batches) in made.items():
             metrics = step.eval_shape(states[name], None, *batches)[1]
             assert ("hypergradient" in metrics) == (name == "exact")
-
-
-def test_memory_is_asked_for_without_a_run():
-    def loss(w, batch):
-        return jnp.sum((w - batch) ** 4)
-
-    problem = hypergrad.Bilevel(lambda w, a, b: loss(w, b) + a * jnp.sum(w), loss, optax.sgd(0.1))
-    state = SimpleNamespace(inner=problem.init(jnp.ones(1000)), hyper=jnp.asarray(0.1))
-    with program("experiments.benchmarks.horizon") as horizon:
-        few, many = (
-            horizon.reserved(hypergrad.reverse(k, loop=horizon.LOOP), problem, state, *jnp.ones(2))
-            for k in (10, 100)
-        )
-    assert many - few >= 90 * 4000  # a state a step
 
 
 @pytest.mark.slow
