@@ -174,7 +174,11 @@ def two(script, *arguments, devices=1):
         )
         for i in range(2)
     ]  # fmt: skip
-    said = [process.communicate(timeout=400)[0] for process in both]
+    try:
+        said = [process.communicate(timeout=400)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()  # SIGTERM ends none of them: JAX notes it
     return [process.returncode for process in both], said
 
 
