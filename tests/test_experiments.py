@@ -78,7 +78,7 @@ def test_the_steps_that_are_timed_can_be_traced(monkeypatch):
     monkeypatch.setitem(models.NETS, "unet", Pixels)  # which compiles in a moment
     sizes = {"width": "2", "size": "8", "batch": "2"}
     with program("experiments.benchmarks.steps", json="x", only="exact", **sizes) as steps:
-        made, states = steps.make_steps()
+        made, states, _ = steps.make_steps()
         assert set(made) == {"plain", "exact"}
         for name, (step, _, batches) in made.items():
             metrics = step.eval_shape(states[name], None, *batches)[1]

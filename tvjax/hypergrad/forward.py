@@ -112,6 +112,7 @@ def tangent_step(
     return new, tangents, aux
 
 
+@partial(jax.jit, static_argnums=0)
 def _outer_along(problem, state, hyper, outer_batch, tangents) -> Any:
     """`(L_out, aux, H)` at a state and its tangents in `hyper`; averaged over devices."""
     if few(hyper):

@@ -86,6 +86,7 @@ def step(problem: Bilevel, state: InnerState, hyper: PyTree, batch: PyTree):
     return problem.inner_step(state, hyper, batch)
 
 
+@partial(jax.jit, static_argnums=0)
 def outer_pullback(problem: Bilevel, state: InnerState, outer_batch: PyTree):
     """`(L_out, aux, dL_out/d(state))`, of this device alone; the last like `floats(state)`."""
 
