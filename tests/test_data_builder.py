@@ -238,7 +238,7 @@ def run_prepare(source: Path, out: Path, *more: str, images: Path | None = None,
 def test_interrupted_build_is_never_read(source, tmp_path, number):
     out = tmp_path / "out"
     script = (
-        "import time\n"
+        "import signal, time\n"
         "from tvjax import program\n"
         "from tvjax.data import coco, prepare\n"
         "load = coco.Tile.load\n"
@@ -246,6 +246,8 @@ def test_interrupted_build_is_never_read(source, tmp_path, number):
         "    if tile.id == 90: print('half', flush=True); time.sleep(60)\n"
         "    return load(tile)\n"
         "coco.Tile.load = slow\n"
+        # A job in the background starts deaf to it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "program.run(prepare.main)"
     )
     flags = [f"--annotations={source / 'annotation.json'}", f"--images={source / 'images'}"]

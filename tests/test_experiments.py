@@ -28,7 +28,8 @@ def program(name, **values):
 
     def ours():
         defined = {n: flags.FLAGS.find_module_defining_flag(n, "") for n in flags.FLAGS}
-        return [n for n, by in defined.items() if by.startswith(("tvjax", "experiments"))]
+        # "": flags that an earlier call has put back, of no module.
+        return [n for n, by in defined.items() if not by or by.startswith(("tvjax", "experiments"))]
 
     others = {n: flags.FLAGS[n] for n in ours()}
     for n in others:

@@ -188,10 +188,11 @@ def test_steps_are_scanned_on_accelerators_only(monkeypatch, backend, loop):
 
 def test_a_workdir_that_is_a_file_or_holds_another_run_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--workdir"):
-        rundir.make(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match="--workdir"), rundir.lock(tmp_path / "file" / "run"):
+        pass
     run = tmp_path / "run"
-    rundir.make(run)
+    with rundir.lock(run) as free:
+        assert free
     rundir.write_config(run, config("unet"))
     rundir.check(run, config("lunet"))  # nothing was trained there yet
     (run / "checkpoints" / "5.orbax-checkpoint-tmp-1").mkdir(parents=True)
