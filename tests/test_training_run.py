@@ -180,7 +180,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole, tiles, tmp_path, sig, sta
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["lunet_online", "lunet_reverse", "runet", "unet_tv", "segnet"])
+@pytest.mark.parametrize("config", ["lunet_online", "lunet_unrolled", "runet", "unet_tv", "segnet"])
 def test_other_models_and_estimators_resume_bit_for_bit(tiles, tmp_path, config):
     """The tangent of the online estimator rides in the checkpoint; segnet has augmentation too."""
     flags = ("--config.hypergrad.every=1", "--config.hypergrad.steps=2")
