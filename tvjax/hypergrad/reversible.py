@@ -10,11 +10,11 @@ import optax
 from jax import lax
 
 from tvjax.hypergrad.checks import check_least, check_positive
-from tvjax.hypergrad.derivatives import floats, merge, zeros
+from tvjax.hypergrad.derivatives import zeros
 from tvjax.hypergrad.fixed_point import HeavyBall, to_float
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
-from tvjax.hypergrad.unrolled import outer_pullback
+from tvjax.hypergrad.unrolled import gradient_pullback, outer_pullback
 from tvjax.types import PyTree
 
 
@@ -130,13 +130,7 @@ def _pullback(problem: Bilevel, ball: HeavyBall, state, hyper, batch, cotangents
     s, u, m = cotangents
     u = jax.tree.map(lambda u, s: u - ball.learning_rate * s, u, s)
 
-    def gradient(params, part, hyper):
-        before = InnerState(params, (), merge(part, state.model_state))
-        g, (model_state, _) = problem.inner_gradient(before, hyper, batch)
-        return g, floats(model_state)
-
-    _, pull = jax.vjp(gradient, state.params, floats(state.model_state), hyper)
-    ds, m, part = pull((u, m))
+    ds, m, part = gradient_pullback(problem, state, hyper, batch, u, m)
     u = jax.tree.map(lambda u: float(ball.momentum) * u, u)
     return (jax.tree.map(jnp.add, s, ds), u, m), part
 
