@@ -17,6 +17,7 @@ scikit-image's photographs with noise, made here.
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -173,14 +174,14 @@ def measure_tvjax(f, best, accuracy: float, method: str, repeats: int) -> dict:
     }
 
 
-def measure(size: int, number: int) -> list[dict]:
+def measure(size: int, number: int) -> Iterator[dict]:
+    """A row for each accuracy, as it is known."""
     f = make_images(size, number)
     best = np.tile(reference(f[:DISTINCT]), number // min(number, DISTINCT))
     # scikit-image has no batches: what it takes for the first image, times the number of images.
     most = 20_000 if size <= 256 else 4_000
     needed = chambolle_iterations(f[:1], best[:1], most)
     large, huge = f.size > 1 << 20, f.size > 1 << 22
-    rows = []
     for accuracy in ACCURACIES:
         row = {"size": size, "images": number, "accuracy": accuracy}
         peer = measure_scikit_image(f[:1], best[:1], needed.get(accuracy, most), number)
@@ -192,30 +193,29 @@ def measure(size: int, number: int) -> list[dict]:
             repeats = 0 if huge else 1 if large else 5
             ours = measure_tvjax(f, best, accuracy, method, repeats=repeats)
             row[method] = ours | {"speedup": peer["seconds"] / ours["seconds"]}
-        print(json.dumps(row), flush=True)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def main(argv) -> None:
     del argv
-    rows = []
-    for case in _CASES.value:
-        size, number = map(int, case.split("x"))
-        rows += measure(size, number)
     report = {
         "benchmark": "denoise",
         "lam": LAM,
         "noise": NOISE,
         "kind": "isotropic",
         "dtype": "float32",
-        "rows": rows,
         "peer": f"scikit-image {skimage.__version__}",
         **provenance.describe(seed=0),
+        "rows": [],
     }
     file = Path(_JSON.value)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    for case in _CASES.value:
+        size, number = map(int, case.split("x"))
+        for row in measure(size, number):
+            print(json.dumps(row), flush=True)
+            report["rows"].append(row)
+            file.write_text(json.dumps(report, indent=1) + "\n")  # what is known is kept
 
 
 if __name__ == "__main__":
