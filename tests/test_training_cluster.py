@@ -130,7 +130,6 @@ def settings(tiles, workdir, *flags):
 def environment(devices):
     return os.environ | {
         "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHON": sys.executable,
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
 
 
