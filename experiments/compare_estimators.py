@@ -28,7 +28,7 @@ _DIRECTORY = flags.DEFINE_string("data", None, "Prepared tiles; default: the emb
 
 
 def train(name: str, out: Path) -> dict:
-    """Trains one config; its summary and the lines of its log."""
+    """Trains one config; its fields, its summary and the lines of its log."""
     config = importlib.import_module(f"configs.{name}").get_config()
     if _STEPS.value:
         config.train.steps = _STEPS.value
@@ -45,7 +45,11 @@ def train(name: str, out: Path) -> dict:
             f"{out / name} holds a run of {summary['steps']} steps, and this comparison is of "
             f"{config.train.steps}; give another --out, or --steps={summary['steps']}"
         )
-    return {"summary": summary, "metrics": logs.read_metrics(out / name)}
+    return {
+        "config": json.loads(config.to_json()),
+        "summary": summary,
+        "metrics": logs.read_metrics(out / name),
+    }
 
 
 def draw(result: dict, path: Path) -> None:
