@@ -3,8 +3,8 @@
     inner: cross-entropy + e^a TV of the training batch     outer: cross-entropy of validation
 
 on the embedded set, or on the tiles of `--data`. The net is narrow and the tiles are cropped, since
-float64 convolutions are slow; nothing else is changed. The reference sees one step: `reverse_5` and
-`forward_5`, which see five, are to agree with each other and not with it.
+float64 convolutions are slow; nothing else is changed. The reference sees one step: `reverse_3` and
+`forward_3`, which see three, are to agree with each other and not with it.
 Implicit estimators are left out: away from an inner optimum they estimate something else.
 """
 
@@ -52,8 +52,8 @@ def make(seed: int, data: str | None = None) -> Setting:
             "paper": hypergrad.paper(RATE),
             "preconditioned": hypergrad.preconditioned(RATE),
             "darts": hypergrad.darts(RATE),
-            "reverse_5": hypergrad.reverse(5),
-            "forward_5": hypergrad.forward(5),
+            "reverse_3": hypergrad.reverse(3),
+            "forward_3": hypergrad.forward(3),
             "forward_online": hypergrad.forward_online(),
             "finite_difference": hypergrad.finite_difference(1, width=1e-4),
         },
