@@ -13,7 +13,7 @@ test: check
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 
 test-cluster: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m cluster
