@@ -285,8 +285,8 @@ def test_program(source, tmp_path):
     assert process.returncode == 0
     assert "train       20" in output and "21 clusters" in output
     assert output.endswith(
-        "python -m tvjax.main --config=configs/lunet_bilevel.py:paper "
-        f"--config.data.directory={tmp_path / 'out'}\n"
+        f"python -m tvjax.main --config=configs/lunet_bilevel.py --config.data.directory={tmp_path}"
+        "/out --config.hypergrad.batch_size=2\n"
     )
     process = run_prepare(source, tmp_path / "no", images=tmp_path / "nowhere")
     output, errors = process.communicate(timeout=60)

@@ -52,6 +52,25 @@ def test_polygons_equal_skimage_up_to_the_boundary(seed):
     assert_equal_but_for_boundary(np.pad(mask, 80)[80:140, 80:160], wide[80:140, 80:160])
 
 
+def test_objects_are_of_the_chosen_categories(tmp_path):
+    square = [[2, 2, 10, 2, 10, 10, 2, 10]]
+    kinds = {1: "roof", 2: "shed", 3: "tree"}
+    entries = [annotation(square, number=k, category_id=k) for k in kinds]
+    file, images = write_set(tmp_path, annotations=entries)
+    content = json.loads(file.read_text())
+    content["categories"] = [{"id": k, "name": name} for k, name in kinds.items()]
+    file.write_text(json.dumps(content))
+    (tile,) = coco.read(file, images, categories=[1, 2])
+    assert len(tile.segmentations) == 2
+    with pytest.raises(UserError, match=r"1 \(roof\), 2 \(shed\), 3 \(tree\).*--category=ID"):
+        coco.read(file, images)
+    with pytest.raises(UserError, match=r"--category=7; there are 1 \(roof\)"):
+        coco.read(file, images, categories=[1, 7])
+    file.write_text(json.dumps(content | {"annotations": entries[:1]}))
+    (tile,) = coco.read(file, images)  # what no annotation is of is no choice
+    assert len(tile.segmentations) == 1
+
+
 def test_several_polygons_and_annotations_unite(tmp_path):
     squares = [[2, 2, 10, 2, 10, 10, 2, 10], [20, 5, 30, 5, 30, 15, 20, 15]]
     entries = [annotation(squares), annotation([[8, 8, 22, 8, 22, 12, 8, 12]], number=2)]

@@ -319,7 +319,10 @@ def test_its_config_takes_steps_on_tiles(tiles, name, monkeypatch):
         assert 0 < float(metrics["loss"]) < 5 and 0 <= float(metrics["iou"]) <= 1
     assert int(state.step) == 3
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), start, state.inner.params)
-    assert all(jax.tree.leaves(moved)), moved
+    # Attention to a single key, all that tiles of 16 pixels leave, does not depend on the query.
+    paths = jax.tree_util.tree_leaves_with_path(moved)
+    still = {jax.tree_util.keystr(path[-2:]) for path, has_moved in paths if not has_moved}
+    assert still <= {"['query']['bias']"}, still
 
 
 @pytest.mark.slow

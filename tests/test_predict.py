@@ -112,6 +112,35 @@ def test_every_roof_of_a_georeferenced_raster_is_found(tmp_path):
     assert_roofs_found(tmp_path, 600, 90)
 
 
+@pytest.mark.parametrize("how", ["nodata", "mask", "alpha"])
+def test_there_are_no_roofs_where_there_is_no_data(tmp_path, how):
+    bands = np.full((4 if how == "alpha" else 3, 60, 80), 255, np.uint8)
+    bands[:3, :, :30] = 0
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", height=60, width=80, count=len(bands),
+        dtype="uint8", crs="EPSG:32633", transform=rasterio.Affine(1, 0, 9, 0, -1, 9),
+        nodata=0 if how == "nodata" else None,
+    ) as file:  # fmt: skip
+        if how == "alpha":
+            bands[3, :, :30] = 0
+            file.colorinterp = [
+                rasterio.enums.ColorInterp[c] for c in ("red", "green", "blue", "alpha")
+            ]
+        file.write(bands)
+        if how == "mask":
+            file.write_mask(bands[0] > 0)
+    everything = prediction.Options(probabilities=True)
+    for scale in (1.0, 0.5):
+        objects, skipped = prediction.predict_images(
+            [(1, tmp_path / "a.tif")], tmp_path / "out", lambda x: np.ones_like(x[..., :1]),
+            options=everything._replace(scale=scale),
+        )  # fmt: skip
+        assert (objects, skipped) == (1, [])
+        for name, one in (("mask", 255), ("probability", 1)):
+            with rasterio.open(tmp_path / "out" / f"a_{name}.tif") as file:
+                np.testing.assert_array_equal(file.read(1), np.where(bands[0] > 0, one, 0))
+
+
 def test_sixteen_bits_a_channel_are_scaled_by_the_value_of_white(tmp_path):
     mask, roofs = draw_roofs(160, 6)
     write_raster(tmp_path / "a.tif", mask)

@@ -36,9 +36,10 @@ _SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "Tiles to s
 _DATA = flags.DEFINE_string("data", None, "Other tiles: prepared, or a COCO folder.")
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file to score instead of a split.")
 _IMAGES = flags.DEFINE_string("images", None, "The folder of its images.")
-_CATEGORY = flags.DEFINE_integer(
-    "category", None, "Of the objects in results.json; default: the only one of --annotations; 1."
-)
+_CATEGORY = flags.DEFINE_multi_integer(
+    "category", [], "Whose annotations are objects; default: the only one. In results.json: the "
+    "first; of a split 1.",
+)  # fmt: skip
 _SCALE = flags.DEFINE_float("scale", 1.0, "The net's pixels in a pixel of its images, by side.")
 _DENOISE = flags.DEFINE_float(
     "denoise", None, "Weight of a TV denoising of the probabilities; default: the run's own."
@@ -55,10 +56,16 @@ def main(argv: list[str]) -> None:
         raise UserError("--annotations and --images belong together: a COCO file and its folder")
     if not _SCALE.value > 0:
         raise UserError(f"--scale={_SCALE.value} must be positive")
-    category = coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value) if _OUT.value else 1
+    if _ANNOTATIONS.value and flags.FLAGS["split"].present:
+        raise UserError(
+            f"--split={_SPLIT.value} is of the prepared tiles, and --annotations scores all images "
+            "of a COCO file; leave one out"
+        )
+    chosen = _CATEGORY.value[0] if _CATEGORY.value else None
+    category = coco.choose_category(_ANNOTATIONS.value, chosen) if _OUT.value else 1
     examples: Examples | None = None
     if _ANNOTATIONS.value and _IMAGES.value:
-        examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value)
+        examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value)
     source = {"split": _SPLIT.value} if examples is None else {"annotations": _ANNOTATIONS.value}
     found, reports, trained_on = [], [], []
     for number, workdir in enumerate(_WORKDIR.value, 1):

@@ -51,13 +51,15 @@ class Examples(NamedTuple):
         return cls([size] * len(split), get)
 
     @classmethod
-    def of_coco(cls, annotations: str | Path, images: str | Path) -> "Examples":
+    def of_coco(
+        cls, annotations: str | Path, images: str | Path, categories: Sequence[int] = ()
+    ) -> "Examples":
         """The images of a COCO file, in their own size; see `tvjax.data.coco`.
 
         Raises:
           UserError: the file or an image is malformed.
         """
-        found = coco.read(annotations, images)
+        found = coco.read(annotations, images, categories=categories)
 
         def get(k: int) -> Example:
             tile = found[k]

@@ -15,6 +15,7 @@ category, unless `--category` says otherwise. Images of 2^32 pixels and more hav
 The net knows objects at the size that they had in its training tiles. If those were shrunk from
 300 to 100 pixels, images of the same sharpness need `--scale=0.3333`; what is written has the
 images' size all the same. Images of 16 bits a channel need `--white`, the value that becomes 255.
+Where a GeoTIFF has no data (its nodata value, alpha 0 or its mask) the probability is 0.
 
 Images are read by tiles, and results written by rows: memory is flat in an image's height and
 width, but for the outlines of objects that are not complete yet. Files appear when they are

@@ -193,8 +193,12 @@ def predict_raster(
             maps = create("probability", np.uint16 if raster.is_plain else np.float32)
 
         def written() -> Iterator[np.ndarray]:
+            top = 0
             for strip in tiles.probabilities(raster, net, tiling, options.scale, progress):
                 strip = strip[..., 0]
+                if raster.valid is not None:  # what a net says of no data means nothing
+                    strip = np.where(raster.valid(top, top + len(strip)), strip, np.float32(0))
+                top += len(strip)
                 masks.write(np.where(strip > options.threshold, 255, 0).astype(np.uint8))
                 if maps is not None:
                     maps.write(np.rint(strip * 65535) if raster.is_plain else strip)

@@ -8,7 +8,7 @@ sibling directory that is renamed at the end, so that a half-built set is never 
 import contextlib
 import importlib.metadata
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ def build(
     seed: int = 0,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
     skip_bad: bool = False,
+    categories: Sequence[int] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Builds the records; does nothing if `out` already holds the same.
@@ -95,6 +96,7 @@ def build(
       skip_bad: leaves out images that cannot be used: files that are missing or cannot be decoded,
         faulty regions, images smaller than `size` or of another shape. Else one error tells of
         all of them.
+      categories: of a COCO file, see `coco.read`; a directory of masks has none.
       progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -108,11 +110,13 @@ def build(
     size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if min(size) <= 0:
         raise UserError(f"size={size}: a positive number of pixels is needed")
-    asked = manifest.request(annotations, images, size=size, limit=limit, seed=seed, split=split)
+    asked = manifest.request(
+        annotations, images, size=size, limit=limit, seed=seed, split=split, categories=categories
+    )
     if manifest.is_built(out, asked, skip_bad=skip_bad):
         return manifest.read(out)
     faults = Faults()
-    found = _read(annotations, images, faults)
+    found = _read(annotations, images, faults, categories)
     total = len(found) + len(faults.reasons)
     tiles = _check_sizes(_subset(found, limit, seed, annotations), size, faults)
     if not tiles:
@@ -149,10 +153,10 @@ def build(
     return content
 
 
-def _read(annotations: Path, images: Path, faults: Faults) -> list[Any]:
+def _read(annotations: Path, images: Path, faults: Faults, categories: Sequence[int]) -> list[Any]:
     if annotations.is_dir():
         return masks.read(images, annotations, faults)
-    return coco.read(annotations, images, faults)
+    return coco.read(annotations, images, faults, categories)
 
 
 def _subset(tiles: list[Tile], limit: int | None, seed: int, annotations: Path) -> list[Tile]:

@@ -1,12 +1,13 @@
 """COCO files as tiles: an image file with the union of its annotated regions.
 
-Every annotation counts as foreground, whatever its category and also with `iscrowd` set: a crowd
-region marks many objects of the category at once, and its pixels are theirs. An image without
+Every annotation of the chosen categories counts as foreground, also with `iscrowd` set: a crowd
+region marks many objects of the category at once, and its pixels are theirs. An image without such
 annotations is a tile with an empty mask.
 """
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,12 @@ class Tile(NamedTuple):
         return image, mask
 
 
-def read(annotations: str | Path, images: str | Path, faults: Faults | None = None) -> list[Tile]:
+def read(
+    annotations: str | Path,
+    images: str | Path,
+    faults: Faults | None = None,
+    categories: Sequence[int] = (),
+) -> list[Tile]:
     """Reads a COCO file and checks all that can be checked without decoding an image.
 
     Args:
@@ -62,14 +68,16 @@ def read(annotations: str | Path, images: str | Path, faults: Faults | None = No
       images: the directory that the images' `file_name` is relative to.
       faults: takes the images whose file is missing or one of whose segmentations is malformed,
         which are then left out; None: they are an error.
+      categories: ids of those whose annotations are foreground; none: the only one that there is.
 
     Returns:
       The tiles, by ascending image id.
 
     Raises:
       UserError: the annotations or the directory are missing, the JSON is malformed, there is no
-        image, an annotation names an unknown image, or, without `faults`, an image is faulty. The
-        message names the file and the image's or annotation's id.
+        image, an annotation names an unknown image, there is no annotation of a chosen category, or
+        there are several and none is chosen, or, without `faults`, an image is faulty. The message
+        names the file and the image's or annotation's id.
     """
     collected = Faults() if faults is None else faults
     annotations, images = Path(annotations), Path(images)
@@ -79,9 +87,12 @@ def read(annotations: str | Path, images: str | Path, faults: Faults | None = No
     if not content["images"]:
         raise UserError(f"{annotations}: the list 'images' is empty, there is nothing to prepare")
     records = _images_by_id(annotations, content["images"])
+    _check_categories(annotations, content, categories)
     found, crowds = defaultdict(list), defaultdict(list)
     for position, annotation in enumerate(content["annotations"]):
         image_id = _image_of(annotations, position, annotation, records)
+        if categories and annotation.get("category_id") not in categories:
+            continue
         record, segmentation = records[image_id], annotation.get("segmentation")
         try:
             regions.check(segmentation, record["height"], record["width"])
@@ -115,15 +126,38 @@ def choose_category(annotations: str | Path | None, chosen: int | None = None) -
     """
     if chosen is not None or annotations is None:
         return 1 if chosen is None else chosen
-    found = _read_json(Path(annotations), ("images",)).get("categories") or [{"id": 1}]
-    try:
-        names = {int(category["id"]): category.get("name") for category in found}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{annotations}: its list 'categories' is malformed") from error
+    names = _names(Path(annotations), _read_json(Path(annotations), ("images",))) or {1: None}
     if len(names) > 1:
-        listed = ", ".join(f"{number} ({name})" for number, name in names.items())
+        listed = _listed(names, names)
         raise UserError(f"{annotations}: has the categories {listed}; choose one by --category=ID")
     return next(iter(names))
+
+
+def _check_categories(file: Path, content: dict[str, list[Any]], categories: Sequence[int]) -> None:
+    """Refuses to take trees for roofs without a word."""
+    used = {a.get("category_id") for a in content["annotations"] if isinstance(a, dict)} - {None}
+    listed = _listed(_names(file, content), used)
+    for category in categories:
+        if category not in used:
+            raise UserError(
+                f"{file}: no annotation is of --category={category}; there are {listed or 'none'}"
+            )
+    if len(used) > 1 and not categories:
+        raise UserError(
+            f"{file}: has annotations of the categories {listed}; say which are objects by "
+            "--category=ID, once for each"
+        )
+
+
+def _names(file: Path, content: dict[str, list[Any]]) -> dict[int, Any]:
+    try:
+        return {int(kind["id"]): kind.get("name") for kind in content.get("categories") or []}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: its list 'categories' is malformed") from error
+
+
+def _listed(names: dict[int, Any], used: Iterable[Any]) -> str:
+    return ", ".join(f"{number} ({names.get(number)})" for number in sorted(used, key=str))
 
 
 def _read_json(

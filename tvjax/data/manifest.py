@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def request(
     limit: int | None,
     seed: int,
     split: tuple[float, ...],
+    categories: Sequence[int] = (),
 ) -> dict[str, Any]:
     """What the caller of a build asks for, in the form that is stored and compared.
 
@@ -43,6 +45,7 @@ def request(
         "limit": limit,
         "seed": seed,
         "split": list(split),
+        **({"categories": sorted(categories)} if categories else {}),
     }
 
 

@@ -21,12 +21,19 @@ _ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file.")
 _MASKS = flags.DEFINE_string(
     "masks", None, "Instead of it, a directory of PNG files: not 0 is object."
 )
+_CATEGORY = flags.DEFINE_multi_integer(
+    "category", [], "Of the COCO file, whose annotations are objects; default: its only one."
+)
 _IMAGES = flags.DEFINE_string("images", None, "The directory of images.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The directory to make.", required=True)
 _SIZE = flags.DEFINE_string("size", "100", "Side of the records in pixels, or HEIGHTxWIDTH.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Number of tiles, drawn at random; default all.")
 _SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out images that cannot be used.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the random draw and of the splits.")
+
+
+BATCH = 16
+"""Tiles in a batch by the configs, training and validation; fewer tiles need a flag."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -49,12 +56,20 @@ def summary(content: dict[str, Any], out: str) -> str:
     tiles = sum(split["tiles"] for split in content["splits"].values())
     left_out = manifest.number_left_out(content)
     if left_out:
-        lines.append(f"{left_out} images were left out; {out}/{manifest.FILE} tells why")
-    command = "python -m tvjax.main --config=configs/lunet_bilevel.py:paper"
+        images = "1 image was" if left_out == 1 else f"{left_out} images were"
+        lines.append(f"{images} left out; {out}/{manifest.FILE} tells why")
+    command = (
+        "python -m tvjax.main --config=configs/lunet_bilevel.py "
+        f"--config.data.directory={shlex.quote(out)}"
+    )
+    for flag, split in (("train.batch_size", "train"), ("hypergrad.batch_size", "val")):
+        most = content["splits"][split]["tiles"]
+        if most < BATCH:
+            command += f" --config.{flag}={most}"
     lines += [
         f"{tiles} tiles in {content['near_duplicate_clusters']} clusters of near-duplicates, "
         f"in {out}",
-        f"train on them: {command} --config.data.directory={shlex.quote(out)}",
+        f"train on them: {command}",
     ]
     return "\n".join(lines)
 
@@ -65,6 +80,8 @@ def main(argv: list[str]) -> None:
     annotations = _MASKS.value or _ANNOTATIONS.value
     if not annotations or (_MASKS.value and _ANNOTATIONS.value):
         raise UserError("give either --annotations (a COCO file) or --masks (a directory)")
+    if _MASKS.value and _CATEGORY.value:
+        raise UserError("--category chooses among the annotations of a COCO file; masks have none")
     if _MASKS.value and not Path(_MASKS.value).is_dir():
         raise UserError(f"--masks={_MASKS.value}: no such directory")
     try:
@@ -76,6 +93,7 @@ def main(argv: list[str]) -> None:
             limit=_LIMIT.value,
             seed=_SEED.value,
             skip_bad=_SKIP_BAD.value,
+            categories=_CATEGORY.value,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written") from None

@@ -42,6 +42,8 @@ class Raster(NamedTuple):
     """`affine.Affine` from (column, row) to map coordinates; None without a georeference."""
     crs: Any = None
     """`rasterio.crs.CRS` or None."""
+    valid: Callable[[int, int], np.ndarray] | None = None
+    """`(top, bottom) ->` bool `[h, width]`, where the file has data; None: everywhere."""
 
     @property
     def is_plain(self) -> bool:
@@ -159,7 +161,14 @@ def _open_windows(path: Path, dataset: Any, white: float | None) -> Raster:
             block = np.rint(np.minimum(block * (255 / white), 255)).astype(np.uint8)
         return palette[block[0]] if palette is not None else np.moveaxis(block, 0, -1)
 
-    return raster._replace(read=read)
+    def valid(top: int, bottom: int) -> np.ndarray:
+        with _reading(path):
+            return dataset.dataset_mask(window=((top, bottom), (0, raster.width))) > 0
+
+    from rasterio.enums import MaskFlags
+
+    whole = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+    return raster._replace(read=read, valid=None if whole else valid)
 
 
 def _georeference(path: Path, dataset: Any) -> tuple[Any, Any]:

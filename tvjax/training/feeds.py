@@ -143,7 +143,7 @@ def _feed(
     try:
         indices = pipeline.train_indices(len(split), **options)
     except UserError as error:
-        raise UserError(f"{field}: {error}") from error
+        raise UserError(f"--config.{field}: {error}") from error
     if not setup.resident:
         options |= setup.layout.share
         return (), pipeline.train_batches(split, start=position, **options)

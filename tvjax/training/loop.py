@@ -232,7 +232,7 @@ class _Session:
             self.setup, state, self.splits["val"], batch_size=self.config.evaluation.batch_size
         )
         self.logs.scalars(step, "val", scores)
-        self.shown["val IoU"] = f"{scores['iou']:.3f}"
+        self.shown["val IoU"] = f"{scores['iou']:.3f} (step {step})"
         if parallel.is_first():
             self._draw(state, step)
         return scores["iou"]
