@@ -107,6 +107,8 @@ def test_evaluate_gives_the_summary_s_scores(whole, tiles):
     scores = json.loads(result.stdout.splitlines()[-1])
     assert scores["iou"] == pytest.approx(summary(workdir)["val_iou"], abs=1e-6)
     fails_with(evaluate("--workdir=/nowhere/run"), "/nowhere/run", "config.json")
+    coco = ("--annotations=a.json", "--images=images")
+    fails_with(evaluate(f"--workdir={workdir}", "--split=test", *coco), "--split=test")
     fails_with(evaluate(f"--workdir={workdir}", "--checkpoint=3"), "checkpoint=3", "newest (14)")
 
 
@@ -161,7 +163,9 @@ def test_a_finished_run_is_not_done_again(whole, tiles):
     assert (workdir / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("sig, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    "sig, status", [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_resumes_bit_for_bit(whole, tiles, tmp_path, sig, status):
     workdir = tmp_path / "run"
     process = start_and_wait_for(tiles, workdir, 6)
