@@ -35,8 +35,11 @@ def same_on(net, method, *layouts):
     assert set(json.loads(done.stdout.splitlines()[-1])[method]) == set(layouts)
 
 
-def test_a_run_of_a_small_net_is_the_same_on_one_device_and_on_four():
-    same_on("pixels", "exact", "pmap:4:many", "jit:4:stream")
+@pytest.mark.parametrize(
+    "layout", ["pmap:4:many", pytest.param("jit:4:stream", marks=pytest.mark.cluster)]
+)
+def test_a_run_of_a_small_net_is_the_same_on_one_device_and_on_four(layout):
+    same_on("pixels", "exact", layout)
 
 
 @pytest.mark.cluster

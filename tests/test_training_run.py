@@ -229,6 +229,7 @@ def test_a_workdir_keeps_to_its_config(whole, tiles):
     assert summary(workdir)["steps"] == STEPS
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused(whole, tiles, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole[0] / "checkpoints", workdir / "checkpoints")

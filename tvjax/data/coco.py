@@ -157,7 +157,8 @@ def _names(file: Path, content: dict[str, list[Any]]) -> dict[int, Any]:
 
 
 def _listed(names: dict[int, Any], used: Iterable[Any]) -> str:
-    return ", ".join(f"{number} ({names.get(number)})" for number in sorted(used, key=str))
+    ordered = sorted(used, key=lambda number: (type(number).__name__, number))
+    return ", ".join(f"{number} ({names.get(number)})" for number in ordered)
 
 
 def _read_json(
