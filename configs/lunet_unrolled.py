@@ -1,7 +1,7 @@
 """LU-Net whose lambda is learned through five steps at a time.
 
-Forward, which for one lambda gives the same number as backwards (`hypergrad.method=reverse`) and on
-a CPU costs a tenth: second-order convolutions miss XLA's fast path there.
+Forward mode gives the same number for one lambda as reverse mode (`hypergrad.method=reverse`), at
+three quarters of the cost (9F per step against 12F), and keeps no states.
 
     python -m tvjax.main --config=configs/lunet_unrolled.py
 """

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 from skimage.morphology import dilation, erosion
 
+from configs import lunet_bilevel
 from tvjax.data import area, builder, coco, manifest, prepare, records, splits, workspace
 from tvjax.errors import UserError
 
@@ -277,6 +278,11 @@ def test_a_build_in_progress_is_left_alone(source, tmp_path):
         (other / "finished" / "late").write_text("")
         workspace.move(other / "finished", tmp_path / "out")  # the first to finish stays
     assert not (tmp_path / "out" / "late").exists()
+
+
+def test_its_hint_knows_the_batches_of_the_config():
+    config = lunet_bilevel.get_config()
+    assert config.train.batch_size == config.hypergrad.batch_size == prepare.BATCH
 
 
 def test_program(source, tmp_path):

@@ -126,10 +126,11 @@ def choose_category(annotations: str | Path | None, chosen: int | None = None) -
     """
     if chosen is not None or annotations is None:
         return 1 if chosen is None else chosen
-    names = _names(Path(annotations), _read_json(Path(annotations), ("images",))) or {1: None}
+    file = Path(annotations)
+    names = _names(file, _read_json(file, ("images",))) or {1: None}
     if len(names) > 1:
         listed = _listed(names, names)
-        raise UserError(f"{annotations}: has the categories {listed}; choose one by --category=ID")
+        raise UserError(f"{file}: has the categories {listed}; choose one by --category=ID")
     return next(iter(names))
 
 

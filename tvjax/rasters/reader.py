@@ -168,7 +168,9 @@ def _open_windows(path: Path, dataset: Any, white: float | None) -> Raster:
     from rasterio.enums import MaskFlags
 
     whole = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
-    return raster._replace(read=read, valid=None if whole else valid)
+    if whole or dataset.driver in ("PNG", "JPEG"):  # whose alpha is dropped at any size
+        return raster._replace(read=read)
+    return raster._replace(read=read, valid=valid)
 
 
 def _georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
