@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.fft import dctn
 
@@ -40,6 +41,56 @@ def test_the_eight_hashes_are_those_of_rotations_and_flips():
         assert sorted(duplicates.hashes(view).tolist()) == found
 
 
+def grey(values):
+    return np.repeat(np.asarray(values).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def symmetric_images():
+    """Images with frequencies that vanish, or equal each other, in exact arithmetic."""
+    for size in (30, 96, 100):
+        y, x = np.mgrid[:size, :size] / (size - 1)
+        yield from map(grey, (255 * x, 40 + 9 * y, 127 * (x + y), 255 * x * y, 200 * (x > 0.5)))
+        yield grey(255 * ((x - 0.5) ** 2 + (y - 0.5) ** 2))
+        yield grey(255 * ((8 * x).astype(int) + (8 * y).astype(int) & 1))
+        yield grey(np.full((size, size), 77))
+        yield grey(np.arange(size * size).reshape(size, size) % 2)
+    y, x = np.mgrid[:97, :131]
+    yield grey(x + y)
+
+
+@pytest.mark.parametrize("image", list(symmetric_images()))
+def test_symmetric_images_have_the_hashes_of_their_rotations_and_flips(image):
+    found = sorted(duplicates.hashes(image).tolist())
+    assert found == sorted(int(duplicates.hashes(view)[0]) for view in views(image))
+    for view in views(image):
+        assert sorted(duplicates.hashes(view).tolist()) == found
+
+
+def test_the_transform_is_that_of_rational_numbers():
+    """By whole numbers of any size: every bit is the exact one, so that no processor has another."""
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    r, g, b = np.moveaxis(image.astype(object), -1, 0)
+    levels = (19595 * r + 38470 * g + 7471 * b + 32768) // 65536
+    fine = levels.repeat(32, axis=0).repeat(32, axis=1).reshape(32, 50, 32, 70).sum((1, 3))
+    small = (fine * 4096 + 1750) // 3500
+    table = duplicates._cosines().astype(object)
+    exact = 65536 * np.cos(np.pi / 64 * np.outer(np.arange(8), 2 * np.arange(32) + 1))
+    np.testing.assert_allclose(table.astype(float), exact, atol=0.5)
+    assert (duplicates._transform(image) == table @ small @ table.T).all()
+    white = duplicates._transform(np.full((40, 40, 3), 255, np.uint8))
+    assert white[0, 0] == 255 * 4096 * (32 * 65536) ** 2 and np.count_nonzero(white) == 1
+
+
+def test_flat_tiles_are_near_duplicates_of_their_copies_only():
+    rng = np.random.default_rng(0)
+    water = [np.full((60, 60, 3), (20, 40 + k, 60), np.uint8) for k in range(40)]
+    noisy = [tile + rng.integers(0, 2, tile.shape, dtype=np.uint8) for tile in water[:20]]
+    copies = [water[7].copy(), np.rot90(noisy[3]), noisy[4][::-1]]
+    tiles = [*water, *noisy, *copies, picture(0)]
+    labels = duplicates.clusters(np.stack([duplicates.hashes(tile) for tile in tiles]))
+    assert labels.tolist() == [*range(60), 7, 43, 44, 63]
+
+
 def test_clusters_join_compressed_rotations_and_nothing_else():
     pictures, owners = [], []
     for seed in range(12):
@@ -71,3 +122,11 @@ def test_clusters_equal_brute_force():
     expected = near.argmax(axis=1)
     np.testing.assert_array_equal(duplicates.clusters(hashes, block=16), expected)
     assert 1 < len(np.unique(expected)) < 120
+
+
+def test_brighter_and_darker_copies_are_near_duplicates():
+    for seed in range(12):
+        image = picture(seed)
+        for gain, offset in ((0.7, 0), (0.8, 40), (0.9, -10)):
+            twin = np.clip(gain * image + offset, 0, 255).round().astype(np.uint8)
+            assert distance(duplicates.hashes(image)[0], duplicates.hashes(twin)[0]) <= 2

@@ -1,11 +1,12 @@
-"""Downsampling by area: the mean of the pixels under each new pixel, for any ratio."""
+"""Downsampling by area: the mean of the pixels under each new pixel, for any ratio, exactly.
+
+Lengths are whole numbers of `1 / new` pixels, so that sums over areas are whole numbers too, which
+float64 holds exactly up to 2^53: no result depends on the order of a sum or on the processor.
+"""
 
 from functools import lru_cache
 
 import numpy as np
-
-MARGIN = 1e-4
-"""Far above the rounding error of a mean, so that ties are rounded the same way always."""
 
 
 def shrink_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -18,7 +19,10 @@ def shrink_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
       uint8 `[h, w, C]`.
     """
-    return np.floor(_mean(image, size) + (0.5 + MARGIN)).astype(np.uint8)
+    # A sum divided by a whole number that is no multiple misses the next one by far more than
+    # rounding does: the floor is exact.
+    area = image.shape[0] * image.shape[1]
+    return np.floor((sums(image, size) + area / 2) / area).astype(np.uint8)
 
 
 def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -29,25 +33,37 @@ def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
       size: the new height and width, at most H and W.
 
     Returns:
-      uint8 `[h, w, 1]`, 0 or 1; a tie, possible at even ratios only, is 0.
+      uint8 `[h, w, 1]`, 0 or 1; a tie, exactly half of the area, is 0.
     """
-    return (_mean(mask[..., None], size) > 0.5 + MARGIN).astype(np.uint8)
+    return (2 * sums(mask[..., None], size) > mask.size).astype(np.uint8)
 
 
-def _mean(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def sums(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Sums over the area under each new pixel, H W times the mean, exact.
+
+    Args:
+      values: bool or uint8 `[H, W, C]`.
+      size: the new height and width `h, w`.
+
+    Returns:
+      Float64 whole numbers `[h, w, C]`, at most 255 H W.
+    """
     height, width, channels = values.shape
     # Pillow's box filter would not do: it rounds to 8 bits between its passes, and at fractional
     # ratios it takes or leaves whole pixels.
-    rows = _overlaps(height, size[0]) @ values.astype(np.float32).reshape(height, -1)
-    sums = _overlaps(width, size[1]) @ rows.reshape(size[0], width, channels)
-    return sums / np.float32(height * width / (size[0] * size[1]))
+    kind = np.float32 if 255 * height < 1 << 24 else np.float64  # what holds 255 H exactly
+    rows = overlaps(height, size[0]).astype(kind) @ values.reshape(height, -1).astype(kind)
+    rows = rows.reshape(size[0], width, channels).swapaxes(0, 1).reshape(width, -1)
+    found = overlaps(width, size[1]) @ rows.astype(np.float64)  # one product, not one per row
+    return found.reshape(size[1], size[0], channels).swapaxes(0, 1)
 
 
 @lru_cache(maxsize=16)
-def _overlaps(old: int, new: int) -> np.ndarray:
-    """Float32 `[new, old]`: the length of old pixel j in new pixel i; whole if the ratio is."""
-    edges = np.arange(new + 1) * old / new
-    left, right = edges[:-1, None], edges[1:, None]
-    pixels = np.arange(old)
-    overlap = np.minimum(right, pixels + 1) - np.maximum(left, pixels)
-    return np.maximum(overlap, 0).astype(np.float32)
+def overlaps(old: int, new: int) -> np.ndarray:
+    """Float64 whole numbers `[new, old]`: the length of old pixel j in new pixel i, times `new`.
+
+    Each row sums to `old`.
+    """
+    starts, pixels = np.arange(new)[:, None] * old, np.arange(old) * new
+    shared = np.minimum(starts + old, pixels + new) - np.maximum(starts, pixels)
+    return np.maximum(shared, 0).astype(np.float64)
