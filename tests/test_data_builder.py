@@ -89,6 +89,19 @@ def test_area_means_of_any_ratio(old, new):
     np.testing.assert_array_equal(area.shrink_mask(mask, (new, 2 * new))[..., 0], majority)
 
 
+@pytest.mark.parametrize("side, new", [(200, 1), (300, 2), (512, 1), (150, 4), (99, 3)])
+def test_a_majority_by_one_pixel_is_one_and_a_tie_is_none(side, new):
+    edge = -(-side // new)
+    for covered in range(edge * edge // 2 - 2, edge * edge // 2 + 3):
+        mask = np.zeros((side, side), bool)
+        mask[:edge, :edge] = (np.arange(edge * edge) < covered).reshape(edge, edge)
+        parts = mask.repeat(new, axis=0).repeat(new, axis=1)[:side, :side]
+        majority = 2 * parts.sum() > side * side
+        assert area.shrink_mask(mask, (new, new))[0, 0, 0] == majority, covered
+        value = area.shrink_image(mask[..., None].astype(np.uint8), (new, new))[0, 0, 0]
+        assert value == (2 * parts.sum() >= side * side), covered
+
+
 def test_near_duplicates_share_a_split(source, tmp_path):
     for seed in range(4):
         content = build(source, tmp_path / str(seed), seed=seed)

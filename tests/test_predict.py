@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from tvjax import polygons, prediction
 from tvjax.data import area, coco
 from tvjax.errors import UserError
-from tvjax.rasters import reader, tiles
+from tvjax.rasters import reader, resample, tiles
 
 rasterio = pytest.importorskip("rasterio")
 geopandas = pytest.importorskip("geopandas")
@@ -255,6 +255,26 @@ def test_the_scale_shrinks_as_training_does_and_masks_keep_the_image_s_size(tmp_
         with rasterio.open(tmp_path / "out" / "a_mask.tif") as file:
             # Interpolation rounds the corners.
             assert np.sum((file.read(1) > 0) != mask) <= 4
+
+
+@pytest.mark.parametrize("old, new", [(300, 1), (300, 7), (70, 9), (9, 70), (5, 15), (64, 64)])
+def test_what_is_resized_is_exact_and_so_are_ties(old, new):
+    """By whole numbers of any size; a tie at a half is no object, a hair above it is one."""
+    image = (np.random.default_rng(old).random((old, old, 1)) < 0.5).astype(np.uint8)
+    image[: old // 2] = 1 - image[: old - old // 2 - 1 : -1, ::-1]  # half of its pixels, or so
+    rows = resample.Axis(old, new)
+    weights = rows.weights(0, new).astype(int).astype(object)
+    low, high = rows.source(0, new)
+    sums = weights @ image[low:high, low:high, 0].astype(object) @ weights.T
+    assert (weights.sum(1) == rows.total).all()
+    strips = resample.resample_strips([image[:1], image[1:]], rows, rows)
+    found = np.concatenate(list(strips))[..., 0]
+    if old != new:
+        np.testing.assert_array_equal(found, (sums / rows.total**2).astype(np.float32))
+    np.testing.assert_array_equal(found > 0.5, 2 * sums > rows.total**2)
+    raster = reader.scaled(reader.from_array(image), new / old)
+    half_up = (2 * sums + rows.total**2) // (2 * rows.total**2)
+    np.testing.assert_array_equal(raster.read(0, new, 0, new)[..., 0], half_up)
 
 
 def test_pictures_give_png_and_bad_files_are_skipped(tmp_path):

@@ -19,10 +19,8 @@ def shrink_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
       uint8 `[h, w, C]`.
     """
-    # A sum divided by a whole number that is no multiple misses the next one by far more than
-    # rounding does: the floor is exact.
-    area = image.shape[0] * image.shape[1]
-    return np.floor((sums(image, size) + area / 2) / area).astype(np.uint8)
+    weights = (overlaps(old, new) for old, new in zip(image.shape[:2], size, strict=True))
+    return mean(image, *weights, total=image.shape[0] * image.shape[1])
 
 
 def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -48,14 +46,31 @@ def sums(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
       Float64 whole numbers `[h, w, C]`, at most 255 H W.
     """
-    height, width, channels = values.shape
+    height, width = values.shape[:2]
+    return weigh(values, overlaps(height, size[0]), overlaps(width, size[1]))
+
+
+def mean(image: np.ndarray, rows: np.ndarray, columns: np.ndarray, total: int) -> np.ndarray:
+    """Weighted sums of uint8 pixels divided by `total`, rounded half up, uint8; see `weigh`."""
+    # A quotient of whole numbers that is none itself is further from the next one than rounding
+    # goes: the floor is exact.
+    return np.floor((weigh(image, rows, columns) + total / 2) / total).astype(np.uint8)
+
+
+def weigh(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Sums with weights of rows `[h, H]` and columns `[w, W]`: `[H, W, C]` -> float64 `[h, w, C]`.
+
+    Exact if values and weights are whole numbers and the sums below 2^53.
+    """
     # Pillow's box filter would not do: it rounds to 8 bits between its passes, and at fractional
     # ratios it takes or leaves whole pixels.
-    kind = np.float32 if 255 * height < 1 << 24 else np.float64  # what holds 255 H exactly
-    rows = overlaps(height, size[0]).astype(kind) @ values.reshape(height, -1).astype(kind)
-    rows = rows.reshape(size[0], width, channels).swapaxes(0, 1).reshape(width, -1)
-    found = overlaps(width, size[1]) @ rows.astype(np.float64)  # one product, not one per row
-    return found.reshape(size[1], size[0], channels).swapaxes(0, 1)
+    height, width, channels = values.shape
+    small = values.dtype.itemsize == 1 and 255 * rows[0].sum() < 1 << 24
+    kind = np.float32 if small else np.float64  # both exact, and float32 the quicker
+    half = rows.astype(kind) @ values.reshape(height, -1).astype(kind)
+    half = half.reshape(-1, width, channels).swapaxes(0, 1).reshape(width, -1)
+    found = columns @ half.astype(np.float64)  # one product for all rows, not one for each
+    return found.reshape(len(columns), -1, channels).swapaxes(0, 1)
 
 
 @lru_cache(maxsize=16)

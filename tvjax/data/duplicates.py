@@ -31,7 +31,10 @@ FLAT = 0.5
 _FINE = 12
 """Bits after the point of the shrunk image's grey levels."""
 _SCALE = 1 << 16
-"""Of the cosines. Twice the transform is then below 2^63: it is below 2^8 2^_FINE (32 _SCALE)^2 = 2^62."""
+"""Of the cosines; the transform is then below `2^8 2^_FINE (32 _SCALE)^2 = 2^62`."""
+
+_GREY = np.array([19595, 38470, 7471], np.float32)
+"""Weights of red, green and blue, of ITU-R 601-2, times 2^16."""
 
 
 def _cosines() -> np.ndarray:
@@ -41,7 +44,7 @@ def _cosines() -> np.ndarray:
     """
     quarter = [round(_SCALE * math.cos(math.pi * m / (2 * SIDE))) for m in range(SIDE)] + [0]
     half = quarter + [-value for value in quarter[-2::-1]]
-    wave = np.array(half + half[-2:0:-1])  # a whole one, of 4 SIDE
+    wave = np.array(half + half[-2:0:-1], np.int64)  # a whole one, of 4 SIDE
     return wave[np.outer(np.arange(KEPT), 2 * np.arange(SIDE) + 1) % len(wave)]
 
 
@@ -80,10 +83,10 @@ def hashes(image: np.ndarray) -> np.ndarray:
 
 def _transform(image: np.ndarray) -> np.ndarray:
     """The lowest frequencies of the grey image, int64 `[KEPT, KEPT]`."""
-    weights = np.array([19595, 38470, 7471], np.int32)  # ITU-R 601-2, times 2^16
-    grey = (image.astype(np.int32) @ weights + (1 << 15)) >> 16
+    weighted = image.reshape(-1, 3).astype(np.float32) @ _GREY  # whole numbers below 2^24: exact
+    grey = ((weighted + 2**15) / 2**16).astype(np.uint8).reshape(image.shape[:2])
     pixels = grey.size
-    total = area.sums(grey[..., None].astype(np.uint8), (SIDE, SIDE))[..., 0].astype(np.int64)
+    total = area.sums(grey[..., None], (SIDE, SIDE))[..., 0].astype(np.int64)
     small = ((total << _FINE) + pixels // 2) // pixels
     return _COSINES @ small @ _COSINES.T
 

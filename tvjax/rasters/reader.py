@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tvjax.data import pictures
+from tvjax.data import area, pictures
 from tvjax.errors import UserError
-from tvjax.rasters.resample import Axis, resample
+from tvjax.rasters.resample import Axis
 
 PLAIN = (".png", ".jpg", ".jpeg")
 """Suffixes that Pillow reads; these images give masks in PNG if they have no georeference."""
@@ -89,8 +89,8 @@ def scaled(raster: Raster, scale: float) -> Raster:
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         block = raster.read(*rows.source(top, bottom), *columns.source(left, right))
-        values = resample(block, rows.weights(top, bottom), columns.weights(left, right))
-        return np.floor(values + (0.5 + 1e-4)).astype(np.uint8)  # half up, as `area.shrink_image`
+        weights = rows.weights(top, bottom), columns.weights(left, right)
+        return area.mean(block, *weights, rows.total * columns.total)
 
     return raster._replace(height=rows.new, width=columns.new, read=read)
 

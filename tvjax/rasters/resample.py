@@ -1,9 +1,11 @@
 """Resizing along one axis, window by window, so that no window depends on where others are cut."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from tvjax.data.area import weigh
 
 MOST_COLUMNS = 1024
 """Of new pixels whose weights are made at once."""
@@ -18,7 +20,7 @@ def strip_rows(width: int) -> int:
 
 
 class Axis(NamedTuple):
-    """From `old` pixels to `new` ones.
+    """From `old` pixels to `new` ones, by weights that are whole numbers: sums have no rounding.
 
     Shrinking takes the mean of the pixels under each new pixel, as `tvjax.data.area` shrinks
     training tiles; enlarging interpolates linearly between the centres of pixels.
@@ -36,29 +38,30 @@ class Axis(NamedTuple):
         """The old pixels `[lo, hi)` on which the new pixels `[start, stop)` depend."""
         if self.new <= self.old:
             return start * self.old // self.new, -(-stop * self.old // self.new)
-        first, last = ((k + 0.5) * self.old / self.new - 0.5 for k in (start, stop - 1))
-        return max(0, int(np.floor(first))), min(self.old, int(np.floor(last)) + 2)
+        first, last = (self._centre(k) // (2 * self.new) for k in (start, stop - 1))
+        return max(0, first), min(self.old, last + 2)
 
     def weights(self, start: int, stop: int) -> np.ndarray:
-        """Float32 `[stop - start, hi - lo]`: each new pixel as a mean of its sources."""
+        """Whole numbers `[stop - start, hi - lo]`, float64: what each source weighs of `total`."""
         low, high = self.source(start, stop)
-        pixels = np.arange(low, high)
+        new = np.arange(start, stop)[:, None]
         if self.new <= self.old:
-            edges = np.arange(start, stop + 1) * self.old / self.new
-            overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-            weights = np.maximum(overlap, 0) * (self.new / self.old)
+            left, pixels = new * self.old, np.arange(low, high) * self.new
+            shared = np.minimum(left + self.old, pixels + self.new) - np.maximum(left, pixels)
         else:
-            centres = (np.arange(start, stop) + 0.5) * self.old / self.new - 0.5
-            centres = np.clip(centres, 0, self.old - 1)  # beyond the last centre its value holds
-            weights = np.maximum(1 - np.abs(centres[:, None] - pixels), 0)
-        return weights.astype(np.float32)
+            # Beyond the last centre its value holds.
+            centres = np.clip(self._centre(new), 0, 2 * self.new * (self.old - 1))
+            shared = 2 * self.new - np.abs(centres - 2 * self.new * np.arange(low, high))
+        return np.maximum(shared, 0).astype(np.float64)
 
+    @property
+    def total(self) -> int:
+        """The sum of a new pixel's weights."""
+        return self.old if self.new <= self.old else 2 * self.new
 
-def resample(block: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Applies weights of rows `[h, H]` and columns `[w, W]` to `[H, W, C]`; float32 `[h, w, C]`."""
-    height, width, channels = block.shape
-    half = rows @ block.astype(np.float32).reshape(height, -1)
-    return columns @ half.reshape(-1, width, channels)
+    def _centre(self, new: Any) -> Any:
+        """Where the centre of a new pixel lies between those of the old, times `2 new`."""
+        return (2 * new + 1) * self.old - self.new
 
 
 def resample_strips(
@@ -83,17 +86,18 @@ def resample_strips(
                 stop -= 1
             low, high = rows.source(done, stop)
             block = held[low - first : high - first]
-            yield _widen(block, rows.weights(done, stop), columns)
+            yield _resize(block, rows, (done, stop), columns)
             done = stop
         keep = rows.source(done, done + 1)[0] if done < rows.new else known
         held, first = held[keep - first :], keep
 
 
-def _widen(block: np.ndarray, rows: np.ndarray, columns: Axis) -> np.ndarray:
-    """Resamples a strip, some columns at a time: a matrix for all would grow as their square."""
-    parts = []
+def _resize(block: np.ndarray, rows: Axis, span: tuple[int, int], columns: Axis) -> np.ndarray:
+    """New rows of a strip, some columns at a time: a matrix for all would grow as their square."""
+    parts, weights = [], rows.weights(*span)
     for start in range(0, columns.new, MOST_COLUMNS):
         stop = min(columns.new, start + MOST_COLUMNS)
         low, high = columns.source(start, stop)
-        parts.append(resample(block[:, low:high], rows, columns.weights(start, stop)))
+        sums = weigh(block[:, low:high], weights, columns.weights(start, stop))
+        parts.append((sums / (rows.total * columns.total)).astype(np.float32))
     return np.concatenate(parts, axis=1)
