@@ -112,24 +112,6 @@ def test_near_duplicates_share_a_split(source, tmp_path):
         assert len(holding) == 1
 
 
-def test_split_fractions():
-    for n in (3, 10, 25, 137):
-        assigned = splits.draw(np.arange(n), (0.8, 0.1, 0.1), seed=1)
-        held_out = max(1, round(0.1 * n))
-        assert np.bincount(assigned).tolist() == [n - 2 * held_out, held_out, held_out]
-    labels = np.random.default_rng(0).integers(0, 150, 500)
-    assigned = splits.draw(labels, (0.6, 0.2, 0.2), seed=2)
-    for label in np.unique(labels):
-        assert len(np.unique(assigned[labels == label])) == 1
-    np.testing.assert_allclose(np.bincount(assigned) / 500, [0.6, 0.2, 0.2], atol=0.02)
-    # Three clusters, the largest beyond its share: still none is empty.
-    assert set(splits.draw(np.repeat([0, 1, 2], [50, 30, 20]), (0.8, 0.1, 0.1), 0)) == {0, 1, 2}
-    with pytest.raises(UserError, match="5 tiles in 2 clusters"):
-        splits.draw(np.array([0, 0, 0, 3, 3]), (0.8, 0.1, 0.1), 0)
-    with pytest.raises(UserError, match="split="):
-        splits.draw(np.arange(9), (0.8, 0.1, 0.2), 0)
-
-
 def test_subset_is_drawn_by_seed(source, tmp_path):
     def ids(name, **options):
         build(source, tmp_path / name, limit=12, **options)
