@@ -38,6 +38,7 @@ class Pixels(nn.Module):
     momentum: float
     dtype: str
     axis_name: str | None
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, images, *, train):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from tvjax.models.layers import BatchNorm, Upsample, max_pool
 from tvjax.models.unet import UNet
@@ -90,6 +91,81 @@ def test_batch_norm_over_devices_is_that_of_the_whole_batch(x64):
     )
     np.testing.assert_allclose(parts.reshape(x.shape), whole, atol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, atol=1e-12), part_stats, stats)
+
+
+def batch_norm(x, *, scale=1.0, bias=0.0, axis_name=None):
+    """Of this scale and bias in training: the output, and the batch's mean and variance."""
+    c, dtype = x.shape[-1], jnp.promote_types(x.dtype, jnp.float32)
+    variables = {
+        "params": {"scale": jnp.full(c, scale, dtype), "bias": jnp.full(c, bias, dtype)},
+        "batch_stats": {"mean": jnp.zeros(c, dtype), "var": jnp.zeros(c, dtype)},
+    }
+    layer = BatchNorm(momentum=0.0, axis_name=axis_name)
+    y, new = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    return y, new["batch_stats"]["mean"], new["batch_stats"]["var"]
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 5, 30, 100])
+@pytest.mark.parametrize("rows", [160_000, 65_537, 31, 2])  # 65,537 is prime
+def test_batch_norm_keeps_its_digits(rows, ratio):
+    x = np.random.default_rng(0).normal(ratio, 1, (rows, 4)).astype(np.float32)
+    wide = x.astype(np.float64)
+    mean, var = wide.mean(axis=0), wide.var(axis=0)
+    y, found_mean, found_var = jax.jit(batch_norm)(x)
+    np.testing.assert_allclose(found_mean, mean, rtol=2e-7, atol=2e-7)
+    np.testing.assert_allclose(found_var, var, rtol=1e-6)
+    exact = (wide - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(y, exact, rtol=1e-6, atol=3e-7 * (1 + ratio))
+
+
+@pytest.mark.parametrize("level", [0.1, 1e4 / 3, 1e9 / 7])
+def test_a_constant_channel_becomes_its_bias(level):
+    y, mean, var = jax.jit(partial(batch_norm, bias=0.25))(jnp.full((3, 50, 41, 2), level))
+    np.testing.assert_array_equal(y, np.full(y.shape, 0.25))
+    np.testing.assert_array_equal(mean, np.full(2, level, np.float32))
+    np.testing.assert_array_equal(var, [0, 0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_rounds_a_narrow_dtype_once(dtype, train):
+    x = jnp.asarray(random((40, 50, 3)) + 30, dtype)
+    layer = BatchNorm()
+    wide = np.asarray(x, np.float64)
+    mean, var = wide.mean(axis=(0, 1)), wide.var(axis=(0, 1))
+    params = {"scale": jnp.full(3, 1.7), "bias": jnp.full(3, 0.3)}
+    stats = {"mean": jnp.asarray(mean, jnp.float32), "var": jnp.asarray(var, jnp.float32)}
+    y, _ = layer.apply(
+        {"params": params, "batch_stats": stats}, x, train=train, mutable=["batch_stats"]
+    )
+    assert y.dtype == x.dtype
+    exact = 1.7 * (wide - mean) / np.sqrt(var + 1e-5) + 0.3
+    rounding = float(jnp.finfo(dtype).eps) / 2
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=1.01 * rounding, atol=1e-5)
+
+
+def test_batch_norm_over_devices_keeps_its_digits():
+    """Each device's tiles are of a brightness of their own; the variance is of them all."""
+    x = np.random.default_rng(0).normal(100, 1, (4, 6000, 2)) + np.arange(4)[:, None, None]
+    x = x.astype(np.float32)
+    wide = x.astype(np.float64).reshape(-1, 2)
+    mapped = jax.vmap(partial(batch_norm, axis_name="d"), axis_name="d")
+    y, mean, var = jax.jit(mapped)(x)
+    np.testing.assert_allclose(mean, np.tile(wide.mean(axis=0), (4, 1)), rtol=2e-7)
+    np.testing.assert_allclose(var, np.tile(wide.var(axis=0), (4, 1)), rtol=1e-6)
+    exact = (wide - wide.mean(axis=0)) / np.sqrt(wide.var(axis=0) + 1e-5)
+    np.testing.assert_allclose(y.reshape(-1, 2), exact, atol=3e-5)
+
+
+def test_derivatives_of_batch_norm_over_devices_are_finite_differences(x64):
+    mapped = jax.vmap(partial(batch_norm, scale=1.3, axis_name="d"), axis_name="d")
+    x = random((2, 35, 2)) + 3  # more rows than one product sums
+    check_grads(jax.jit(mapped), (x,), order=2, atol=1e-5, rtol=1e-5)
+
+
+def test_batch_norm_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="empty batch"):
+        batch_norm(jnp.zeros((0, 4, 4, 2)))
 
 
 @pytest.mark.parametrize("channels, width, count", [(1, 64, 1_864_129), (2, 64, 1_864_194)])

@@ -171,7 +171,7 @@ def test_segformer_parameter_count():
 def model(name, *, head="sigmoid", width=2, depth=1):
     return make_model(
         name=name, head=head, head_iterations=1, head_kind="anisotropic",
-        width=width, depth=depth, momentum=0.9, dtype="float32",
+        width=width, depth=depth, momentum=0.9, dtype="float32", precision="highest",
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Config files and their flags, without starting a run."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from tvjax.errors import UserError
 from tvjax.program import field_paths
 from tvjax.training import rundir
 from tvjax.training.augment import make_augment
-from tvjax.training.setup import make_hyper_plan, make_losses, make_regularizer
+from tvjax.training.setup import make_hyper_plan, make_losses, make_regularizer, make_setup
 from tvjax.training.state import make_optimizer, make_schedule
 
 ROOT = Path(__file__).parents[1]
@@ -203,6 +204,15 @@ def test_a_workdir_that_is_a_file_or_holds_another_run_is_refused(tmp_path):
     rundir.check(run, longer)
     with pytest.raises(UserError, match=r"regularizer.place='none'.*'loss'"):
         rundir.check(run, config("lunet"))
+    older = config("unet").to_dict()
+    del older["model"]["precision"]  # such runs multiplied as the hardware does by default
+    (run / "config.json").write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"model.precision='default'.*'highest'"):
+        rundir.check(run, config("unet"))
+    same = config("unet")
+    same.model.precision = "default"
+    rundir.check(run, same)
+    assert make_setup(ConfigDict(rundir.as_now(older)), (16, 16)).resident
     (run / "config.json").write_text("{")
     with pytest.raises(UserError, match="move it away"):
         rundir.check(run, config("unet"))

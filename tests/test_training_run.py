@@ -81,6 +81,7 @@ def test_a_run_leaves_what_the_contract_names(whole):
     for name in ("train_iou", "val_iou", "test_iou", "lambda", "seconds"):
         assert np.isfinite(found[name])
     assert found["steps"] == STEPS and len(found["parameters_sha256"]) == 64
+    assert found["precision"] == "highest"
     assert json.loads(result.stdout.splitlines()[-1]) == found
     assert "test, all background" in result.stdout
     for name in ("curves.png", "lambda.png", "predictions.png", "config.json"):

@@ -32,6 +32,7 @@ _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block."
 _SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation: float32 or bfloat16.")
+_PRECISION = flags.DEFINE_string("precision", "highest", "As model.precision in configs/base.py.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each is timed.")
 _ONLY = flags.DEFINE_list("only", None, "Names to time, beside plain; default all.")
 
@@ -58,8 +59,9 @@ def make_steps():
     """
     layout = parallel.make_layout(map="jit")
     problem, regularizer, start = workload.unet(
-        width=_WIDTH.value, size=_SIZE.value, rate=RATE, dtype=_DTYPE.value
-    )
+        width=_WIDTH.value, size=_SIZE.value, rate=RATE, dtype=_DTYPE.value,
+        precision=_PRECISION.value,
+    )  # fmt: skip
     *train, val = workload.random_batches(11, batch=_BATCH.value, size=_SIZE.value)
     optimizer = hypergrad.adam(0.02)
     made = {}
@@ -107,7 +109,7 @@ def measure() -> dict:
         "benchmark": "steps",
         "config": {
             "width": _WIDTH.value, "batch": _BATCH.value, "size": _SIZE.value,
-            "dtype": _DTYPE.value, "rounds": _ROUNDS.value,
+            "dtype": _DTYPE.value, "precision": _PRECISION.value, "rounds": _ROUNDS.value,
         },
         "medians_s": medians,
         "ratios_to_plain": {name: value / medians["plain"] for name, value in medians.items()},

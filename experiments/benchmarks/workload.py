@@ -27,11 +27,12 @@ def unet(
     head_iterations: int | None = 1,
     place: str = "loss",
     dtype: str = "float32",
+    precision: str = "highest",
 ) -> tuple[Bilevel, steps.Regularizer, Callable[..., state.TrainState]]:
     """The problem, its regulariser, and `(estimator, optimizer of lambda) -> first state`."""
     net, made = make_model(
         name="unet", head=head, head_iterations=head_iterations, head_kind="anisotropic",
-        width=width, depth=2, momentum=0.9, dtype=dtype,
+        width=width, depth=2, momentum=0.9, dtype=dtype, precision=precision,
     )  # fmt: skip
     regularizer = steps.Regularizer(place, "anisotropic", "sum", "log")
     problem = steps.make_problem(net, made, hypergrad.adam(rate), regularizer)

@@ -12,6 +12,9 @@ from tvjax.models.unet import UNet
 
 NETS: dict[str, Any] = {"unet": UNet, "segnet": SegNet, "segformer": SegFormer}
 
+PRECISIONS = ("highest", "high", "default")
+"""Of the nets' convolutions and products, as `jax.lax.Precision` has them."""
+
 
 def make_model(
     *,
@@ -23,6 +26,7 @@ def make_model(
     depth: int,
     momentum: float,
     dtype: str | None,
+    precision: str,
     axis_name: str | None = None,
 ) -> tuple[nn.Module, Head]:
     """The net of this name, with as many channels as its head reads.
@@ -36,6 +40,10 @@ def make_model(
       depth: number of blocks, see the net.
       momentum: of BatchNorm's running statistics, in nets that have them.
       dtype: of the computation; None: that of the parameters.
+      precision: of the net's convolutions and products in float32, one of `PRECISIONS`. It
+        matters where hardware multiplies in fewer bits: `"highest"` is float32 everywhere;
+        `"high"` is TF32 (10 bits) on an NVIDIA GPU, three bfloat16 products on a TPU; `"default"`
+        is TF32 there, and bfloat16 (7 bits). Sums and statistics are float32 always.
       axis_name: the device axis, for BatchNorm.
 
     Raises:
@@ -43,6 +51,10 @@ def make_model(
     """
     if name not in NETS:
         raise UserError(f"model.name={name!r} is unknown; choose one of {sorted(NETS)}")
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"model.precision={precision!r} is unknown; choose one of {', '.join(PRECISIONS)}"
+        )
     for field, value in (("width", width), ("depth", depth)):
         if value < 1:
             raise UserError(f"model.{field}={value} must be positive")
@@ -51,6 +63,7 @@ def make_model(
     except ValueError as error:
         raise UserError(f"model.head: {error}") from error
     options: dict[str, Any] = {"width": width, "depth": depth, "dtype": dtype}
+    options["precision"] = precision
     if name != "segformer":  # which has no BatchNorm
         options |= {"momentum": momentum, "axis_name": axis_name}
     return NETS[name](channels=made.channels, **options), made

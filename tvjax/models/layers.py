@@ -4,6 +4,8 @@ Against `nn.ConvTranspose`, `nn.max_pool` and `nn.BatchNorm` as usually written,
 the U-Net takes half the time on a CPU, and loses nothing on an accelerator.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,10 +19,11 @@ class Upsample(nn.Module):
 
     At stride 2 the four outputs of an input pixel overlap with no other pixel's, so it is one
     matrix product to 4 x features channels and a reshape of pixels. `kernel` is `[2, 2, C, f]`
-    as in `nn.ConvTranspose(f, (2, 2), (2, 2))`, whose values it gives.
+    as in `nn.ConvTranspose(f, (2, 2), (2, 2))`, whose values it gives, and `precision` too.
     """
 
     features: int
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -37,7 +40,8 @@ class Upsample(nn.Module):
         kernel = (
             kernel[::-1, ::-1].astype(x.dtype).transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
         )
-        y = (x.reshape(-1, c) @ kernel).reshape(b, h, w, 2, 2, self.features)
+        y = jnp.matmul(x.reshape(-1, c), kernel, precision=self.precision)
+        y = y.reshape(b, h, w, 2, 2, self.features)
         y = y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
         return y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
 
@@ -125,13 +129,17 @@ class DepthwiseConv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """`nn.BatchNorm` over all axes but the last, with its sums as matrix products.
+    """`nn.BatchNorm` over all axes but the last, with statistics that keep their digits.
 
     `train=True` normalises by the batch's mean and variance (biased) and moves the running ones by
     `running = momentum * running + (1 - momentum) * batch`; `train=False` uses the running ones.
-    Statistics are computed in float32 or wider. With `axis_name` they are those of the whole
-    axis, so that the result does not depend on the number of devices. Derivatives flow through
-    the batch's statistics and through the running ones.
+    All is computed in float32 or wider and rounded to the dtype of the input at the end. The error
+    does not grow with mean/std. With `axis_name` the statistics are those of the whole axis, so
+    that the result does not depend on the number of devices. Derivatives of any order flow
+    through the batch's statistics and through the running ones.
+
+    Raises:
+      ValueError: `train=True` and there is nothing to take the mean of.
     """
 
     momentum: float = 0.9
@@ -149,9 +157,9 @@ class BatchNorm(nn.Module):
             self.variable("batch_stats", "mean", jnp.zeros, (c,)),
             self.variable("batch_stats", "var", jnp.ones, (c,)),
         )
-        rows = x.reshape(-1, c)
+        rows = x.reshape(-1, c).astype(wide)
         if train:
-            mean, var = _moments(rows.astype(wide), self.axis_name)
+            mean, var = _moments(rows, self.axis_name)
             if not self.is_initializing():
                 for running, new in zip(mean_var, (mean, var), strict=True):
                     moved = self.momentum * running.value + (1 - self.momentum) * new
@@ -159,17 +167,51 @@ class BatchNorm(nn.Module):
         else:
             mean, var = (v.value.astype(wide) for v in mean_var)
         factor = scale.astype(wide) * lax.rsqrt(var + self.epsilon)
-        offset = bias.astype(wide) - mean * factor
-        y = rows * factor.reshape(1, c).astype(x.dtype) + offset.reshape(1, c).astype(x.dtype)
-        return y.reshape(x.shape)
+        # Subtracted first, and to the derivative in the offset, a sum over rows less.
+        centre = lax.stop_gradient(mean)
+        offset = bias.astype(wide) - (mean - centre) * factor
+        y = (rows - centre.reshape(1, c)) * factor.reshape(1, c) + offset.reshape(1, c)
+        return y.reshape(x.shape).astype(x.dtype)
 
 
 def _moments(rows: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of the columns of `[N, C]`."""
-    n = rows.shape[0]
-    weights = jnp.full((1, n), 1 / n, rows.dtype)
-    moments = jnp.concatenate([weights @ rows, weights @ (rows * rows)])
-    if axis_name is not None:
-        moments = lax.pmean(moments, axis_name)
-    mean, square = moments[0], moments[1]
-    return mean, jnp.maximum(square - mean * mean, 0)
+    """Mean and biased variance of the columns of `[N, C]`, over all devices of the axis.
+
+    The variance is E[(x - c)^2] - (mean - c)^2, which holds for any c, a constant to the
+    derivative: with the mean as c, nothing cancels and derivatives of any order are right.
+    """
+    near = lax.stop_gradient(_column_means(rows, axis_name))
+    mean = near + _column_means(rows - near.reshape(1, -1), axis_name)  # to the last digit
+    centre = lax.stop_gradient(mean)
+    square = _column_means(jnp.square(rows - centre.reshape(1, -1)), axis_name)
+    return mean, square - jnp.square(mean - centre)
+
+
+def _column_means(rows: jax.Array, axis_name: str | None) -> jax.Array:
+    """Means of the columns of `[N, C]`, over all devices of the axis.
+
+    Sums of up to 32 rows each, and of up to 32 of these sums, and so on: one running sum in float32
+    loses digits in proportion to N. As products, which are vectorised on a CPU where reductions are
+    not; HIGHEST keeps GPUs and TPUs from rounding to fewer bits. The last product divides: so the
+    means are its output, which no compiler computes again, and otherwise, where they are used.
+    """
+    n, c = rows.shape
+    if n == 0:
+        raise ValueError("BatchNorm has no mean of an empty batch; give it at least one pixel")
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    terms = _terms(n)
+    rows = jnp.pad(rows, ((0, math.prod(terms) - n), (0, 0)))
+    for i, k in enumerate(terms):
+        weight = 1 if i + 1 < len(terms) else 1 / (n * devices)
+        weights = jnp.full((1, k), weight, rows.dtype)
+        rows = jnp.matmul(weights, rows.reshape(k, -1), precision=lax.Precision.HIGHEST)
+    means = rows.reshape(c)
+    return means if axis_name is None else lax.psum(means, axis_name)
+
+
+def _terms(n: int) -> list[int]:
+    """Numbers from 1 to 32 whose product is n, or little more where n has no such factors."""
+    if n <= 32:
+        return [n]
+    k = next((k for k in range(32, 7, -1) if n % k == 0), 32)
+    return [k, *_terms(-(-n // k))]

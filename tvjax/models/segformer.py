@@ -41,31 +41,32 @@ class SegFormer(nn.Module):
       width: channels of one attention head.
       depth: blocks in a stage.
       dtype: of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
+      precision: of convolutions and products, see `make_model`.
     """
 
     channels: int = 1
     width: int = 32
     depth: int = 2
     dtype: str | None = None
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """`[B, H, W, 3]` in [0, 1] -> logits `[B, H, W, channels]`, for any H and W."""
         del train  # nothing here depends on it
         norm = partial(nn.LayerNorm, dtype=self.dtype)
-        dense = partial(nn.Dense, dtype=self.dtype)
+        conv = partial(nn.Conv, dtype=self.dtype, precision=self.precision)
+        dense = partial(nn.Dense, dtype=self.dtype, precision=self.precision)
         mean, deviation = (jnp.asarray(c, images.dtype) for c in (MEAN, DEVIATION))
         x = (images - mean.reshape(1, 1, 1, 3)) / deviation.reshape(1, 1, 1, 3)
         x = x if self.dtype is None else x.astype(self.dtype)
         stages = []
         for heads, reduction, (side, stride) in zip(HEADS, REDUCTIONS, PATCHES, strict=True):
-            x = nn.Conv(
-                self.width * heads, (side, side), stride, padding=side // 2, dtype=self.dtype
-            )(x)
+            x = conv(self.width * heads, (side, side), stride, padding=side // 2)(x)
             x = norm()(x)
             for _ in range(self.depth):
-                x = x + Attention(heads, reduction, self.dtype)(norm()(x))
-                x = x + MixFFN(self.dtype)(norm()(x))
+                x = x + Attention(heads, reduction, self.dtype, self.precision)(norm()(x))
+                x = x + MixFFN(self.dtype, self.precision)(norm()(x))
             x = norm()(x)
             stages.append(x)
         size, features = stages[0].shape[1:3], HEADS[-1] * self.width
@@ -85,12 +86,14 @@ class Attention(nn.Module):
     heads: int
     reduction: int
     dtype: str | None = None
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, H, W, C] -> [B, H, W, C]`."""
         b, h, w, c = x.shape
-        dense = partial(nn.Dense, c, dtype=self.dtype)
+        dense = partial(nn.Dense, c, dtype=self.dtype, precision=self.precision)
+        product = partial(jnp.einsum, precision=self.precision)
         r = self.reduction
         coarse = x
         if r > 1:
@@ -103,9 +106,9 @@ class Attention(nn.Module):
         key = dense(name="key", use_bias=False)(coarse)
         value = dense(name="value")(coarse)
         q, k, v = (y.reshape(b, -1, self.heads, c // self.heads) for y in (query, key, value))
-        scores = jnp.einsum("bqhc,bkhc->bhqk", q, k) / (c // self.heads) ** 0.5
+        scores = product("bqhc,bkhc->bhqk", q, k) / (c // self.heads) ** 0.5
         weights = nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)))
-        y = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(x.dtype), v)
+        y = product("bhqk,bkhc->bqhc", weights.astype(x.dtype), v)
         return dense(name="out")(y.reshape(b, h, w, c))
 
 
@@ -113,14 +116,15 @@ class MixFFN(nn.Module):
     """Two matrix products with a 3x3 depthwise convolution between, which tells positions apart."""
 
     dtype: str | None = None
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, H, W, C] -> [B, H, W, C]`."""
         c = x.shape[-1]
-        y = nn.Dense(EXPANSION * c, dtype=self.dtype)(x)
-        y = nn.gelu(DepthwiseConv()(y), approximate=False)
-        return nn.Dense(c, dtype=self.dtype)(y)
+        dense = partial(nn.Dense, dtype=self.dtype, precision=self.precision)
+        y = nn.gelu(DepthwiseConv()(dense(EXPANSION * c)(x)), approximate=False)
+        return dense(c)(y)
 
 
 def _resize(x: jax.Array, size: tuple[Dimension, ...]) -> jax.Array:

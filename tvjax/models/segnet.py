@@ -33,6 +33,7 @@ class SegNet(nn.Module):
       depth: number of blocks of VGG16 that are used, 1 to 5; 5 in the paper.
       momentum: decay of BatchNorm's running statistics.
       dtype: of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
+      precision: of convolutions and products, see `make_model`.
       axis_name: the device axis over which BatchNorm takes its statistics.
     """
 
@@ -41,6 +42,7 @@ class SegNet(nn.Module):
     depth: int = 5
     momentum: float = 0.9
     dtype: str | None = None
+    precision: str | None = None
     axis_name: str | None = None
 
     @nn.compact
@@ -52,7 +54,7 @@ class SegNet(nn.Module):
         """
         if self.depth > len(FACTORS):
             raise UserError(f"model.depth={self.depth} of a segnet can be {len(FACTORS)} at most")
-        conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
+        conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype, precision=self.precision)
         norm = partial(BatchNorm, momentum=self.momentum, axis_name=self.axis_name)
 
         def layer(x: jax.Array, features: int) -> jax.Array:

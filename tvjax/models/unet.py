@@ -26,6 +26,7 @@ class UNet(nn.Module):
       depth: number of encoder blocks; the deepest features are 2^depth times smaller.
       momentum: decay of BatchNorm's running statistics.
       dtype: of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
+      precision: of convolutions and products, see `make_model`.
       axis_name: the device axis over which BatchNorm takes its statistics.
     """
 
@@ -34,6 +35,7 @@ class UNet(nn.Module):
     depth: int = 2
     momentum: float = 0.9
     dtype: str | None = None
+    precision: str | None = None
     axis_name: str | None = None
 
     @nn.compact
@@ -43,12 +45,12 @@ class UNet(nn.Module):
         Sizes that 2^depth does not divide are padded with the edge's pixels and cropped back.
         """
         _, h, w, _ = images.shape
-        conv = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype)
+        conv = partial(nn.Conv, dtype=self.dtype, precision=self.precision)
         norm = partial(BatchNorm, momentum=self.momentum, axis_name=self.axis_name)
 
         def block(x: jax.Array, features: int) -> jax.Array:
             for _ in range(2):
-                x = nn.relu(norm()(conv(features)(x), train=train))
+                x = nn.relu(norm()(conv(features, (3, 3), use_bias=False)(x), train=train))
             return x
 
         x = images if self.dtype is None else images.astype(self.dtype)
@@ -61,7 +63,7 @@ class UNet(nn.Module):
             x = max_pool(x)
         x = block(x, self.width * 2**self.depth)
         for i in reversed(range(self.depth)):
-            x = jnp.concatenate([skips[i], Upsample(self.width * 2**i)(x)], axis=-1)
-            x = block(x, self.width * 2**i)
-        logits = nn.Conv(self.channels, (1, 1), dtype=self.dtype)(x)
+            x = Upsample(self.width * 2**i, self.precision)(x)
+            x = block(jnp.concatenate([skips[i], x], axis=-1), self.width * 2**i)
+        logits = conv(self.channels, (1, 1))(x)
         return logits[:, :h, :w, :].astype(jnp.promote_types(logits.dtype, jnp.float32))

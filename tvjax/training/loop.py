@@ -65,6 +65,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
                 "test_baselines": baselines(
                     splits["test"], batch_size=config.evaluation.batch_size
                 ),
+                "precision": config.model.precision,
                 **provenance.describe(config.seed),
             }
             rundir.write_summary(workdir, summary)

@@ -10,6 +10,7 @@ from tvjax import program
 from tvjax.data.records import Split
 from tvjax.data.sets import open_sets
 from tvjax.errors import UserError
+from tvjax.training import rundir
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.setup import Setup, make_setup
 from tvjax.training.state import TrainState
@@ -58,9 +59,10 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, S
       UserError: there is no run, or no such checkpoint.
     """
     try:
-        config: Config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        stored = json.loads((workdir / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir} holds no run (no readable config.json)") from error
+    config: Config = ConfigDict(rundir.as_now(stored))
     program.cache_compilations(Path(config.data.cache) / "compiled")
     try:
         setup = make_setup(config, ANY_SHAPE)

@@ -16,6 +16,9 @@ _MAY_CHANGE = (
     "train.steps_per_dispatch", "data.directory", "data.cache", "data.resident",
 )  # fmt: skip
 
+# Fields that were added since, and what runs without them had.
+_ADDED = {"model": {"precision": "default"}}
+
 
 def check(workdir: Path, config: Config) -> None:
     """Checks that the folder holds a run of the same config, or none.
@@ -34,7 +37,7 @@ def check(workdir: Path, config: Config) -> None:
     if stored is None:
         return
     wanted = _flat(json.loads(json.dumps(config.to_dict())))  # as it comes back: lists, no tuples
-    found = _flat(stored)
+    found = _flat(as_now(stored))
     for field in sorted(found.keys() | wanted.keys()):
         if found.get(field) != wanted.get(field) and not field.startswith(_MAY_CHANGE):
             raise UserError(
@@ -75,6 +78,11 @@ def write_config(workdir: Path, config: Config) -> None:
     """
     with _writing(workdir):
         _write(workdir / "config.json", config.to_dict())
+
+
+def as_now(stored: dict[str, Any]) -> dict[str, Any]:
+    """The content of a run's `config.json`, with the fields that were added since."""
+    return stored | {name: fields | stored.get(name, {}) for name, fields in _ADDED.items()}
 
 
 def read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
