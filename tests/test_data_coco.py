@@ -1,6 +1,7 @@
 """COCO files: decoding against independent rasterisers, and every kind of bad input."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +97,12 @@ def test_run_length_codes_round_trip(tmp_path, crowd):
 
 def test_order_and_gaps_of_ids_do_not_matter(tmp_path):
     images = [
-        {"id": number, "file_name": "a.png", "height": 32, "width": 40} for number in (90, 7, 3)
+        {"id": number, "file_name": f"{number}.png", "height": 32, "width": 40}
+        for number in (90, 7, 3)
     ]
+    (tmp_path / "images").mkdir()
+    for image in images:
+        Image.new("RGB", (40, 32)).save(tmp_path / "images" / image["file_name"])
     entries = [
         annotation([[0, 0, 4, 0, 4, 4, 0, 4]], image_id=90, number=5),
         annotation([[0, 0, 2, 0, 2, 2, 0, 2]], image_id=3, number=9),
@@ -106,6 +111,33 @@ def test_order_and_gaps_of_ids_do_not_matter(tmp_path):
     tiles = coco.read(*write_set(tmp_path, annotations=entries, images=images))
     assert [tile.id for tile in tiles] == [3, 7, 90]
     assert [int(tile.load()[1].sum()) for tile in tiles] == [4, 0, 32]
+
+
+@pytest.mark.parametrize("other", ["a.png", "./a.png", "sub/../a.png"])
+def test_one_file_under_two_ids_is_refused(tmp_path, other):
+    images = [
+        {"id": number, "file_name": name, "height": 32, "width": 40}
+        for number, name in ((7, "a.png"), (9, other))
+    ]
+    with pytest.raises(UserError, match=rf"ids 7 \(a\.png\) and 9 \({other}\) are one file"):
+        coco.read(*write_set(tmp_path, images=images))
+
+
+def test_names_that_differ_in_case_or_folder_are_of_two_files_where_there_are_two(tmp_path):
+    names = ["a.png", "A.png", "b/a.png", "e\u0301.png", "\u00e9.png", "a.jpg"]
+    images = [
+        {"id": number, "file_name": name, "height": 32, "width": 40}
+        for number, name in enumerate(names)
+    ]
+    (tmp_path / "images" / "b").mkdir(parents=True)
+    for name in names[1:]:
+        Image.new("RGB", (40, 32)).save(tmp_path / "images" / name)
+    files = write_set(tmp_path, images=images)
+    assert [tile.file for tile in coco.read(*files)] == [files[1] / name for name in names]
+    (tmp_path / "images" / "A.png").unlink()
+    os.link(tmp_path / "images" / "a.png", tmp_path / "images" / "A.png")  # as macOS has it
+    with pytest.raises(UserError, match=r"ids 0 \(a\.png\) and 1 \(A\.png\) are one file"):
+        coco.read(*files)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])

@@ -79,7 +79,7 @@ def test_a_changed_mask_is_another_set(source, tmp_path):
 
     assert build() == build()
     Image.fromarray(np.zeros((12, 16), np.uint8)).save(source / "masks" / "04.png")
-    with pytest.raises(UserError, match="annotations_sha256"):
+    with pytest.raises(UserError, match=r"1 changed \(masks/04\.png\)"):
         build()
 
 

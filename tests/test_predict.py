@@ -9,6 +9,7 @@ import sys
 import tempfile
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -517,6 +518,53 @@ def test_without_the_extra_pictures_work_and_maps_say_what_is_missing(tmp_path, 
     with pytest.raises(UserError, match=r"shapely.*tvjax\[geo\]"):
         options = prediction.Options(simplify=1.0)
         prediction.predict_images(images, tmp_path / "out", red, options=options)
+
+
+def test_one_file_named_twice_is_one_image(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    names = [".", str(tmp_path), "a.png", str(tmp_path / "..") + f"/{tmp_path.name}/*.png"]
+    assert prediction.find_images(names) == [Path("a.png")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a/1.png", "b/1.png"), ("1.png", "1.tif"), ("e\u0301.png", "\u00e9.png"), ("a.png", "A.png")],
+)
+def test_images_whose_results_would_overwrite_each_other_are_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="under the same name") as error:
+        prediction.find_images([str(tmp_path / name) for name in names])
+    assert all(name in str(error.value) for name in names) and "\n" not in str(error.value)
+
+
+def test_ids_of_images_are_those_of_their_whole_names(tmp_path, capsys):
+    def number(path, *names):
+        records = [{"id": 10 + k, "file_name": name} for k, name in enumerate(names)]
+        (tmp_path / "A.json").write_text(json.dumps({"images": records}))
+        paths = [tmp_path / name for name in ([path] if isinstance(path, str) else path)]
+        numbered = prediction.number_images(paths, str(tmp_path / "A.json"))
+        assert [p for _, p in numbered] == paths
+        return [n for n, _ in numbered]
+
+    both = ("a/1.png", "b/1.png")
+    assert number("a/1.png", *both) == [10] and number("b/1.png", *both) == [11]
+    assert number("x/b/1.png", "1.png", "a/1.png") == [10]
+    assert number("a/1.png", "1.png", "a/1.png") == [11]
+    assert number("\u00e9.png", "e\u0301.png") == [10]
+    assert not capsys.readouterr().err
+    assert number("b/1.png", "a/1.png") == [10]
+    assert "b/1.png as a/1.png" in capsys.readouterr().err
+    for path, names, words in (
+        ("c/1.png", both, r"ids 10 \(a/1.png\) and 11 \(b/1.png\)"),
+        ("a/1.png", ("a/1.png", "./a/1.png"), "twice"),
+        (both, ("x/1.png",), r"id 10 would be that of \S+a/1.png and of \S+b/1.png"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            number(path, *names)
+        assert "\n" not in str(error.value)
 
 
 def test_mistakes_are_one_line(tmp_path):

@@ -153,16 +153,18 @@ def test_of_few_images_no_p_value_is_told():
 
 
 def test_runs_of_other_data_are_told_apart(tiles, tmp_path):
-    def identity(**changes):
-        options = {"directory": None, "cache": "x", "size": 64, "limit": None, "seed": 0}
-        return sets.identity(**options | changes)
+    def identity(directory):
+        splits = sets.open_sets(directory=directory, cache="x", size=64, limit=None, seed=0)
+        return sets.identify(splits, directory)
 
     shutil.copytree(tiles, tmp_path / "moved")
-    same = identity(directory=str(tiles)), identity(directory=str(tmp_path / "moved"), size=9)
-    assert warn_of_data(*same) is None
-    warning = warn_of_data(identity(), identity(seed=1))
-    assert "different data (seed: 0 and 1)" in warning and "\n" not in warning
-    assert "size" in warn_of_data(identity(directory=str(tiles)), identity())
+    own, moved = identity(str(tiles)), identity(str(tmp_path / "moved"))
+    assert warn_of_data(own, moved) is None
+    embedded = {"sha256": 64 * "0", "directory": None}
+    warning = warn_of_data(own, embedded)
+    assert f"({own['sha256'][:12]} of {tiles} and 000000000000 of the embedded set)" in warning
+    assert "\n" not in warning
+    assert "kept no identity" in warn_of_data(own, None)
 
 
 def test_extremes_are_chosen_once():

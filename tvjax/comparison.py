@@ -64,17 +64,18 @@ def compare(
     }
 
 
-def warn_of_data(first: dict[str, Any], second: dict[str, Any]) -> str | None:
-    """One line if two runs have other data, by their `sets.identity`: images of one's split may be
-    in the other's training."""
-    names = [k for k in (first | second) if first.get(k) != second.get(k)]
-    if not names:
+def warn_of_data(first: dict[str, Any] | None, second: dict[str, Any] | None) -> str | None:
+    """One line if two runs have other data, by their `rundir.read_data`: images of one's split may
+    be in the other's training."""
+    if first and second and first["sha256"] == second["sha256"]:
         return None
-    differences = ", ".join(f"{k}: {first.get(k)!r} and {second.get(k)!r}" for k in names)
-    return (
-        f"the two runs were trained on different data ({differences}); both are scored on the same "
-        f"images, and either may have been trained on some of them"
+    scored = "both are scored on the same images, and either may have been trained on some of them"
+    if not (first and second):
+        return f"one of the two runs kept no identity of its data, which may differ; {scored}"
+    names = (
+        f"{d['sha256'][:12]} of {d['directory'] or 'the embedded set'}" for d in (first, second)
     )
+    return f"the two runs were trained on different data ({' and '.join(names)}); {scored}"
 
 
 def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:

@@ -23,17 +23,20 @@ from absl import flags
 
 from tvjax import program, scores
 from tvjax.comparison import compare, describe, warn_of_data
-from tvjax.data import coco, sets
+from tvjax.data import coco
 from tvjax.errors import UserError
 from tvjax.examples import Examples
 from tvjax.predictor import Predictor, own_denoising
 from tvjax.rasters import tiles
-from tvjax.training import restore
+from tvjax.training import restore, rundir
+from tvjax.types import Config
 
 _WORKDIR = flags.DEFINE_multi_string("workdir", [], "Folder of the run; a second one to compare.")
 _CHECKPOINT = program.define_checkpoint_flag()
 _SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "Tiles to score.")
-_DATA = flags.DEFINE_string("data", None, "Other tiles: prepared, or a COCO folder.")
+_DATA = flags.DEFINE_string(
+    "data", None, "Where the run's tiles are now, or other tiles: prepared, or a COCO folder."
+)
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file to score instead of a split.")
 _IMAGES = flags.DEFINE_string("images", None, "The folder of its images.")
 _CATEGORY = flags.DEFINE_multi_integer(
@@ -66,14 +69,18 @@ def main(argv: list[str]) -> None:
     examples: Examples | None = None
     if _ANNOTATIONS.value and _IMAGES.value:
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value)
-    source = {"split": _SPLIT.value} if examples is None else {"annotations": _ANNOTATIONS.value}
+    source: dict[str, Any] = (
+        {"split": _SPLIT.value} if examples is None else {"annotations": _ANNOTATIONS.value}
+    )
     found, reports, trained_on = [], [], []
     for number, workdir in enumerate(_WORKDIR.value, 1):
-        net, step, data = open_net(Path(workdir))
-        trained_on.append(sets.identity(**data))
+        net, step, config = open_net(Path(workdir))
+        trained_on.append(rundir.read_data(Path(workdir)))
         if examples is None:
-            data["directory"] = data["directory"] if _DATA.value is None else _DATA.value
-            examples = Examples.of_split(sets.open_sets(**data)[_SPLIT.value])
+            splits, data = restore.open_data(config, _DATA.value)
+            check_data(Path(workdir), data)
+            source["data"] = data
+            examples = Examples.of_split(splits[_SPLIT.value])
         tiling = tiles.choose_tiling(scores.scaled_sizes(examples, _SCALE.value), net)
         result = scores.score(examples, net, tiling, scale=_SCALE.value, category=category)
         reports.append({"workdir": workdir, **source, "step": step, **result.summary})
@@ -95,15 +102,29 @@ def main(argv: list[str]) -> None:
         (Path(_OUT.value) / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
 
 
-def open_net(workdir: Path) -> tuple[Predictor, int, dict[str, Any]]:
-    """The net of a run, its step, and the data that it was trained on, for `sets.open_sets`."""
+def open_net(workdir: Path) -> tuple[Predictor, int, Config]:
+    """The net of a run, its step and its config."""
     config, setup, state = restore.open_net(workdir, _CHECKPOINT.value)
     denoise = _DENOISE.value
     if denoise is None:
         denoise = own_denoising(workdir, config)
     kind = config.denoise.kind
     net = Predictor.of(setup, state, denoise=denoise, denoise_kind=kind)
-    return net, int(state.step), restore.data_options(config)
+    return net, int(state.step), config
+
+
+def check_data(workdir: Path, data: dict[str, Any]) -> None:
+    """Refuses other tiles than those of the run, unless `--data` asks for them: then notes it."""
+    try:
+        rundir.check_data(
+            workdir, data,
+            advice="give the place of the former by --data=DIR; it scores the latter too, if it "
+            "names them",
+        )  # fmt: skip
+    except UserError as error:
+        if _DATA.value is None:
+            raise
+        print(f"note: {str(error).partition('; ')[0]}, and are scored", file=sys.stderr)
 
 
 def keep(

@@ -1,5 +1,6 @@
 """Images with their truth, of a split or a COCO file, one at a time."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ class Example(NamedTuple):
 
     id: int
     name: str
+    """Path of its file in the folder of images."""
     image: np.ndarray
     """Uint8 `[H, W, 3]`."""
     mask: np.ndarray
@@ -65,7 +67,7 @@ class Examples(NamedTuple):
             tile = found[k]
             image, mask = tile.load()
             mask = mask[..., None].astype(np.uint8)
-            names = tile.id, tile.file.name
+            names = tile.id, os.path.relpath(tile.file, images)
             return Example(*names, image, mask, tile.segmentations, tile.crowds)
 
         return cls([(tile.height, tile.width) for tile in found], get)

@@ -2,8 +2,11 @@
 
 import contextlib
 import glob
+import itertools
 import json
+import os
 import sys
+import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,9 +44,10 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     """The files of directories, globs and file names, in order, each once.
 
     Raises:
-      UserError: one of them names nothing, or two files would be written under one name.
+      UserError: one of them names nothing, or two files would be written under one name: on some
+        file systems also where only case, or how accents are written, tells them apart.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -52,32 +56,90 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
             inside = [path] if path.exists() else [Path(p) for p in glob.glob(pattern)]
         if not inside:
             raise UserError(f"--images={pattern}: no such image, or none in there")
-        found |= dict.fromkeys(sorted(inside))
+        for path in sorted(inside):
+            found.setdefault(path.parent.resolve() / path.name, path)
     stems: dict[str, Path] = {}
-    for path in found:
-        other = stems.setdefault(path.stem, path)
+    for path in found.values():
+        other = stems.setdefault(_composed(path.stem).casefold(), path)
         if other != path:
             raise UserError(f"{other} and {path} would be written under the same name; rename one")
-    return list(found)
+    return list(found.values())
 
 
 def number_images(paths: list[Path], annotations: str | None) -> list[tuple[int, Path]]:
     """Ids of the images: their positions from 1, or those of a COCO file.
 
+    Of its images of a path's name, the one whose folders are the path's too is meant. Where there
+    is one of the name only, and in other folders, it is taken, and a note says so.
+
     Raises:
-      UserError: the file cannot be read, or has no image of one of the names.
+      UserError: the file cannot be read, has no image of one of the names, or several that could
+        be meant, or one that could mean several of them.
     """
     if annotations is None:
         return list(enumerate(paths, 1))
+    named: dict[str, list[tuple[int, str]]] = {}
     try:
-        records = json.loads(Path(annotations).read_bytes())["images"]
-        ids = {Path(record["file_name"]).name: int(record["id"]) for record in records}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for record in json.loads(Path(annotations).read_bytes())["images"]:
+            name = record["file_name"]
+            named.setdefault(_parts(name)[-1], []).append((int(record["id"]), name))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{annotations}: is no COCO file with images ({error})") from error
-    for path in paths:
-        if path.name not in ids:
-            raise UserError(f"{path}: {annotations} has no image of this name")
-    return [(ids[path.name], path) for path in paths]
+    found = [_record(path, named, annotations) for path in paths]
+    owners: dict[int, Path] = {}
+    for (number, _), path in zip(found, paths, strict=True):
+        other = owners.setdefault(number, path)
+        if other != path:
+            raise UserError(
+                f"{annotations}: image id {number} would be that of {other} and of {path}; predict "
+                f"them one by one, or name the images in it by their folders too"
+            )
+    elsewhere = [
+        f"{path} as {name}"
+        for (_, name), path in zip(found, paths, strict=True)
+        if not _agreement(path, name)[0]
+    ]
+    if elsewhere:
+        _note(
+            f"{len(elsewhere)} images are in other folders than {annotations} says, and were found "
+            f"by their names alone: {elsewhere[0]}"
+        )
+    return [(number, path) for (number, _), path in zip(found, paths, strict=True)]
+
+
+def _record(
+    path: Path, named: dict[str, list[tuple[int, str]]], annotations: str
+) -> tuple[int, str]:
+    """Id and name of the image of a COCO file that agrees best with a path."""
+    candidates = named.get(_parts(path)[-1], [])
+    if not candidates:
+        raise UserError(f"{path}: {annotations} has no image of this name")
+    most = max(_agreement(path, name) for _, name in candidates)
+    best = [(number, name) for number, name in candidates if _agreement(path, name) == most]
+    if len(best) > 1:
+        (one, first), (two, second) = best[:2]
+        raise UserError(
+            f"{path}: {annotations} names it twice, as image ids {one} ({first}) and {two} "
+            f"({second}); leave one out, or name the images in it by their folders too"
+        )
+    return best[0]
+
+
+def _agreement(path: Path, name: str) -> tuple[bool, int]:
+    """Whether a path ends in a name, folders and all; and in how many of its parts."""
+    parts = _parts(name)
+    pairs = zip(reversed(_parts(path.absolute())), reversed(parts), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return shared == len(parts), shared
+
+
+def _parts(path: str | Path) -> tuple[str, ...]:
+    return Path(_composed(os.path.normpath(path))).parts
+
+
+def _composed(name: str) -> str:
+    """The name with its accents written in one way (macOS has another than others)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def predict_images(

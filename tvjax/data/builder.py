@@ -8,7 +8,8 @@ sibling directory that is renamed at the end, so that a half-built set is never 
 import contextlib
 import importlib.metadata
 import io
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,31 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from tvjax.data import area, coco, duplicates, manifest, masks, splits, workspace
+from tvjax.data import area, coco, duplicates, identity, manifest, masks, splits, workspace
 from tvjax.data.faults import Faults
+from tvjax.data.sources import Sources
 from tvjax.errors import UserError
 
 Tile = coco.Tile | masks.Tile
 
 
 class Tiles(tfds.core.GeneratorBasedBuilder):
-    """The tfds builder: `arrays` holds image and mask of all tiles, `assigned` their splits."""
+    """The tfds builder: `arrays` holds image and mask of each tile, `assigned` its split."""
 
     name = "tiles"  # pinned, as the version is: both are part of the records' paths
     VERSION = tfds.core.Version(manifest.VERSION)
     code_path = None  # nothing is downloaded: tfds need not look for checksums beside this file
 
     def __init__(
-        self, *, data_dir: Path, tiles: list[Tile], arrays: np.ndarray, assigned: np.ndarray
+        self,
+        *,
+        data_dir: Path,
+        ids: list[int],
+        names: list[str],
+        arrays: np.ndarray,
+        assigned: np.ndarray,
     ):
-        self._tiles, self._arrays, self._assigned = tiles, arrays, assigned
+        self._ids, self._names, self._arrays, self._assigned = ids, names, arrays, assigned
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -63,8 +71,8 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
                 {
                     "image": self._arrays[k, :, :, :3],
                     "mask": self._arrays[k, :, :, 3:],
-                    "id": self._tiles[k].id,
-                    "file": self._tiles[k].file.name,
+                    "id": self._ids[k],
+                    "file": self._names[k],
                 },
             )
 
@@ -111,9 +119,10 @@ def build(
     if min(size) <= 0:
         raise UserError(f"size={size}: a positive number of pixels is needed")
     asked = manifest.request(
-        annotations, images, size=size, limit=limit, seed=seed, split=split, categories=categories
+        annotations, size=size, limit=limit, seed=seed, split=split, categories=categories
     )
-    if manifest.is_built(out, asked, skip_bad=skip_bad):
+    sources = Sources(annotations, images)
+    if manifest.is_built(out, asked, sources, skip_bad=skip_bad):
         return manifest.read(out)
     faults = Faults()
     found = _read(annotations, images, faults, categories)
@@ -125,16 +134,18 @@ def build(
         arrays = np.lib.format.open_memmap(
             work / "arrays.npy", mode="w+", dtype=np.uint8, shape=(len(tiles), *size, 4)
         )
-        tiles, hashes = _decode(tiles, arrays, faults, skip_bad, progress)
+        tiles, hashes = _decode(tiles, arrays, faults, sources, skip_bad, progress)
         if not skip_bad or not tiles:
             faults.check(total)
         arrays = arrays[: len(tiles)]
         labels = duplicates.clusters(hashes)
         assigned = splits.draw(labels, split, seed)
         finished = work / "finished"
-        _write_records(finished, tiles, arrays, assigned)
+        names = [os.path.relpath(tile.file, images) for tile in tiles]
+        _write_records(finished, tiles, names, arrays, assigned)
         content = {
             "request": asked,
+            "images": str(images.resolve()),
             "package_version": importlib.metadata.version("tvjax"),
             "left_out": {
                 "images": len(faults.reasons),
@@ -149,6 +160,8 @@ def build(
             },
         }
         manifest.write(finished, content)
+        identity.write(finished, identity.digest(_pairs(arrays, assigned)))
+        sources.write(finished, (f for tile in found for f in tile.files), faults.reasons.keys())
         workspace.move(finished, out)
     return content
 
@@ -188,7 +201,12 @@ def _check_sizes(tiles: list[Tile], size: tuple[int, int], faults: Faults) -> li
 
 
 def _decode(
-    tiles: list[Tile], arrays: np.ndarray, faults: Faults, skip_bad: bool, progress: bool
+    tiles: list[Tile],
+    arrays: np.ndarray,
+    faults: Faults,
+    sources: Sources,
+    skip_bad: bool,
+    progress: bool,
 ) -> tuple[list[Tile], np.ndarray]:
     """Fills the first rows of `arrays` (uint8 `[N, h, w, 4]`: image and mask).
 
@@ -198,8 +216,12 @@ def _decode(
     hashes = np.empty((len(tiles), 8), np.uint64)
     size, good = arrays.shape[1:3], []
     for tile in tqdm(tiles, "preparing tiles", unit="tile", disable=not progress):
+        for file in tile.files:
+            sources.read(file)
         try:
             image, mask = tile.load()
+            for file in tile.files:
+                sources.check_unchanged(file)
         except UserError as error:
             faults.add(tile.file, error)
         if faults.reasons and (not skip_bad or tile.file in faults.reasons):
@@ -213,12 +235,23 @@ def _decode(
 
 
 def _write_records(
-    directory: Path, tiles: list[Tile], arrays: np.ndarray, assigned: np.ndarray
+    directory: Path, tiles: list[Tile], names: list[str], arrays: np.ndarray, assigned: np.ndarray
 ) -> None:
-    builder = Tiles(data_dir=directory, tiles=tiles, arrays=arrays, assigned=assigned)
+    ids = [tile.id for tile in tiles]
+    builder = Tiles(data_dir=directory, ids=ids, names=names, arrays=arrays, assigned=assigned)
     # tfds prints the name of a directory that is about to be renamed, and bars of its own.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         builder.download_and_prepare(file_format="array_record")
+
+
+def _pairs(
+    arrays: np.ndarray, assigned: np.ndarray
+) -> dict[str, Iterable[tuple[np.ndarray, np.ndarray]]]:
+    """Images and masks of each split, as its records have them."""
+    return {
+        name: ((arrays[i, :, :, :3], arrays[i, :, :, 3:]) for i in np.flatnonzero(assigned == k))
+        for k, name in enumerate(splits.NAMES)
+    }
 
 
 def _describe(arrays: np.ndarray, assigned: np.ndarray) -> dict[str, dict[str, float]]:

@@ -6,6 +6,8 @@ annotations is a tile with an empty mask.
 """
 
 import json
+import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,6 +35,11 @@ class Tile(NamedTuple):
     """Of its annotations; each has passed `regions.check`."""
     crowds: tuple[bool, ...]
     """Of each annotation, whether it marks a crowd of objects (`iscrowd`)."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What `load` reads."""
+        return (self.file,)
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Decodes the tile.
@@ -75,9 +82,9 @@ def read(
 
     Raises:
       UserError: the annotations or the directory are missing, the JSON is malformed, there is no
-        image, an annotation names an unknown image, there is no annotation of a chosen category, or
-        there are several and none is chosen, or, without `faults`, an image is faulty. The message
-        names the file and the image's or annotation's id.
+        image, two images are one file, an annotation names an unknown image, there is no
+        annotation of a chosen category, or there are several and none is chosen, or, without
+        `faults`, an image is faulty. The message names the file and the image's or annotation's id.
     """
     collected = Faults() if faults is None else faults
     annotations, images = Path(annotations), Path(images)
@@ -87,6 +94,7 @@ def read(
     if not content["images"]:
         raise UserError(f"{annotations}: the list 'images' is empty, there is nothing to prepare")
     records = _images_by_id(annotations, content["images"])
+    _check_names(annotations, images, records)
     _check_categories(annotations, content, categories)
     found, crowds = defaultdict(list), defaultdict(list)
     for position, annotation in enumerate(content["annotations"]):
@@ -197,6 +205,31 @@ def _images_by_id(annotations: Path, images: list[Any]) -> dict[int, dict[str, A
             raise UserError(f"{annotations}: image id {record['id']} occurs twice in 'images'")
         records[record["id"]] = record
     return records
+
+
+def _check_names(file: Path, images: Path, records: dict[int, dict[str, Any]]) -> None:
+    """Refuses one file under two ids: it would be two tiles, each lacking the other's objects.
+
+    Names that differ in case, or in how accents are written, are of one file or of two, as the
+    file system has it.
+    """
+    ids: dict[str, int] = {}
+    for number, record in records.items():
+        name = os.path.normpath(record["file_name"])
+        key = unicodedata.normalize("NFC", name).casefold()
+        other = records[ids.setdefault(key, number)]["file_name"]
+        if ids[key] != number and (name == os.path.normpath(other) or _one(images, name, other)):
+            raise UserError(
+                f"{file}: image ids {ids[key]} ({other}) and {number} ({record['file_name']}) "
+                f"are one file; give it one id, and its annotations that id"
+            )
+
+
+def _one(images: Path, name: str, other: str) -> bool:
+    try:
+        return os.path.samefile(images / name, images / other)
+    except OSError:  # a missing file is told of later
+        return False
 
 
 def _image_of(

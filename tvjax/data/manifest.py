@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tvjax.data import masks
+from tvjax.data.sources import Sources
 from tvjax.errors import UserError
 
 FILE = "source.json"
 VERSION = "1.0.0"
 """Of the records' layout; raise it when tiles prepared before must not be read any more."""
+BUILDER = 2
+"""Raise it when the same request makes other records; those that are there can be read still."""
+
+
+class Differs(UserError):
+    """A directory holds tiles that were prepared from something else than is asked for."""
 
 
 def request(
     annotations: Path,
-    images: Path,
     *,
     size: tuple[int, int],
     limit: int | None,
@@ -26,43 +31,48 @@ def request(
 ) -> dict[str, Any]:
     """What the caller of a build asks for, in the form that is stored and compared.
 
+    Images and masks are compared by `sources`.
+
     Raises:
       UserError: the annotations (a COCO file, or a directory of masks) cannot be read.
     """
     try:
-        if annotations.is_dir():
-            digest = masks.digest(annotations)
-        else:
+        digest = None
+        if not annotations.is_dir():
             digest = hashlib.sha256(annotations.read_bytes()).hexdigest()
     except OSError as error:
         message = f"{annotations}: cannot read the annotations ({error.strerror})"
         raise UserError(message) from error
     return {
         "layout_version": VERSION,
+        "builder": BUILDER,
         "annotations_sha256": digest,
-        "images": str(images.resolve()),
         "size": list(size),
         "limit": limit,
         "seed": seed,
         "split": list(split),
-        **({"categories": sorted(categories)} if categories else {}),
+        "categories": sorted(set(categories)),
     }
 
 
-def is_built(directory: Path, asked: dict[str, Any], *, skip_bad: bool = False) -> bool:
+def is_built(
+    directory: Path, asked: dict[str, Any], sources: Sources, *, skip_bad: bool = False
+) -> bool:
     """Whether `directory` already holds what is asked for.
 
     Args:
       directory: that may be there already.
       asked: see `request`.
+      sources: the files that it is asked to be made from.
       skip_bad: whether bad images may have been left out of it.
 
     Returns:
       False if the directory is missing or empty, True if it was built by the same request.
 
     Raises:
-      UserError: the directory holds something else, or tiles built by another request; the message
-        names the first field that differs.
+      Differs: it holds tiles built by another request or from other files; the message names the
+        first field that differs, or a file.
+      UserError: it holds something else.
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
@@ -73,14 +83,20 @@ def is_built(directory: Path, asked: dict[str, Any], *, skip_bad: bool = False) 
         )
     content = read(directory)
     built, left_out = content["request"], number_left_out(content)
+    advice = "name another directory, or delete this one"
+    if built.get("builder") != BUILDER:
+        raise Differs(f"{directory}: was prepared by another version of tvjax; {advice}")
     for field, value in asked.items():
         if built.get(field) != value:
-            raise UserError(
+            raise Differs(
                 f"{directory}: was prepared with {field}={built.get(field)!r}, now asked for "
-                f"{value!r}; name another directory, or delete this one"
+                f"{value!r}; {advice}"
             )
+    changes = sources.changes(directory)
+    if changes:
+        raise Differs(f"{directory}: its images or masks are others now: {changes}; {advice}")
     if left_out and not skip_bad:
-        raise UserError(
+        raise Differs(
             f"{directory}: was prepared with --skip_bad, without {left_out} bad images; give it "
             f"again, name another directory, or delete this one"
         )

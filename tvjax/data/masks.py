@@ -1,6 +1,6 @@
 """A directory of images and one of masks as tiles: files of the same stem belong together."""
 
-import hashlib
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,11 @@ class Tile(NamedTuple):
     """In pixels."""
     mask: Path
     """The mask file: 0 is background, anything else object."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What `load` reads."""
+        return self.file, self.mask
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Decodes the tile, as `coco.Tile.load` does.
@@ -88,24 +93,26 @@ def _pair(number: int, file: Path, mask: Path) -> Tile:
     return Tile(number, file, height, width, mask)
 
 
-def digest(masks: Path) -> str:
-    """SHA-256 over the names and contents of all masks."""
-    found = hashlib.sha256()
-    for stem, file in sorted(_by_stem(masks, "masks", MASK_SUFFIXES).items()):
-        found.update(stem.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()
+def listed(images: Path, masks: Path) -> list[Path]:
+    """All files of the two directories that count, sound or not."""
+    return [*_files(images, "images", SUFFIXES), *_files(masks, "masks", MASK_SUFFIXES)]
+
+
+def _files(directory: Path, kind: str, suffixes: Iterable[str]) -> list[Path]:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory of {kind}")
+    files = sorted(directory.iterdir())
+    return [f for f in files if f.suffix.lower() in suffixes and not f.name.startswith(".")]
 
 
 def _by_stem(directory: Path, kind: str, suffixes: Iterable[str]) -> dict[str, Path]:
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory of {kind}")
+    """By stem, in whichever way the file system writes accents (macOS: apart, others: in one)."""
     found: dict[str, Path] = {}
-    for file in sorted(directory.iterdir()):
-        if file.suffix.lower() not in suffixes or file.name.startswith("."):
-            continue
-        if file.stem in found:
-            raise UserError(f"{file}: {found[file.stem].name} has the same stem; rename one")
-        found[file.stem] = file
+    for file in _files(directory, kind, suffixes):
+        stem = unicodedata.normalize("NFC", file.stem)
+        if stem in found:
+            raise UserError(f"{file}: {found[stem].name} has the same stem; rename one")
+        found[stem] = file
     if not found:
         raise UserError(f"{directory}: holds no {kind} ({', '.join(suffixes)})")
     return found

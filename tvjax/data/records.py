@@ -15,7 +15,7 @@ class Split:
     """The records of one split, in the order of image ids; a source for grain.
 
     `split[i]` is a dict with `image` uint8 `[H, W, 3]`, `mask` uint8 `[H, W, 1]` of 0 and 1, `id`
-    (int, of the image in the COCO file) and `file` (str, its file name).
+    (int, of the image in the COCO file) and `file` (str, its path in the folder of images).
     """
 
     def __init__(self, directory: Path, name: str, source: Any):

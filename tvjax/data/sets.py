@@ -1,10 +1,13 @@
 """From the config's data section to prepared records, made at first use where they must be."""
 
+import contextlib
 import hashlib
+import itertools
+import os
 from pathlib import Path
 from typing import Any
 
-from tvjax.data import builder, manifest, synthetic
+from tvjax.data import builder, identity, manifest, synthetic
 from tvjax.data.records import Split, open_split
 from tvjax.errors import UserError
 
@@ -35,37 +38,32 @@ def open_sets(
             "annotation.json or masks/, by --config.data.directory=DIR"
         )
     prepared = Path(directory).expanduser() if directory else None
-    if prepared is None or not (prepared / manifest.FILE).exists():
+    if prepared is None or not is_prepared(directory):
         prepared = _prepare(prepared, Path(cache).expanduser(), size, limit, seed)
     return {name: open_split(prepared, name) for name in ("train", "val", "test")}
 
 
-def identity(
-    *, directory: str | None, cache: str, size: int, limit: int | None, seed: int
-) -> dict[str, Any]:
-    """What tells the sets of two runs apart, as far as it can be told without opening them.
+def is_prepared(directory: str | None) -> bool:
+    """Whether a folder, as given to `open_sets`, holds prepared records."""
+    return directory is not None and (Path(directory).expanduser() / manifest.FILE).exists()
+
+
+def absolute(place: str | None) -> str | None:
+    """A folder as every working directory names it; None and nothing stay as they are."""
+    return os.path.abspath(os.path.expanduser(place)) if place else place
+
+
+def identify(sets: dict[str, Split], directory: str | None) -> dict[str, Any]:
+    """What a run keeps of its data: `sha256` of the records' pixels, and their `directory`.
 
     Args:
-      directory: as for `open_sets`, as are all others.
-      cache: where it lies makes no difference.
-      size: of tiles that are prepared at first use.
-      limit: of the draw.
-      seed: of the draw, the splits and the embedded scenes.
+      sets: as `open_sets` opened them.
+      directory: as was given to it.
 
-    Returns:
-      Of prepared records what they were built from, wherever they lie; else the folder (None: the
-      embedded set) and how it was prepared.
+    Raises:
+      UserError: a record cannot be read.
     """
-    del cache
-    if directory:
-        path = Path(directory).expanduser()
-        try:
-            asked = manifest.read(path)["request"]
-            digest = asked["annotations_sha256"][:12]
-            return asked | {"images": None, "annotations_sha256": digest}
-        except UserError:  # a folder that is prepared at first use, or is not here any more
-            directory = str(path.resolve())
-    return {"directory": directory, "size": size, "limit": limit, "seed": seed}
+    return {"sha256": identity.of(sets["val"].directory), "directory": absolute(directory)}
 
 
 def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, seed: int) -> Path:
@@ -74,6 +72,11 @@ def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, see
         source, limit = cache / name, None
         synthetic.write(source, tiles=EMBEDDED_TILES, seed=seed)
     elif not (source / "annotation.json").exists() and not (source / "masks").is_dir():
+        if not source.exists():
+            raise UserError(
+                f"data.directory={source}: there is no such folder; give the place of the tiles by "
+                f"--config.data.directory=DIR, in tvjax.evaluate by --data=DIR"
+            )
         raise UserError(
             f"data.directory={source} holds neither prepared tiles ({manifest.FILE}) nor "
             f"images/ with annotation.json or masks/; see python -m tvjax.data.prepare --help"
@@ -81,8 +84,12 @@ def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, see
     else:
         path = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
         name = f"{source.resolve().name}-{path}-limit{limit}-seed{seed}"
-    out = cache / f"{name}-{size}px"
     coco = source / "annotation.json"
     annotations = coco if coco.exists() else source / "masks"
-    builder.build(annotations, source / "images", out, size=size, limit=limit, seed=seed)
+    # What was made from other images stays: a run may be reading it, and they may come back.
+    for number in itertools.count(1):
+        out = cache / (f"{name}-{size}px" + (f"-{number}" if number > 1 else ""))
+        with contextlib.suppress(manifest.Differs):
+            builder.build(annotations, source / "images", out, size=size, limit=limit, seed=seed)
+            break
     return out

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ def beside(target: Path) -> Iterator[Path]:
     prefix = f".{target.name}.building-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for abandoned in target.parent.glob(prefix + "*"):
+        for abandoned in target.parent.glob(glob.escape(prefix) + "*"):
             _remove_if_abandoned(abandoned)
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     except OSError as error:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from tvjax import program, provenance
+from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.data.sets import open_sets
 from tvjax.errors import Outage, UserError
@@ -25,6 +26,11 @@ from tvjax.training.logs import Logs, NoLogs, read_metrics
 from tvjax.training.setup import Setup, make_setup
 from tvjax.training.state import TrainState
 from tvjax.types import Config, PyTree
+
+_OTHER_DATA = (
+    "give the place of the former by --config.data.directory=DIR, or train on the latter in "
+    "another --workdir"
+)
 
 
 def run(config: Config, workdir: Path) -> dict[str, Any]:
@@ -41,17 +47,24 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
       UserError: for a config, data or workdir that cannot be so; an `Outage` for a full disk.
     """
     with _full_disk(workdir), Stop() as stop, contextlib.ExitStack() as held:
+        config = _placed(config)
         rundir.check(workdir, config)
         finished = rundir.read_summary(workdir, config)
         if parallel.as_the_first(finished is not None):
+            if parallel.is_first():
+                _check_data_of_finished(config, workdir)
             return finished or {}
         free = not parallel.is_first() or held.enter_context(rundir.lock(workdir))
         if not parallel.as_the_first(free):  # an outage: it may be one of this run that is ending
             raise Outage(f"--workdir={workdir} is in use by another training; choose another")
         program.cache_compilations(Path(config.data.cache) / "compiled")
         splits = _open_sets(config)
+        data = _identify(config, splits)
+        rundir.check_data(workdir, data, advice=_OTHER_DATA)
         config = streamed_if_large(config, splits)
         setup = make_setup(config, splits["train"][0]["image"].shape[:2])
+        if parallel.is_first():
+            rundir.write_data(workdir, data)
         state, seconds = train(config, setup, splits, workdir, stop)
         began = time.perf_counter()
         summary = _scores(config, setup, state, splits, stop)
@@ -62,6 +75,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
                 "steps": int(state.step),
                 "seconds": seconds + time.perf_counter() - began,
                 "parameters_sha256": parameters_sha256(state),
+                "data": data,
                 "test_baselines": baselines(
                     splits["test"], batch_size=config.evaluation.batch_size
                 ),
@@ -74,9 +88,42 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         return summary if parallel.is_first() else {}
 
 
+def _placed(config: Config) -> Config:
+    """The config, with folders that mean the same from every working directory."""
+    config = config.copy_and_resolve_references()
+    config.data.directory = sets.absolute(config.data.directory)
+    if not config.data.cache.startswith("~"):  # another machine has another home
+        config.data.cache = sets.absolute(config.data.cache)
+    return config
+
+
+def _identify(config: Config, splits: dict[str, Split]) -> dict[str, Any]:
+    """What tells the data apart, which must be the same in all processes."""
+    data = sets.identify(splits, config.data.directory)
+    number = int(data["sha256"][:7], 16)  # as much as fits into what processes exchange
+    if not parallel.in_all(number == parallel.as_the_first(number)):
+        raise UserError(
+            f"data.directory={config.data.directory}: the processes of this job find different "
+            f"tiles there; give all of them the same (this one has {data['sha256'][:12]})"
+        )
+    return data
+
+
+def _check_data_of_finished(config: Config, workdir: Path) -> None:
+    """Refuses other data where they are at hand; what is gone, or was moved away, is not needed."""
+    own, place = rundir.read_data(workdir), config.data.directory
+    if own and (place != own["directory"] or sets.is_prepared(place)):
+        data = sets.identify(sets.open_sets(**_options(config)), place)
+        rundir.check_data(workdir, data, advice=_OTHER_DATA)
+
+
+def _options(config: Config) -> dict[str, Any]:
+    return {k: config.data[k] for k in config.data if k != "resident"}
+
+
 def _open_sets(config: Config) -> dict[str, Split]:
     """The splits; where they must be made first, by the first process."""
-    options = {k: config.data[k] for k in config.data if k != "resident"}
+    options = _options(config)
     if parallel.is_first():
         open_sets(**options)
     parallel.wait_for_all("data prepared")

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from tvjax import program
+from tvjax.data import sets
 from tvjax.data.records import Split
-from tvjax.data.sets import open_sets
 from tvjax.errors import UserError
 from tvjax.training import rundir
 from tvjax.training.checkpoint import Checkpoints
@@ -37,15 +37,26 @@ def open_run(workdir: Path, checkpoint: str | int = "newest") -> Run:
       checkpoint: see `Checkpoints.choose`.
 
     Raises:
-      UserError: there is no run, no checkpoint, or no data.
+      UserError: there is no run, no checkpoint, or no data, or they are not those of the run.
     """
     config, setup, state = open_net(workdir, checkpoint)
-    return Run(config, setup, state, open_sets(**data_options(config)))
+    splits, data = open_data(config)
+    rundir.check_data(workdir, data, advice="put the former back in their place")
+    return Run(config, setup, state, splits)
 
 
-def data_options(config: Config) -> dict[str, Any]:
-    """The arguments of `open_sets` for a run's data."""
-    return {name: config.data[name] for name in config.data if name != "resident"}
+def open_data(
+    config: Config, directory: str | None = None
+) -> tuple[dict[str, Split], dict[str, Any]]:
+    """The data that a config names, or those of another folder; and what tells them apart.
+
+    Raises:
+      UserError: there are none.
+    """
+    options = {name: config.data[name] for name in config.data if name != "resident"}
+    options["directory"] = options["directory"] if directory is None else directory
+    splits = sets.open_sets(**options)
+    return splits, sets.identify(splits, options["directory"])
 
 
 def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, Setup, TrainState]:

@@ -1,13 +1,15 @@
-"""The folder of a run: the config it belongs to, and its summary."""
+"""The folder of a run: the config and the data it belongs to, and its summary."""
 
 import contextlib
 import fcntl
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tvjax.errors import UserError
+from tvjax.training import parallel
 from tvjax.types import Config
 
 # What may differ when a run is resumed: none of these changes what a step computes.
@@ -44,6 +46,48 @@ def check(workdir: Path, config: Config) -> None:
                 f"{workdir} holds a run with {field}={found.get(field)!r}, this config has "
                 f"{wanted.get(field)!r}; use another --workdir"
             )
+
+
+def check_data(workdir: Path, data: dict[str, Any], *, advice: str) -> None:
+    """Checks that a run is given the data that it was trained on, wherever they lie by now.
+
+    Args:
+      workdir: the folder; where it holds no run yet, any data will do.
+      data: that are given, as `sets.identify` has them.
+      advice: what to do about other data, "the latter", than its own, "the former".
+
+    Raises:
+      UserError: they are other data.
+    """
+    if not _holds_run(workdir):
+        return
+    own = read_data(workdir)
+    if own is None and parallel.is_first():
+        print(
+            f"note: {workdir} is of a version of tvjax that kept no identity of a run's data; "
+            f"those of {_place(data)} are taken for its own",
+            file=sys.stderr,
+        )
+    if own is not None and own["sha256"] != data["sha256"]:
+        raise UserError(
+            f"{workdir} was trained on the tiles {own['sha256'][:12]} of {_place(own)}, but those "
+            f"of {_place(data)} are {data['sha256'][:12]}; {advice}"
+        )
+
+
+def read_data(workdir: Path) -> dict[str, Any] | None:
+    """The data that a run was trained on, as in `sets.identify`; None of earlier versions' runs."""
+    return _read(workdir / "data.json")
+
+
+def write_data(workdir: Path, data: dict[str, Any]) -> None:
+    """Writes `data.json`, which tells the data of a run.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    with _writing(workdir):
+        _write(workdir / "data.json", data)
 
 
 @contextlib.contextmanager
@@ -116,6 +160,10 @@ def format_summary(summary: dict[str, Any], workdir: Path) -> str:
         f"curves, lambda and predictions: {workdir}/*.png",
     ]
     return "\n".join(lines)
+
+
+def _place(data: dict[str, Any]) -> str:
+    return data["directory"] or "the embedded set"
 
 
 def _holds_run(workdir: Path) -> bool:

@@ -1,0 +1,110 @@
+"""`sources.json` beside the records: the files that they were made from, as they were then.
+
+`read` are the stamps (see `stamps`) of all images and masks that were read, null for what was
+missing or could not be opened; `passed_over` are those that `limit` left out: they were there.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from tvjax.data import masks, stamps
+from tvjax.data.stamps import Stamp
+from tvjax.errors import UserError
+
+FILE = "sources.json"
+
+
+class Sources:
+    """The files of a build: a COCO file's images, or all images and masks of two folders."""
+
+    def __init__(self, annotations: Path, images: Path):
+        self._annotations, self._images = annotations, images
+        self._stamps: dict[str, Stamp | None] = {}
+
+    def read(self, file: Path) -> None:
+        """Notes a file that is about to be read, or cannot be."""
+        self._stamps[self._name(file)] = stamps.take(file)
+
+    def check_unchanged(self, file: Path) -> None:
+        """Checks that a file that has been read is still the one that was noted.
+
+        Raises:
+          UserError: it was written meanwhile.
+        """
+        stamp = self._stamps[self._name(file)]
+        if stamp is not None:
+            size, _, changed = stamps.signature(file)
+            if [size, changed] != [stamp[0], stamp[2]]:
+                raise UserError(
+                    f"{file}: was changed while it was read; run the same command again"
+                )
+
+    def write(self, directory: Path, found: Iterable[Path], faulty: Collection[Path]) -> None:
+        """Writes what was noted beside the records.
+
+        Args:
+          directory: of the records.
+          found: files of all sound tiles; those that were not noted were passed over.
+          faulty: files that cannot be used.
+        """
+        passed_over = set(map(self._name, found)) - self._stamps.keys()
+        passed_over -= set(map(self._name, faulty))
+        known = passed_over | self._stamps.keys()
+        for file in {*faulty, *self._listed()}:
+            if self._name(file) not in known:
+                self.read(file)
+        content = {"read": self._stamps, "passed_over": sorted(passed_over)}
+        stamps.keep(directory / FILE, content)
+
+    def changes(self, directory: Path) -> str:
+        """What is other than when the records of a directory were made, in a few words.
+
+        Files whose size and times are the same are not read; of the others the contents count.
+        """
+        read, passed_over = _read(directory)
+        today = stamps.renewed(read, {name: self._path(name) for name in read})
+        known = {*read, *passed_over}
+        other = [name for name in read if not stamps.same(read[name], today[name])]
+        new = [name for name in map(self._name, self._listed()) if name not in known]
+        gone = [name for name in passed_over if not self._path(name).is_file()]
+        return _told(
+            changed=[name for name in other if read[name] and today[name]],
+            added=[name for name in other if not read[name]] + new,
+            removed=[name for name in other if not today[name]] + gone,
+        )
+
+    def _listed(self) -> Iterable[Path]:
+        if not self._annotations.is_dir():
+            return ()
+        return masks.listed(self._images, self._annotations)
+
+    def _name(self, file: Path) -> str:
+        if file.parent == self._annotations:
+            return f"masks/{file.name}"
+        return f"images/{os.path.relpath(file, self._images)}"
+
+    def _path(self, name: str) -> Path:
+        kind, _, rest = name.partition("/")
+        return (self._annotations if kind == "masks" else self._images) / rest
+
+
+def _read(directory: Path) -> tuple[dict[str, Stamp | None], list[str]]:
+    try:
+        found = json.loads((directory / FILE).read_bytes())
+        return found["read"], found["passed_over"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory}: its {FILE} cannot be read ({error}); delete the directory, or name "
+            f"another, and prepare anew"
+        ) from error
+
+
+def _told(**names: list[str]) -> str:
+    """`1 changed (images/a.png), 2 added (images/b.png, ...)`."""
+    return ", ".join(
+        f"{len(found)} {how} ({min(found)}{', ...' if len(found) > 1 else ''})"
+        for how, found in names.items()
+        if found
+    )
