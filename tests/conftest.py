@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import tvjax
 from configs import base
@@ -33,6 +34,22 @@ def tiles(tmp_path_factory):
         size=16, progress=False,
     )  # fmt: skip
     return base / "records"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Runs of one process share what they compile, in the files that ask for it only."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for values in (options, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is options:
+            yield
 
 
 @pytest.fixture(scope="session")

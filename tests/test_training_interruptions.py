@@ -18,7 +18,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from tvjax import program
 from tvjax.data import records, workspace
@@ -144,22 +143,6 @@ def test_a_record_file_cut_off_is_named_in_one_line(tiles, tmp_path):
     with pytest.raises(UserError, match=r"record of the split 'train' cannot be read") as error:
         [whole[i] for i in range(len(whole))]  # cut off while the run has it open
     assert "\n" not in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Runs of one process share what they compile, in this file only."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for values in (options, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is options:
-            yield
 
 
 @pytest.fixture

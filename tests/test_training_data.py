@@ -1,0 +1,157 @@
+"""A run keeps to its data: other data are refused, the same ones are taken wherever they are."""
+
+import json
+import os
+import shutil
+
+import lives
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from tvjax import evaluate, program
+from tvjax.data import builder, synthetic
+from tvjax.errors import UserError
+from tvjax.training import loop, parallel, restore, rundir
+
+
+@pytest.fixture(scope="module")
+def other(tiles, tmp_path_factory):
+    """As many tiles of the same size as `tiles` has."""
+    folder = tmp_path_factory.mktemp("other")
+    synthetic.write(folder / "coco", tiles=60, seed=1, progress=False)
+    builder.build(
+        folder / "coco" / "annotation.json", folder / "coco" / "images", folder / "records",
+        size=16, progress=False,
+    )  # fmt: skip
+    return folder / "records"
+
+
+@pytest.fixture(scope="module")
+def begun(tiles, tmp_path_factory, compiled):
+    """A run of 4 steps, by a relative path, and the working directory that this is relative to."""
+    folder = tmp_path_factory.mktemp("begun")
+    shutil.copytree(tiles, folder / "here" / "tiles")
+    before = os.getcwd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "cache_compilations", lambda _: None)
+        patch.chdir(folder / "here")
+        train(folder / "here" / "run", "tiles", steps=4)
+    assert os.getcwd() == before
+    return folder / "here"
+
+
+@pytest.fixture
+def run(begun, tmp_path, monkeypatch):
+    """A copy of it that may be spoilt."""
+    monkeypatch.setattr(program, "cache_compilations", lambda _: None)
+    shutil.copytree(begun, tmp_path / "here", copy_function=shutil.copy)
+    return tmp_path / "here" / "run"
+
+
+def train(workdir, directory, steps):
+    config = lives.config_of(directory, workdir.parent, 1)
+    config.hypergrad.method, config.train.steps, config.data.resident = "none", steps, False
+    config.data.size = 16
+    return loop.run(config, workdir)
+
+
+def refused(run):
+    own = rundir.read_data(run)
+    return rf"trained on the tiles {own['sha256'][:12]} of \S+, but those of \S+ are \w{{12}}; "
+
+
+def test_a_run_names_its_data_and_where_they_are(begun):
+    data = rundir.read_data(begun / "run")
+    assert data == {"sha256": data["sha256"], "directory": str(begun / "tiles")}
+    assert json.loads((begun / "run" / "summary.json").read_text())["data"] == data
+    config = json.loads((begun / "run" / "config.json").read_text())
+    assert config["data"]["directory"] == str(begun / "tiles")
+
+
+@pytest.mark.parametrize("steps", [4, 8])  # of a run that is finished, and of one that goes on
+def test_a_run_goes_on_with_its_own_data_alone(run, begun, other, tmp_path, monkeypatch, steps):
+    own = rundir.read_data(run)["sha256"]
+    shutil.copytree(other, tmp_path / "tiles")
+    monkeypatch.chdir(tmp_path)
+    for directory in (str(other), "tiles"):  # another folder; the same name, from another place
+        with pytest.raises(UserError, match=refused(run)) as error:
+            train(run, directory, steps)
+        assert "--config.data.directory" in str(error.value) and "\n" not in str(error.value)
+    assert rundir.read_data(run)["directory"] == str(begun / "tiles")
+    (run.parent / "tiles").rename(tmp_path / "moved")
+    assert train(run, "moved", steps)["steps"] == steps
+    if steps == 8:
+        assert rundir.read_data(run) == {"sha256": own, "directory": str(tmp_path / "moved")}
+
+
+def test_data_replaced_in_place_are_refused(run, other, tmp_path):
+    tiles = run.parent / "tiles"
+    train(run, str(tiles), 8)
+    shutil.rmtree(tiles)
+    assert train(run, str(tiles), 8)["steps"] == 8  # what is gone is not needed any more
+    shutil.copytree(other, tiles)
+    for use in (lambda: train(run, str(tiles), 8), lambda: restore.open_run(run)):
+        with pytest.raises(UserError, match=refused(run)):
+            use()
+
+
+def test_data_made_at_first_use_are_refused_when_they_are_others(tiles, run, tmp_path):
+    coco = tmp_path / "coco"
+    shutil.copytree(tiles.parent / "coco", coco)
+    workdir = tmp_path / "other run"
+    train(workdir, str(coco), 4)
+    os.replace(coco / "images" / "000003.jpg", coco / "images" / "000004.jpg")
+    shutil.copy(coco / "images" / "000005.jpg", coco / "images" / "000003.jpg")
+    with pytest.raises(UserError, match=f"{coco}, but those of {coco} are"):
+        train(workdir, str(coco), 8)
+
+
+def test_a_run_of_an_earlier_version_takes_the_data_at_hand_and_keeps_to_them(run, other, capsys):
+    (run / "data.json").unlink()
+    train(run, str(run.parent / "tiles"), 8)
+    assert "kept no identity" in capsys.readouterr().err
+    with pytest.raises(UserError, match=refused(run)):
+        train(run, str(other), 12)
+
+
+def test_what_an_early_end_left_behind_binds_no_run(run, other):
+    data = {"sha256": 64 * "0", "directory": str(other)}
+    with pytest.raises(UserError, match=refused(run)):
+        rundir.check_data(run, data, advice="advice")
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    rundir.check_data(run, data, advice="advice")
+
+
+def test_evaluation_refuses_other_data_unless_they_are_named(run, begun, other, tmp_path, capsys):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["evaluate"])
+
+    def scored(**changes):
+        names = {"workdir": [str(run)], "data": None} | changes
+        with flagsaver.flagsaver(**names):
+            evaluate.main([])
+        said = capsys.readouterr()
+        return json.loads(said.out.splitlines()[-1]), said.err
+
+    own = rundir.read_data(run)
+    shutil.copytree(begun / "tiles", tmp_path / "moved")
+    first, said = scored()
+    again, _ = scored(data=str(tmp_path / "moved"))
+    assert first["data"] == own and again["data"]["directory"] == str(tmp_path / "moved")
+    assert first["iou"] == again["iou"] and "note:" not in said
+    report, said = scored(data=str(other))
+    assert report["data"]["directory"] == str(other) and "note: " in said and str(other) in said
+    (run / "config.json").write_text(
+        (run / "config.json").read_text().replace(str(begun / "tiles"), str(other))
+    )
+    with pytest.raises(UserError, match=refused(run) + ".*--data=DIR"):
+        scored()
+
+
+def test_all_processes_of_a_job_must_have_the_same_data(run, monkeypatch):
+    monkeypatch.setattr(parallel, "as_the_first", lambda value: value + (value > 1))
+    monkeypatch.setattr(parallel, "in_all", lambda value: value)
+    with pytest.raises(UserError, match="the processes of this job find different tiles"):
+        train(run, str(run.parent / "tiles"), 8)
