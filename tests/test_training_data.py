@@ -2,14 +2,15 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 import lives
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from tvjax import evaluate, program
+from tvjax import program
 from tvjax.data import builder, synthetic
 from tvjax.errors import UserError
 from tvjax.training import loop, parallel, restore, rundir
@@ -61,10 +62,14 @@ def refused(run):
     return rf"trained on the tiles {own['sha256'][:12]} of \S+, but those of \S+ are \w{{12}}; "
 
 
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
 def test_a_run_names_its_data_and_where_they_are(begun):
     data = rundir.read_data(begun / "run")
     assert data == {"sha256": data["sha256"], "directory": str(begun / "tiles")}
-    assert json.loads((begun / "run" / "summary.json").read_text())["data"] == data
+    assert summary(begun / "run")["data"] == data
     config = json.loads((begun / "run" / "config.json").read_text())
     assert config["data"]["directory"] == str(begun / "tiles")
 
@@ -124,30 +129,42 @@ def test_what_an_early_end_left_behind_binds_no_run(run, other):
     rundir.check_data(run, data, advice="advice")
 
 
-def test_evaluation_refuses_other_data_unless_they_are_named(run, begun, other, tmp_path, capsys):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["evaluate"])
+EVALUATE = """
+import sys, devices
+from absl import flags
+from tvjax import evaluate, program
+program.cache_compilations = lambda _: None
+flags.FLAGS(sys.argv[:2])
+for place in sys.argv[2:]:
+    flags.FLAGS["data"].value = place or None
+    try:
+        evaluate.main([])
+    except evaluate.UserError as error:
+        print(error)
+"""
 
-    def scored(**changes):
-        names = {"workdir": [str(run)], "data": None} | changes
-        with flagsaver.flagsaver(**names):
-            evaluate.main([])
-        said = capsys.readouterr()
-        return json.loads(said.out.splitlines()[-1]), said.err
 
-    own = rundir.read_data(run)
+def test_evaluation_refuses_other_data_unless_they_are_named(run, begun, other, tmp_path):
+    """In a process of its own: two programs' flags cannot be in one."""
     shutil.copytree(begun / "tiles", tmp_path / "moved")
-    first, said = scored()
-    again, _ = scored(data=str(tmp_path / "moved"))
-    assert first["data"] == own and again["data"]["directory"] == str(tmp_path / "moved")
-    assert first["iou"] == again["iou"] and "note:" not in said
-    report, said = scored(data=str(other))
-    assert report["data"]["directory"] == str(other) and "note: " in said and str(other) in said
-    (run / "config.json").write_text(
-        (run / "config.json").read_text().replace(str(begun / "tiles"), str(other))
-    )
-    with pytest.raises(UserError, match=refused(run) + ".*--data=DIR"):
-        scored()
+    shutil.rmtree(run.parent / "tiles")
+    shutil.copytree(other, run.parent / "tiles")
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace(str(begun), str(run.parent)))
+    places = ["", str(tmp_path / "moved"), str(other)]
+    done = subprocess.run(
+        [sys.executable, "-c", EVALUATE, f"--workdir={run}", *places],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    error, *lines = done.stdout.splitlines()
+    assert re.search(refused(run) + ".*--data=DIR", error)
+    own, another = map(json.loads, lines)
+    assert own["data"] == rundir.read_data(run) | {"directory": str(tmp_path / "moved")}
+    assert own["iou"] == pytest.approx(summary(run)["val_iou"], abs=1e-6)
+    assert another["data"]["directory"] == str(other)
+    [note] = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert str(other) in note and "and are scored" in note
 
 
 def test_all_processes_of_a_job_must_have_the_same_data(run, monkeypatch):
