@@ -1,6 +1,7 @@
 """Scores of images and of objects, and comparisons, on known answers."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -149,7 +150,95 @@ def test_of_few_images_no_p_value_is_told():
     report = {"workdir": "run", "iou": 0.5, "boundary_iou": 0.5, "ap": None}
     told = describe(comparison, [report, report])
     assert "5 images say nothing of others" in told and "p =" not in told and "interval" not in told
-    assert "p = 0.031" in describe(compare([0] * 6, [1, 2, 3, 4, 5, 6]), [report, report])
+    told = describe(compare([0] * 6, [1, 2, 3, 4, 5, 6]), [report, report])
+    assert "p = 0.031" in told and "too narrow" not in told
+    told = describe(compare([0] * 9, [0, 0, 0, 0, 0, 0, 1, 1, 0]), [report, report])
+    assert "only 2 of the images differ" in told
+
+
+def ious(rng, n):
+    """The IoU of images by two nets, the second better by 0.02 where there is room."""
+    first = rng.beta(5, 2, n)
+    return first, np.clip(first + rng.normal(0.02, 0.05, n), 0, 1)
+
+
+DRAWS = {
+    "normal": lambda rng, n: rng.normal(0, 1, n),
+    "exponential": lambda rng, n: rng.exponential(size=n) - 1,
+    "heavy-tailed": lambda rng, n: rng.standard_t(3, n),
+    "IoU": lambda rng, n: np.subtract(*ious(rng, n)[::-1]),
+    "60 % ties": lambda rng, n: (rng.random(n) < 0.4) * rng.normal(0.05, 0.15, n),
+}
+COVERS = {6: 0.93, 10: 0.94, 20: 0.94}
+TIES = {6: 0.87, 10: 0.92, 20: 0.94}
+"""Least shares; what was measured over more data sets is in BUILD_NOTES."""
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_the_interval_covers_as_often_as_it_says(name):
+    mean = DRAWS[name](np.random.default_rng(1), 2_000_000).mean()
+    for n, least in (TIES if name == "60 % ties" else COVERS).items():
+        rng, covered, times = np.random.default_rng(n), 0, 250
+        for seed in range(times):
+            found = compare(np.zeros(n), DRAWS[name](rng, n), resamples=400, seed=seed)
+            covered += found["low"] <= mean <= found["high"]
+        assert covered / times > least - 2 * (0.05 / times) ** 0.5, (n, covered / times)
+
+
+def test_an_interval_is_bounded_repeatable_and_not_given_of_few_images():
+    for n in (1, 2, 3, 5):
+        few = compare(np.zeros(n), np.linspace(0.1, 0.2, n))
+        assert (few["low"], few["high"], few["p_value"]) == (None, None, None)
+        assert few["difference"] > 0 and few["second_better"] == n
+    wide = compare([0.0] * 6, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    assert -1 <= wide["low"] < 0.5 < wide["high"] == 1
+    assert compare([0.0] * 6, [0.0, 0.0, 0.0, 9.0, 9.0, 9.0])["high"] > 9  # no IoU: no bound
+    one, two = ious(np.random.default_rng(0), 30)
+    assert compare(one, two) == compare(one, two)
+    other = compare(one, two, seed=1)
+    assert compare(one, two)["low"] == pytest.approx(other["low"], abs=2e-3)
+    narrow = compare(one, two, confidence=0.5)
+    assert compare(one, two)["low"] < narrow["low"] < narrow["high"] < compare(one, two)["high"]
+    back = compare(two, one)
+    assert -back["high"] == pytest.approx(compare(one, two)["low"], abs=2e-3)
+    for tied in (compare([0.3] * 9, [0.1 + 0.2] * 9), compare([0.25] * 9, [0.5] * 9)):
+        assert tied["low"] == pytest.approx(tied["difference"]) == pytest.approx(tied["high"])
+    with pytest.raises(ValueError, match="finite"):
+        compare([0.5, np.nan], [0.5, 0.5])
+    with pytest.raises(ValueError, match=r"confidence .* 95"):
+        compare([0.5], [0.5], confidence=95)
+
+
+def signed_rank_by_enumeration(levels):
+    """Over all signs: the share of those whose sum of ranks is as extreme as this."""
+    levels = levels[levels != 0]
+    ranks = stats.rankdata(np.abs(levels))
+    signs = np.array(list(itertools.product((0, 1), repeat=len(ranks))))
+    sums, found = signs @ ranks, ranks[levels > 0].sum()
+    return min(1, 2 * min(np.mean(sums <= found), np.mean(sums >= found)))
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_differences_that_rounding_tells_apart_are_ties(kind):
+    levels = np.array([1, -1, 2, 2, 1, 3, 0, -2, 4, 1])
+    one = np.array([0.3, 0.6, 0.1, 0.5, 0.2, 0.4, 0.7, 0.9, 0.3, 0.15], kind)
+    two = (one + (levels / 10).astype(kind)).astype(kind)
+    assert len(set(np.abs(two.astype(float) - one))) > 5  # as rounded they are no ties
+    found = compare(one, two)
+    assert found["p_value"] == pytest.approx(signed_rank_by_enumeration(levels), rel=1e-12)
+    assert (found["second_better"], found["first_better"]) == (7, 2)
+    nothing = compare([0.3] * 6, [0.1 + 0.2] * 6)
+    assert (nothing["p_value"], nothing["second_better"]) == (1, 0)
+    apart = 2 * np.finfo(kind).eps ** 0.5 * np.arange(1, 9)  # small, and no rounding
+    assert compare(np.full(8, 0.5, kind), (0.5 + apart).astype(kind))["p_value"] == 2 / 2**8
+
+
+def test_the_p_value_is_exact_without_ties_too():
+    rng = np.random.default_rng(0)
+    for n in (6, 12, 30, 50):
+        change = rng.normal(0.3, 1, n)
+        expected = stats.wilcoxon(change, method="exact").pvalue
+        assert compare(np.zeros(n), change)["p_value"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_runs_of_other_data_are_told_apart(tiles, tmp_path):
