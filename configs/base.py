@@ -117,7 +117,8 @@ def get_config() -> ConfigDict:
             warmup=40,  # steps before lambda's first update; Adam's first steps tell nothing of it
             every=4,  # steps from one update of lambda to the next, at least K
             # Standard errors from 0 that the mean of the collected hypergradients must have before
-            # it moves lambda (of few, more, by Student's t); 0: each one moves it.
+            # it moves lambda (of few, more, by Student's t); 0: each one moves it. At 3 noise alone
+            # moved lambda in 4 % of runs of 200 looks, in 47 % with autocorrelation 0.5.
             significance=0.0,
             batch_size=16,  # validation images in an update
             statistics="batch",  # of BatchNorm in the validation loss: batch or running

@@ -29,6 +29,22 @@ def test_the_chance_is_student_s(x64):
     assert chance(5, 1.0, 0.0) == 0
 
 
+@pytest.mark.parametrize("n", [2, 100, 400, 10_000, 1_000_000])
+def test_the_chance_is_exact_in_float32_of_many_numbers_too(n):
+    for z in (0.1, 0.5, 2.0, 3.0, 5.0):
+        found = chance(jnp.float32(n), jnp.float32(z / n**0.5), jnp.float32(n - 1))
+        np.testing.assert_allclose(found, 2 * stats.t.sf(z, n - 1), rtol=2e-4)
+
+
+def test_the_size_of_the_gradients_does_not_matter():
+    sizes = np.array([1, 1e-34, 1e-20, 1e20, 1e30])[:, None]
+    gradients = np.random.default_rng(0).normal(0.3, 1, (60, 1, 20)) * sizes
+    updates, _ = walk(until_significant(optax.sgd(1.0), 2.0), gradients)
+    assert updates[:, 0].any()
+    for moves in np.moveaxis(updates / sizes, 1, 0):
+        np.testing.assert_allclose(moves, updates[:, 0], rtol=1e-4)
+
+
 def test_waits_for_evidence_and_then_steps_by_the_mean():
     gradients = np.asarray([1.0, -0.5, 0.8, 1.1, 0.9, 1.2, 1.0])
     updates, _ = walk(until_significant(optax.sgd(1.0), 2.0), gradients)

@@ -38,7 +38,8 @@ class Record(NamedTuple):
     standard_error: float | None
     """Of the mean."""
     sign_confidence: float | None
-    """The probability that the mean has the right sign, were the draws normal (Student's t)."""
+    """1 - p / 2, p that of Student's t-test of mean 0, for independent normal draws: of means that
+    are 0, whose sign is a coin toss, one in twenty gets more than 0.975."""
     seconds: float
     """Median of repeated calls of the compiled estimate."""
     flops: float | None
@@ -206,11 +207,12 @@ def _spread(samples: Sequence[float]) -> dict[str, float | None]:
     if len(samples) < 2 or not all(map(math.isfinite, samples)):
         return {"mean": None, "standard_error": None, "sign_confidence": None}
     mean = statistics.fmean(samples)
-    n, variance = len(samples), statistics.variance(samples)
+    n, spread = len(samples), statistics.stdev(samples)
+    unit = max(abs(mean), spread) or 1.0  # squares of small numbers are no float32
     return {
         "mean": mean,
-        "standard_error": math.sqrt(variance / n),
-        "sign_confidence": 1 - float(chance(n, mean, (n - 1) * variance)) / 2,
+        "standard_error": spread / math.sqrt(n),
+        "sign_confidence": 1 - float(chance(n, mean / unit, (n - 1) * (spread / unit) ** 2)) / 2,
     }
 
 

@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.scipy.special import betainc
+from jax.scipy.special import betainc, erfc
 
 from tvjax.types import PyTree
+
+MANY = 300
+"""Degrees of freedom above which Student's t is taken from the normal distribution, which is right
+to 1.3e-4 of the probability up to 5 standard errors from 0."""
 
 
 class SignificanceState(NamedTuple):
@@ -18,8 +22,9 @@ class SignificanceState(NamedTuple):
 
     count: jax.Array
     mean: jax.Array
-    spread: jax.Array
-    """The sum of squared deviations from the mean."""
+    norm: jax.Array
+    """The root of the sum of squared deviations from the mean, which float32 holds whatever the
+    gradients' size; the sum itself it does not, of 1e-20 or 1e20."""
     inner: PyTree
 
 
@@ -37,14 +42,26 @@ def until_significant(
     Cost: none to speak of. Memory: three numbers an element, and its optimiser's state.
 
     What it cannot do: keep many looks honest. The mean is looked at after every gradient from the
-    second, and each look at pure noise errs with the same probability.
+    second, and each look at pure noise errs with the probability below, so that a run errs far more
+    often. Of 2,000 runs of 200 gradients with mean 0, as many moved at least once:
+
+        gradients                     threshold 2   threshold 3
+        normal                             43 %         4.4 %
+        heavy-tailed (Student's t3)        37 %         2.7 %
+        skewed (exponential)               52 %          15 %
+        normal, autocorrelation 0.5        90 %          47 %
+        normal, autocorrelation 0.9       100 %          99 %
+
+    A weak drift errs in its sign, too: with a mean of 0.05 standard deviations 31 % of the moves
+    were in the wrong direction at threshold 2, 23 % at 3 (48 % of single gradients are).
 
     Args:
       optimizer: any optax optimiser; what it does to several elements together, such as clipping by
         their norm, it does to each alone.
-      threshold: z > 0. An element moves when noise about 0 would look so with the probability of
-        a normal number beyond z standard deviations: 0.046 a look for 2, 0.0027 for 3. Few
-        gradients tell little of their own spread, and by Student's t must be further from 0.
+      threshold: z > 0. An element moves when, at one look, independent normal gradients about 0
+        would seem so with the probability of a normal number beyond z standard deviations: 0.046
+        per look for 2, 0.0027 for 3. Few gradients tell little of their own spread, and by
+        Student's t must be further from 0.
 
     Raises:
       ValueError: for a threshold that is not positive.
@@ -62,12 +79,15 @@ def until_significant(
         """The update and the state of one element."""
         count = state.count + 1
         mean = state.mean + (g - state.mean) / count
-        spread = state.spread + (g - state.mean) * (g - mean)
-        ready = (chance(count, mean, spread) < least) | ~jnp.isfinite(mean)
+        norm = jnp.hypot(state.norm, jnp.abs(g - state.mean) * jnp.sqrt(state.count / count))
+        unit = jnp.maximum(jnp.abs(mean), norm)
+        unit = jnp.where(unit > 0, unit, 1)
+        likely = chance(count, mean / unit, (norm / unit) ** 2)
+        ready = (likely < least) | ~jnp.isfinite(mean)
         zero = jnp.zeros_like(mean)
         step, inner = optimizer.update(mean, state.inner, param)
         moved = step, SignificanceState(zero, zero, zero, inner)
-        waits = zero, SignificanceState(count, mean, spread, state.inner)
+        waits = zero, SignificanceState(count, mean, norm, state.inner)
         return jax.tree.map(partial(jnp.where, ready), moved, waits)
 
     def update(updates, state, params=None):
@@ -90,8 +110,14 @@ def chance(count: Any, mean: Any, spread: Any) -> Any:
       spread: the sum of their squared deviations from it.
     """
     count, mean, spread = map(jnp.asarray, (count, mean, spread))
-    total = spread + count * mean**2
+    squared = count * mean**2
+    total = spread + squared
     known = (count > 1) & (total > 0)
     share = jnp.where(known, spread / jnp.where(known, total, 1), 1)
     freedom = jnp.where(known, count - 1, 1)
-    return betainc(freedom / 2, jnp.full_like(share, 0.5), share)
+    small = betainc(freedom / 2, jnp.full_like(share, 0.5), share)
+    # Of many numbers the share is so near 1 that float32 loses what it lacks: t is all but normal
+    # (Wallace 1959), by a logarithm of that.
+    odds = jnp.where(known & (spread > 0), squared / jnp.where(spread > 0, spread, 1), 0)
+    z = (8 * freedom + 1) / (8 * freedom + 3) * jnp.sqrt(freedom * jnp.log1p(odds))
+    return jnp.where((freedom > MANY) & (spread > 0), erfc(z / jnp.sqrt(2.0)), small)
