@@ -207,6 +207,8 @@ def test_an_interval_is_bounded_repeatable_and_not_given_of_few_images():
         compare([0.5, np.nan], [0.5, 0.5])
     with pytest.raises(ValueError, match=r"confidence .* 95"):
         compare([0.5], [0.5], confidence=95)
+    with pytest.raises(ValueError, match="resamples=9 "):
+        compare([0.5], [0.5], resamples=9)
 
 
 def signed_rank_by_enumeration(levels):
