@@ -59,7 +59,7 @@ def write_raster(path, mask, *, white=255, **options):
     with rasterio.open(
         path, "w", driver="GTiff", height=len(mask), width=mask.shape[1], count=4,
         dtype="uint8" if white == 255 else "uint16", crs="EPSG:32633", transform=transform,
-        tiled=True, compress="deflate", **options,
+        tiled=True, compress="deflate", photometric="RGB", **{"alpha": "no"} | options,
     ) as file:  # fmt: skip
         for band, value in ((1, 255), (2, 40), (3, 40), (4, 200)):
             values = np.where(mask, value, 0 if band == 1 else 90)
@@ -488,17 +488,10 @@ def test_results_have_the_category_of_the_coco_file(tmp_path):
     assert evaluation.stats[0] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "RGB"])
-def test_rasterio_and_pillow_read_the_same_pixels(tmp_path, mode, monkeypatch):
+def test_a_large_png_that_was_cut_off_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "WHOLE", 0)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
-    with reader.open_raster(tmp_path / "a.png") as windowed:
-        whole = reader._open_whole(tmp_path / "a.png")
-        assert (windowed.height, windowed.width) == (whole.height, whole.width) == (40, 50)
-        window = (3, 30, 7, 44)
-        np.testing.assert_array_equal(windowed.read(*window), whole.read(*window))
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-20])
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-8])
     with pytest.raises(UserError, match="cut off"), reader.open_raster(tmp_path / "b.png"):
         pass
 
@@ -574,8 +567,8 @@ def test_mistakes_are_one_line(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     with pytest.raises(UserError, match="same name"):
         prediction.find_images([str(tmp_path)])
-    with pytest.raises(UserError, match=r"tvjax\[geo\]"):
-        reader._open_whole(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: cannot be read .No such file"):
+        reader.read_image(tmp_path / "a.tif")
     with pytest.raises(UserError, match="--tile=100"):
         tiles.choose_tiling({(9, 9)}, red, 100)
     (tmp_path / "coco.json").write_text('{"images": [{"id": 3, "file_name": "x/a.png"}]}')

@@ -27,6 +27,8 @@ class Example(NamedTuple):
     mask's 4-connected components, and roofs that touch count as one."""
     crowds: tuple[bool, ...]
     """Of each of them, whether it is a region of many objects, where COCO counts none."""
+    valid: np.ndarray | None = None
+    """Bool `[H, W]`, where the image has data; None: everywhere."""
 
 
 class Examples(NamedTuple):
@@ -65,9 +67,9 @@ class Examples(NamedTuple):
 
         def get(k: int) -> Example:
             tile = found[k]
-            image, mask = tile.load()
+            image, mask, valid = tile.read()
             mask = mask[..., None].astype(np.uint8)
             names = tile.id, os.path.relpath(tile.file, images)
-            return Example(*names, image, mask, tile.segmentations, tile.crowds)
+            return Example(*names, image, mask, tile.segmentations, tile.crowds, valid)
 
         return cls([(tile.height, tile.width) for tile in found], get)

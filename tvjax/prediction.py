@@ -20,9 +20,6 @@ from tvjax.errors import UserError
 from tvjax.rasters import reader, tiles, writer
 from tvjax.rasters.reader import Raster
 
-SUFFIXES = (*reader.PLAIN, ".tif", ".tiff")
-"""Of the files that are taken from a directory."""
-
 
 class Options(NamedTuple):
     """What is written, and how."""
@@ -51,7 +48,7 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            inside = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+            inside = [p for p in path.iterdir() if p.suffix.lower() in reader.SUFFIXES]
         else:
             inside = [path] if path.exists() else [Path(p) for p in glob.glob(pattern)]
         if not inside:
@@ -186,6 +183,8 @@ def predict_images(
     for number, path in images:
         with _skipping(path, skipped), reader.open_raster(path, white=options.white) as raster:
             small = reader.scaled(raster, options.scale)
+            if not raster.is_plain:
+                writer.require_rasterio(path)
             sizes[number, path] = small.height, small.width
     tiling = tiles.choose_tiling(set(sizes.values()), net, tile, batch)
     total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
@@ -255,16 +254,14 @@ def predict_raster(
             maps = create("probability", np.uint16 if raster.is_plain else np.float32)
 
         def written() -> Iterator[np.ndarray]:
-            top = 0
-            for strip in tiles.probabilities(raster, net, tiling, options.scale, progress):
+            counted, share = _counting(raster)
+            for strip in tiles.probabilities(counted, net, tiling, options.scale, progress):
                 strip = strip[..., 0]
-                if raster.valid is not None:  # what a net says of no data means nothing
-                    strip = np.where(raster.valid(top, top + len(strip)), strip, np.float32(0))
-                top += len(strip)
                 masks.write(np.where(strip > options.threshold, 255, 0).astype(np.uint8))
                 if maps is not None:
                     maps.write(np.rint(strip * 65535) if raster.is_plain else strip)
                 yield strip
+            _note_no_data(raster.path, share())
 
         path = stack.enter_context(writer.replacing(out / f"{raster.path.stem}.geojson", work))
         features = stack.enter_context(writer.JsonList(path, *_collection(raster)))
@@ -307,10 +304,38 @@ def _note(words: str) -> None:
     tqdm.write(f"note: {words}", file=sys.stderr)
 
 
+def _counting(raster: Raster) -> tuple[Raster, Callable[[], float]]:
+    """The raster, and the share of its pixels without data, once all of it has been read."""
+    without, valid = [0], raster.valid
+    if valid is None:
+        return raster, lambda: 0.0
+
+    def count(*window: int) -> np.ndarray:
+        found = valid(*window)
+        without[0] += int(np.count_nonzero(~found))
+        return found
+
+    return raster._replace(valid=count), lambda: without[0] / (raster.height * raster.width)
+
+
+def _note_no_data(path: Path, share: float) -> None:
+    if share > 0.5:
+        _note(
+            f"{path}: {share:.1%} of it has no data (alpha is 0, or its nodata value or mask says "
+            "so), where no objects are sought; if another band was taken for alpha, near infrared "
+            "for instance, name it otherwise (gdal_edit -colorinterp_4 undefined)"
+        )
+
+
 def _collection(raster: Raster) -> tuple[str, str]:
     """The beginning and the end of a GeoJSON file in the image's coordinates."""
     authority = raster.crs.to_authority() if raster.crs else None
     name = None
+    if raster.transform is not None and not raster.crs:
+        _note(
+            f"{raster.path}: has a georeference without a coordinate system; polygons are in its "
+            "coordinates, and no program can place them (gdal_edit -a_srs EPSG:NUMBER names it)"
+        )
     if raster.crs and authority is None:
         _note(
             f"{raster.path}: its coordinate system has no code; polygons are in its coordinates, "

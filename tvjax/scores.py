@@ -47,7 +47,8 @@ def probabilities(
     example: Example, net: tiles.Net, tiling: tiles.Tiling, *, scale: float = 1.0
 ) -> np.ndarray:
     """Of one image, `[H, W, 1]`."""
-    strips = tiles.probabilities(reader.from_array(example.image), net, tiling, scale)
+    raster = reader.from_array(example.image, example.valid)
+    strips = tiles.probabilities(raster, net, tiling, scale)
     return np.concatenate(list(strips))
 
 

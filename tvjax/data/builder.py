@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from tvjax.data import area, coco, duplicates, identity, manifest, masks, splits, workspace
+from tvjax.data import (
+    area,
+    coco,
+    duplicates,
+    identity,
+    manifest,
+    masks,
+    plausible,
+    splits,
+    workspace,
+)
 from tvjax.data.faults import Faults
 from tvjax.data.sources import Sources
 from tvjax.errors import UserError
@@ -104,15 +115,17 @@ def build(
       skip_bad: leaves out images that cannot be used: files that are missing or cannot be decoded,
         faulty regions, images smaller than `size` or of another shape. Else one error tells of
         all of them.
-      categories: of a COCO file, see `coco.read`; a directory of masks has none.
+      categories: of a COCO file, see `coco.read`; of masks the values that are object, see
+        `masks`.
       progress: whether to show a progress bar on stderr.
 
     Returns:
       The content of `source.json`; its `left_out` tells the number of those images, and why.
 
     Raises:
-      UserError: bad input (see `coco`, `masks`), images that cannot be used, too few tiles, or an
-        `out` that holds anything else. `out` is then as it was before.
+      UserError: bad input (see `coco`, `masks`), images that cannot be used, too few tiles, no
+        background or no object in all of them, or an `out` that holds anything else. `out` is then
+        as it was before.
     """
     annotations, images, out = Path(annotations), Path(images), Path(out)
     size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -138,6 +151,8 @@ def build(
         if not skip_bad or not tiles:
             faults.check(total)
         arrays = arrays[: len(tiles)]
+        for note in plausible.check(tiles, arrays[..., 3], annotations):
+            print(f"note: {note}", file=sys.stderr)
         labels = duplicates.clusters(hashes)
         assigned = splits.draw(labels, split, seed)
         finished = work / "finished"
@@ -168,7 +183,7 @@ def build(
 
 def _read(annotations: Path, images: Path, faults: Faults, categories: Sequence[int]) -> list[Any]:
     if annotations.is_dir():
-        return masks.read(images, annotations, faults)
+        return masks.read(images, annotations, faults, categories)
     return coco.read(annotations, images, faults, categories)
 
 

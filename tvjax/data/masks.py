@@ -1,7 +1,13 @@
-"""A directory of images and one of masks as tiles: files of the same stem belong together."""
+"""A directory of images and one of masks as tiles: files of the same stem belong together.
+
+In a mask, 0 is background and one other value is object, whichever: 1, 255, a palette's index or a
+colour. Where masks hold more values (classes, numbers of instances, soft edges), or code otherwise,
+it must be said which values are objects. Alpha does not count.
+"""
 
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +16,8 @@ import numpy as np
 from tvjax.data import pictures
 from tvjax.data.faults import Faults
 from tvjax.errors import UserError
+from tvjax.rasters import reader
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Of images; other files are passed over, as are hidden ones."""
 MASK_SUFFIXES = (".png",)
 """Of masks: lossless, or their edges would be object."""
 
@@ -29,7 +34,11 @@ class Tile(NamedTuple):
     width: int
     """In pixels."""
     mask: Path
-    """The mask file: 0 is background, anything else object."""
+    """The mask file."""
+    objects: tuple[int, ...]
+    """The values that are object; none: the only one besides 0."""
+    met: Counter[int | str]
+    """Values of all masks of the set that have been loaded, with their numbers of pixels."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -40,12 +49,20 @@ class Tile(NamedTuple):
         """Decodes the tile, as `coco.Tile.load` does.
 
         Raises:
-          UserError: one of the files cannot be decoded.
+          UserError: one of the files cannot be decoded, or it cannot be told which of the mask's
+            values are object.
         """
-        return pictures.read_image(self.file), pictures.read_mask(self.mask)
+        image, valid = reader.read_image(self.file)
+        mask = pictures.read_mask(self.mask, self.objects, self.met)
+        return image, mask if valid is None else mask & valid
 
 
-def read(images: str | Path, masks: str | Path, faults: Faults | None = None) -> list[Tile]:
+def read(
+    images: str | Path,
+    masks: str | Path,
+    faults: Faults | None = None,
+    objects: Sequence[int] = (),
+) -> list[Tile]:
     """Pairs the files and compares their sizes; nothing is decoded.
 
     Args:
@@ -53,6 +70,7 @@ def read(images: str | Path, masks: str | Path, faults: Faults | None = None) ->
       masks: the directory of masks, PNG files.
       faults: takes the images without a mask, the masks without an image, and pairs that differ in
         size or cannot be read, which are then left out; None: they are an error.
+      objects: the values that are object; none: the only one besides 0.
 
     Returns:
       The tiles, by stem in order.
@@ -63,7 +81,7 @@ def read(images: str | Path, masks: str | Path, faults: Faults | None = None) ->
     """
     collected = Faults() if faults is None else faults
     images, masks = Path(images), Path(masks)
-    pictures_by_stem = _by_stem(images, "images", SUFFIXES)
+    pictures_by_stem = _by_stem(images, "images", reader.SUFFIXES)
     masks_by_stem = _by_stem(masks, "masks", MASK_SUFFIXES)
     for stem, file in sorted(pictures_by_stem.items()):
         if stem not in masks_by_stem:
@@ -71,12 +89,13 @@ def read(images: str | Path, masks: str | Path, faults: Faults | None = None) ->
     for stem, file in sorted(masks_by_stem.items()):
         if stem not in pictures_by_stem:
             collected.add(file, f"{file}: is the mask of no image in {images}")
-    tiles = []
+    tiles, met = [], Counter()
     for number, (stem, file) in enumerate(sorted(pictures_by_stem.items())):
         if file in collected.reasons:
             continue
         try:
-            tiles.append(_pair(number, file, masks_by_stem[stem]))
+            size = _common_size(file, masks_by_stem[stem])
+            tiles.append(Tile(number, file, *size, masks_by_stem[stem], tuple(objects), met))
         except UserError as error:
             collected.add(file, error)
     if faults is None:
@@ -84,18 +103,18 @@ def read(images: str | Path, masks: str | Path, faults: Faults | None = None) ->
     return tiles
 
 
-def _pair(number: int, file: Path, mask: Path) -> Tile:
-    (height, width), size = pictures.read_size(file), pictures.read_size(mask)
+def _common_size(file: Path, mask: Path) -> tuple[int, int]:
+    (height, width), size = reader.read_size(file), pictures.read_size(mask)
     if size != (height, width):
         raise UserError(
             f"{mask}: is {size[1]}x{size[0]} pixels, but its image {file} is {width}x{height}"
         )
-    return Tile(number, file, height, width, mask)
+    return height, width
 
 
 def listed(images: Path, masks: Path) -> list[Path]:
     """All files of the two directories that count, sound or not."""
-    return [*_files(images, "images", SUFFIXES), *_files(masks, "masks", MASK_SUFFIXES)]
+    return [*_files(images, "images", reader.SUFFIXES), *_files(masks, "masks", MASK_SUFFIXES)]
 
 
 def _files(directory: Path, kind: str, suffixes: Iterable[str]) -> list[Path]:

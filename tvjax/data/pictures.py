@@ -1,73 +1,86 @@
-"""Image files as arrays."""
+"""Image and mask files as arrays."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tvjax.errors import UserError
+from tvjax.rasters import pillow, reader
 
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-"""Pillow's names of the 8-bit pixel formats that convert to RGB without loss of range."""
+BACKGROUND = {0, "(0, 0, 0)"}
+"""Values of masks that are background where nothing else is said."""
+
+SHOWN = 8
+"""Values that a message lists."""
 
 
 def read_image(file: Path) -> np.ndarray:
-    """Decodes a picture.
-
-    Returns:
-      uint8 `[H, W, 3]`; grey, palette and RGBA files are converted to RGB, alpha is dropped.
-
-    Raises:
-      UserError: the file is truncated, no image, or of 16 bits a channel.
-    """
-    try:
-        with Image.open(file) as image:
-            mode = image.mode
-            if mode in ("P", "PA"):
-                image = image.convert("RGBA")  # Pillow warns when transparency meets RGB directly
-            return np.asarray(image.convert("RGB")) if mode in MODES else _refuse(file, mode)
-    except UserError:
-        raise
-    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
-        raise _undecodable(file, error) from error
+    """Decodes an image, uint8 `[H, W, 3]`; see `tvjax.rasters.reader`."""
+    return reader.read_image(file)[0]
 
 
-def read_mask(file: Path) -> np.ndarray:
-    """Decodes a mask: whatever is not 0 is object.
+def read_mask(
+    file: Path, objects: Sequence[int] = (), met: Counter[int | str] | None = None
+) -> np.ndarray:
+    """Decodes a mask, as it is shown; of a palette file the indices count, alpha does not.
 
-    Of a palette file the indices count, of a colour file any channel; alpha does not.
+    Args:
+      file: a picture, grey, of a palette or of colours.
+      objects: the values that are object; none: the only one besides 0, or the only colour besides
+        black.
+      met: counts the pixels of each value, those of files before included.
 
     Returns:
       bool `[H, W]`.
 
     Raises:
-      UserError: the file is truncated or no image.
+      UserError: the file is truncated or no image, or it has several values besides 0 and it was
+        not said which are object.
     """
-    try:
-        with Image.open(file) as image:
-            values = np.asarray(image)
-            bands = len(image.getbands()) - (image.mode in ("LA", "PA", "RGBA"))
-    except Exception as error:
-        raise _undecodable(file, error) from error
-    return values != 0 if values.ndim == 2 else np.any(values[..., :bands] != 0, axis=-1)
+    values = pillow.read_values(file)
+    found = _count(values)
+    if met is not None:
+        met.update(found)
+    if objects:
+        if values.ndim == 3:
+            raise UserError(f"{file}: has colours, not numbers of which --category names some")
+        return np.isin(values, objects)
+    if len(found.keys() - BACKGROUND) > 1:
+        raise UserError(
+            f"{file}: has several values besides 0, which are {describe(found)}; say which are "
+            "objects by --category=VALUE, once for each, or write masks of 0 and 255"
+        )
+    return values != 0 if values.ndim == 2 else np.any(values != 0, axis=-1)
 
 
 def read_size(file: Path) -> tuple[int, int]:
-    """Height and width from the file's header.
+    """Height and width of a picture as it is shown, from its header.
 
     Raises:
-      UserError: the file is no image.
+      UserError: the file is no picture.
     """
-    try:
-        with Image.open(file) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise _undecodable(file, error) from error
+    return pillow.read_size(file)
 
 
-def _undecodable(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file}: cannot be decoded, it may be truncated or no image ({error})")
+def has_alpha(file: Path) -> bool:
+    """Whether pixels of a picture may be transparent."""
+    header = pillow.read_header(file)
+    return header is not None and header.has_alpha
 
 
-def _refuse(file: Path, mode: str) -> np.ndarray:
-    raise UserError(f"{file}: has pixels of kind '{mode}'; convert it to 8 bits a channel")
+def describe(found: Counter[int | str]) -> str:
+    """Values and their shares of the pixels, the most frequent first."""
+    total, most = sum(found.values()), found.most_common(SHOWN)
+    listed = ", ".join(f"{value} ({number / total:.2%})" for value, number in most)
+    return listed + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+
+
+def _count(values: np.ndarray) -> Counter[int | str]:
+    """Numbers of pixels by value; a colour is named by its channels."""
+    if values.ndim == 2:
+        numbers = np.bincount(values.ravel())
+        return Counter({int(value): int(numbers[value]) for value in np.flatnonzero(numbers)})
+    colors, numbers = np.unique(values.reshape(-1, 3), axis=0, return_counts=True)
+    return Counter({str(tuple(c)): int(n) for c, n in zip(colors.tolist(), numbers, strict=True)})

@@ -19,10 +19,13 @@ from tvjax.errors import UserError
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file.")
 _MASKS = flags.DEFINE_string(
-    "masks", None, "Instead of it, a directory of PNG files: not 0 is object."
+    "masks", None, "Instead of it, a directory of PNG files: 0 and one other value, the objects'."
 )
 _CATEGORY = flags.DEFINE_multi_integer(
-    "category", [], "Of the COCO file, whose annotations are objects; default: its only one."
+    "category",
+    [],
+    "The COCO category, or the masks' value, that is object; repeatable. Default: "
+    "the only one, of masks the only value besides 0.",
 )
 _IMAGES = flags.DEFINE_string("images", None, "The directory of images.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The directory to make.", required=True)
@@ -80,8 +83,6 @@ def main(argv: list[str]) -> None:
     annotations = _MASKS.value or _ANNOTATIONS.value
     if not annotations or (_MASKS.value and _ANNOTATIONS.value):
         raise UserError("give either --annotations (a COCO file) or --masks (a directory)")
-    if _MASKS.value and _CATEGORY.value:
-        raise UserError("--category chooses among the annotations of a COCO file; masks have none")
     if _MASKS.value and not Path(_MASKS.value).is_dir():
         raise UserError(f"--masks={_MASKS.value}: no such directory")
     try:

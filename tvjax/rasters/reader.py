@@ -1,33 +1,40 @@
-"""Images of any size, read window by window, with the place on the map that they show.
+"""Image files as red, green and blue: the one reader of training, evaluation and prediction.
 
-PNG and JPEG are decoded whole by Pillow, as training tiles are. Larger ones than 64 megapixels, and
-all else that GDAL opens, are read in windows by rasterio (the extra `geo`).
+Pillow decodes pictures whole (PNG, JPEG, BMP, WebP, GIF). GDAL reads all else in windows, and PNGs
+of more than 64 megapixels or of 16 bits per channel (rasterio, the extra `geo`). Without rasterio
+Pillow reads plain TIFFs too. The rules are the same everywhere:
+
+- images are upright, as viewers show them: EXIF's and TIFF's orientation counts;
+- grey, palettes, fewer bits than 8, and 0 for white become what a viewer shows; colour profiles and
+  gammas are ignored;
+- bands are red, green and blue by their names, whatever their order; others stay unread;
+- there is no data where alpha is 0 (also in pictures), or where a nodata value or a mask says so;
+- what cannot be told, or is no colour, is refused in one line: LAB, floats, several bands without
+  names, several pictures in a file, 16 bits without the value of white.
 """
 
 import contextlib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from tvjax.data import area, pictures
 from tvjax.errors import UserError
-from tvjax.rasters.resample import Axis
+from tvjax.rasters import gdal, orientation, pillow
+from tvjax.rasters.orientation import Read
+from tvjax.rasters.resample import Axis, resample
 
-PLAIN = (".png", ".jpg", ".jpeg")
-"""Suffixes that Pillow reads; these images give masks in PNG if they have no georeference."""
-
-CACHE_MEGABYTES = 64
-"""Of decoded blocks that GDAL keeps; by its own choice it would take a share of the machine."""
-
+SUFFIXES = (*pillow.SUFFIXES, ".tif", ".tiff")
+"""Of the files that are taken from a directory."""
 
 WHOLE = 1 << 26
-"""Pixels of the largest PNG or JPEG that is decoded whole, by the reader of the training tiles."""
+"""Pixels of the largest PNG that is decoded whole where GDAL could read it in windows."""
 
-Read = Callable[[int, int, int, int], np.ndarray]
+MOST = 1 << 29
+"""Pixels of the largest image that is decoded whole."""
+
+NEEDS_RASTERIO = "which is read by rasterio only; pip install 'tvjax[geo]'"
 
 
 class Raster(NamedTuple):
@@ -42,18 +49,20 @@ class Raster(NamedTuple):
     """`affine.Affine` from (column, row) to map coordinates; None without a georeference."""
     crs: Any = None
     """`rasterio.crs.CRS` or None."""
-    valid: Callable[[int, int], np.ndarray] | None = None
-    """`(top, bottom) ->` bool `[h, width]`, where the file has data; None: everywhere."""
+    valid: Read | None = None
+    """`(top, bottom, left, right) ->` bool `[h, w]`, where the file has data; None: everywhere."""
+    is_turned: bool = False
+    """Whether it is stored otherwise than it is shown."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a picture and no map."""
-        return self.transform is None and self.path.suffix.lower() in PLAIN
+        """Whether it is a picture and no map; its masks are then PNGs."""
+        return self.transform is None and self.path.suffix.lower() in pillow.SUFFIXES
 
 
 @contextlib.contextmanager
 def open_raster(path: Path, *, white: float | None = None) -> Iterator[Raster]:
-    """Opens an image: grey, palette, RGB, or RGB with more bands, which stay unread.
+    """Opens an image; the rules are those of this module.
 
     Args:
       path: of the image.
@@ -63,21 +72,49 @@ def open_raster(path: Path, *, white: float | None = None) -> Iterator[Raster]:
     Raises:
       UserError: it cannot be read, has other pixels, or needs rasterio and there is none.
     """
-    try:
-        import rasterio
-    except ImportError:
-        yield _open_whole(path)
-        return
-    from rasterio.errors import NotGeoreferencedWarning
+    header = pillow.read_header(path)
+    with gdal.opening(path) as dataset:
+        if dataset is None:
+            raster = _open_whole(path, header or _plain_tiff(path))
+        elif header is None or _is_for_gdal(header):
+            raster = _open_windows(path, dataset, header, white)
+        else:
+            raster = _open_whole(path, header)
+        if dataset is not None:
+            transform, crs = gdal.georeference(path, dataset)
+            raster = raster._replace(transform=transform, crs=crs)
+        turned = header.orientation if header else 1
+        if dataset is not None and not header:
+            turned = gdal.read_orientation(path, dataset)
+        yield _upright(raster, turned)
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES))
-        with _reading(path):
-            dataset = stack.enter_context(rasterio.open(path))
-            raster = _open_windows(path, dataset, white)
-        yield raster
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, as it is shown; see `open_raster`."""
+    with open_raster(path) as raster:
+        return raster.height, raster.width
+
+
+def read_image(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decodes an image file as a whole; see `open_raster` and `read_whole`."""
+    with open_raster(path) as raster:
+        return read_whole(raster)
+
+
+def read_whole(raster: Raster) -> tuple[np.ndarray, np.ndarray | None]:
+    """The pixels of an image, which are those of its windows.
+
+    Returns:
+      uint8 `[H, W, 3]`, and bool `[H, W]`, where the file has data; None: everywhere.
+
+    Raises:
+      UserError: the image cannot be decoded, or is too large to be a tile.
+    """
+    if raster.height * raster.width > MOST:
+        size = f"{raster.width}x{raster.height}"
+        raise UserError(f"{raster.path}: is {size} pixels, too large for a tile; cut it up")
+    window = (0, raster.height, 0, raster.width)
+    return raster.read(*window), None if raster.valid is None else raster.valid(*window)
 
 
 def scaled(raster: Raster, scale: float) -> Raster:
@@ -89,133 +126,85 @@ def scaled(raster: Raster, scale: float) -> Raster:
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         block = raster.read(*rows.source(top, bottom), *columns.source(left, right))
-        weights = rows.weights(top, bottom), columns.weights(left, right)
-        return area.mean(block, *weights, rows.total * columns.total)
+        values = resample(block, rows.weights(top, bottom), columns.weights(left, right))
+        return np.floor(values + (0.5 + 1e-4)).astype(np.uint8)  # half up, as `area.shrink_image`
 
-    return raster._replace(height=rows.new, width=columns.new, read=read)
+    return raster._replace(height=rows.new, width=columns.new, read=read, valid=None)
 
 
-def from_array(image: np.ndarray, path: Path = Path("array.png")) -> Raster:
-    """An image in memory, uint8 `[H, W, 3]`."""
+def from_array(
+    image: np.ndarray, valid: np.ndarray | None = None, path: Path = Path("array.png")
+) -> Raster:
+    """An image in memory, uint8 `[H, W, 3]`, with bool `[H, W]`, where there is data."""
     height, width = image.shape[:2]
-    return Raster(path, height, width, lambda t, b, x, y: image[t:b, x:y])
+    has_data = None if valid is None else lambda t, b, x, y: valid[t:b, x:y]
+    return Raster(path, height, width, lambda t, b, x, y: image[t:b, x:y], valid=has_data)
 
 
-def _open_whole(path: Path) -> Raster:
-    if path.suffix.lower() not in PLAIN:
-        raise UserError(
-            f"{path}: only PNG and JPEG are read without rasterio; pip install 'tvjax[geo]'"
-        )
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    return Raster(path, height, width, _whole(path))
+def _is_for_gdal(header: pillow.Header) -> bool:
+    """Whether a picture is for GDAL: only of PNGs it makes the very pixels that Pillow makes."""
+    is_large = header.height * header.width > WHOLE
+    return header.bits > 8 or (header.format == "PNG" and is_large)
 
 
-def _whole(path: Path) -> Read:
-    """Decodes the image at the first call, as training does."""
-    decoded: list[np.ndarray] = []
+def _plain_tiff(path: Path) -> pillow.Header:
+    header = pillow.read_plain_tiff(path)
+    if header is None:
+        raise UserError(f"{path}: is neither a picture nor a plain TIFF, {NEEDS_RASTERIO}")
+    return header
 
-    def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+
+def _open_whole(path: Path, header: pillow.Header) -> Raster:
+    """Decodes the image at the first call."""
+    if header.bits > 8:
+        raise UserError(f"{path}: has 16 bits per channel, {NEEDS_RASTERIO}")
+    if header.height * header.width > MOST:
+        size = f"{header.width}x{header.height}"
+        raise UserError(f"{path}: is {size} pixels, too large for a picture; convert it to a TIFF")
+    decoded: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def get() -> tuple[np.ndarray, np.ndarray | None]:
         if not decoded:
-            decoded.append(pictures.read_image(path))
-        return decoded[0][top:bottom, left:right]
-
-    return read
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Around what reads, and no more: what fails in writing is not the image's fault."""
-    from rasterio.errors import RasterioError
-
-    try:
-        yield
-    except (OSError, RasterioError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({reason})") from error
-
-
-def _open_windows(path: Path, dataset: Any, white: float | None) -> Raster:
-    kind = next((dtype for dtype in dataset.dtypes if dtype != "uint8"), "uint8")
-    if kind != "uint8" and (kind != "uint16" or white is None):
-        cure = "convert it to 8 bits a channel (gdal_translate -ot Byte -scale)"
-        if kind == "uint16":
-            cure = "say which value is white, e.g. --white=10000"
-        raise UserError(f"{path}: has pixels of type {kind}; {cure}")
-    place = _georeference(path, dataset)
-    raster = Raster(path, dataset.height, dataset.width, _whole(path), *place)
-    small = raster.height * raster.width <= WHOLE
-    if dataset.driver in ("PNG", "JPEG") and small and kind == "uint8":
-        return raster
-    if dataset.driver == "PNG":
-        _check_end(path)
-    palette, bands = _palette(dataset), _bands(dataset)
+            decoded.append(pillow.decode(path, header))
+        return decoded[0]
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        with _reading(path):
-            block = dataset.read(bands, window=((top, bottom), (left, right)))
-        if white is not None and block.dtype == np.uint16:
-            block = np.rint(np.minimum(block * (255 / white), 255)).astype(np.uint8)
-        return palette[block[0]] if palette is not None else np.moveaxis(block, 0, -1)
+        return get()[0][top:bottom, left:right]
 
-    def valid(top: int, bottom: int) -> np.ndarray:
-        with _reading(path):
-            return dataset.dataset_mask(window=((top, bottom), (0, raster.width))) > 0
-
-    from rasterio.enums import MaskFlags
-
-    whole = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
-    if whole or dataset.driver in ("PNG", "JPEG"):  # whose alpha is dropped at any size
-        return raster._replace(read=read)
-    return raster._replace(read=read, valid=valid)
-
-
-def _georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
-    """The transform to the map, and the map's CRS, which without a transform means nothing."""
-    if not dataset.transform.is_identity:
-        return dataset.transform, dataset.crs
-    points, crs = dataset.gcps
-    if not points:
-        return None, None
-    from rasterio.transform import from_gcps
-
-    transform = from_gcps(points)  # the affine map that fits them best
-    matrix = np.array([[transform.a, transform.d], [transform.b, transform.e]])
-    found = np.array([(p.col, p.row) for p in points]) @ matrix + (transform.c, transform.f)
-    error = float(np.abs(found - [(p.x, p.y) for p in points]).max())
-    pixel = abs(transform.determinant) ** 0.5
-    if not 0 < pixel or error > pixel:
-        raise UserError(
-            f"{path}: no affine map goes through its ground control points (it misses one by "
-            f"{error:.3g}, a pixel is {pixel:.3g}); rectify it first (gdalwarp)"
+    def valid(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        found = get()[1]
+        return (
+            np.ones((bottom - top, right - left), bool)
+            if found is None
+            else found[top:bottom, left:right]
         )
-    return transform, crs
+
+    has_data = valid if header.has_alpha else None
+    return Raster(path, header.height, header.width, read, valid=has_data)
 
 
-def _check_end(path: Path) -> None:
-    """Refuses a PNG that was cut off, of which GDAL would read the rest as anything."""
-    with open(path, "rb") as file:
-        file.seek(-12, 2)
-        if file.read()[4:8] != b"IEND":
-            raise UserError(f"{path}: cannot be read (it is cut off)")
+def _open_windows(
+    path: Path, dataset: Any, header: pillow.Header | None, white: float | None
+) -> Raster:
+    if header and not header.is_complete:  # GDAL would read the rest as anything
+        raise UserError(f"{path}: cannot be decoded (it is cut off)")
+    layout = gdal.read_layout(path, dataset, white)
+    read = gdal.read_windows(path, dataset, layout, white)
+    valid = gdal.read_valid(path, dataset, layout)
+    return Raster(path, dataset.height, dataset.width, read, valid=valid)
 
 
-def _bands(dataset: Any) -> list[int]:
-    """Which bands are red, green and blue; the first ones if the file does not say."""
-    names = [interpretation.name for interpretation in dataset.colorinterp]
-    if all(name in names for name in ("red", "green", "blue")):
-        return [names.index(name) + 1 for name in ("red", "green", "blue")]
-    return [1, 2, 3] if dataset.count >= 3 else [1, 1, 1]
-
-
-def _palette(dataset: Any) -> np.ndarray | None:
-    """Uint8 `[256, 3]` if the first band holds indices into a palette."""
-    if dataset.colorinterp[0].name != "palette":
-        return None
-    table = np.zeros((256, 3), np.uint8)
-    for index, color in dataset.colormap(1).items():
-        table[index] = color[:3]
-    return table
+def _upright(raster: Raster, turned: int) -> Raster:
+    """The image as it is shown."""
+    if turned == 1:
+        return raster
+    if raster.transform is not None:
+        raise UserError(
+            f"{raster.path}: has both a georeference and orientation {turned}, which contradict "
+            "each other; store it upright (gdal_translate drops the orientation)"
+        )
+    size = raster.height, raster.width
+    height, width = orientation.shown_size(turned, *size)
+    valid = raster.valid and orientation.shown_windows(turned, *size, raster.valid)
+    read = orientation.shown_windows(turned, *size, raster.read)
+    return raster._replace(height=height, width=width, read=read, valid=valid, is_turned=True)

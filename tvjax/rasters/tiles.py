@@ -183,11 +183,21 @@ def probabilities(
     scale: float = 1.0,
     progress: Callable[[int], Any] = lambda tiles: None,
 ) -> Iterator[np.ndarray]:
-    """Probabilities of an image in strips from the top, float32 `[h, width, 1]`."""
+    """Probabilities of an image in strips from the top, float32 `[h, width, 1]`.
+
+    They are 0 where the image has no data: what a net says of that means nothing.
+    """
     small = reader.scaled(raster, scale)
     found = strips(small.read, small.height, small.width, net, tiling, progress)
     rows, columns = Axis(small.height, raster.height), Axis(small.width, raster.width)
-    return resample_strips(found, rows, columns)
+    top = 0
+    for strip in resample_strips(found, rows, columns):
+        bottom = top + len(strip)
+        if raster.valid is not None:
+            has_data = raster.valid(top, bottom, 0, raster.width)
+            strip = np.where(has_data[..., None], strip, np.float32(0))
+        top = bottom
+        yield strip
 
 
 def choose_tiling(sizes: set[tuple[int, int]], net: Net, tile: int = 512, batch: int = 1) -> Tiling:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tvjax.errors import UserError
+
 BLOCK = 16
 """Rows of a GeoTIFF that are compressed together."""
 
@@ -68,6 +70,20 @@ class Png:
     def _chunk(self, name: bytes, content: bytes) -> None:
         check = struct.pack(">I", zlib.crc32(name + content))
         self._file.write(struct.pack(">I", len(content)) + name + content + check)
+
+
+def require_rasterio(path: Path) -> None:
+    """Checks that the GeoTIFFs that belong to an image can be written.
+
+    Raises:
+      UserError: there is no rasterio.
+    """
+    try:
+        import rasterio  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{path}: its masks are GeoTIFFs, which need rasterio; pip install 'tvjax[geo]'"
+        ) from error
 
 
 class GeoTiff:

@@ -1,0 +1,69 @@
+"""Whether masks look as if they meant what they say, over a whole set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tvjax.data import coco, masks, pictures
+from tvjax.errors import UserError
+
+MANY = 0.95
+"""Share of the pixels that are object, from which on it is worth a note."""
+
+
+def check(
+    tiles: Sequence[coco.Tile | masks.Tile], shrunk: np.ndarray, annotations: Path
+) -> list[str]:
+    """Looks at all masks at once.
+
+    Args:
+      tiles: that have been loaded; at least one.
+      shrunk: 0 or 1, `[N, h, w]`, as they are trained on.
+      annotations: the COCO file or the folder of masks.
+
+    Returns:
+      What is worth a note: one line each.
+
+    Raises:
+      UserError: all pixels are background, or all are object: there is nothing to learn.
+    """
+    share = float(np.mean([mask.mean() for mask in shrunk]))
+    values = _values(tiles)
+    if share in (0, 1):
+        what = "object" if share else "background"
+        height, width = shrunk.shape[1:]
+        raise UserError(
+            f"{annotations}: all pixels of its {len(tiles)} tiles are {what} at {width}x{height} "
+            f"pixels, so that there is nothing to learn{values or _of_coco(bool(share))}"
+        )
+    notes = []
+    if share > MANY:
+        notes.append(
+            f"{annotations}: {share:.1%} of all pixels are object{values}; if that is background, "
+            "objects and background have changed places"
+        )
+    if isinstance(tiles[0], masks.Tile) and not tiles[0].objects:
+        if len(tiles[0].met.keys() - pictures.BACKGROUND) > 1:
+            notes.append(
+                f"{annotations}: its masks name objects by several values, which are all taken"
+                f"{values}"
+            )
+    return notes
+
+
+def _values(tiles: Sequence[coco.Tile | masks.Tile]) -> str:
+    """The values of masks and what to do about them; nothing of a COCO file."""
+    first = tiles[0]
+    if not isinstance(first, masks.Tile):
+        return ""
+    words = f"; the masks' values are {pictures.describe(first.met)}"
+    if any(pictures.has_alpha(tile.mask) for tile in tiles if isinstance(tile, masks.Tile)):
+        words += ", and alpha, which does not count"
+    return words + "; write masks of 0 and 255, or say which values are objects by --category=VALUE"
+
+
+def _of_coco(is_full: bool) -> str:
+    if is_full:
+        return "; the annotations cover their images"
+    return "; there are no annotations, or their regions are too small for this size"

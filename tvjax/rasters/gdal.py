@@ -1,0 +1,218 @@
+"""Files that GDAL opens (rasterio, the extra `geo`), read in windows, and their place on a map."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tvjax.errors import UserError
+from tvjax.rasters import orientation, pillow
+from tvjax.rasters.orientation import Read
+
+CACHE_MEGABYTES = 64
+"""Of decoded blocks that GDAL keeps; by its own choice it would take a share of the machine."""
+
+COLORS = ("red", "green", "blue")
+
+
+class Layout(NamedTuple):
+    """What the numbers in a file mean."""
+
+    bands: tuple[int, ...]
+    """Numbers of the bands that are red, green and blue, or of the one that is grey."""
+    dtype: str
+    """Of all bands: uint8 or uint16."""
+    table: np.ndarray | None
+    """Uint8 `[256, C]`, colours of numbers: C = 4 with alpha, of a palette; 1 of fewer bits than 8,
+    and where 0 is white; None: numbers are colours."""
+
+
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[Any]:
+    """The file as rasterio opens it; None without rasterio, and of a picture that GDAL lacks.
+
+    Raises:
+      UserError: it is no picture and cannot be opened.
+    """
+    try:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+    except ImportError:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        stack.enter_context(
+            rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES, GDAL_ERROR_ON_LIBJPEG_WARNING="YES")
+        )
+        with reading(path):
+            try:
+                dataset = stack.enter_context(rasterio.open(path))
+            except RasterioIOError:
+                if pillow.read_header(path) is None:
+                    raise
+                dataset = None
+        yield dataset
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around what reads, and no more: what fails in writing is not the image's fault."""
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except (OSError, RasterioError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be decoded, it may be truncated or no image ({reason})"
+        ) from error
+
+
+def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
+    """What the numbers in a file mean.
+
+    Args:
+      path: of the file.
+      dataset: as opened.
+      white: the value of 16-bit pixels that becomes 255; None: they are refused.
+
+    Raises:
+      UserError: they mean nothing that is red, green, blue or grey, or it cannot be told.
+    """
+    if len(dataset.subdatasets) > 1:
+        raise UserError(f"{path}: holds {len(dataset.subdatasets)} pictures; save one by itself")
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    space = structure.get("SOURCE_COLOR_SPACE", "RGB")
+    if space not in ("RGB", "YCbCr", "CMYK"):
+        raise UserError(f"{path}: has pixels of kind {space}; convert it to RGB")
+    bands = _bands(path, dataset)
+    dtype = next((kind for kind in dataset.dtypes if kind != "uint8"), "uint8")
+    inverted = structure.get("MINISWHITE") == "YES"
+    if dtype == "uint16" and not inverted and dataset.colorinterp[0].name != "palette":
+        if white is None:
+            raise UserError(
+                f"{path}: has 16 bits per channel (uint16), and no file says which value is white; "
+                "tvjax.predict takes it as --white=VALUE, and for training convert the file: "
+                "gdal_translate -ot Byte -scale 0 VALUE 0 255"
+            )
+    elif dtype != "uint8":
+        raise UserError(
+            f"{path}: has pixels of type {dtype}{' where 0 is white' * inverted}; convert it to 8 "
+            "bits per channel (gdal_translate -ot Byte -scale)"
+        )
+    return Layout(bands, dtype, _table(dataset, inverted))
+
+
+def read_windows(path: Path, dataset: Any, layout: Layout, white: float | None) -> Read:
+    """Gives windows, uint8 `[h, w, 3]`; see `read_layout`."""
+    table = layout.table
+
+    def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        with reading(path):
+            block = dataset.read(layout.bands, window=((top, bottom), (left, right)))
+        if layout.dtype == "uint16" and white is not None:
+            block = np.rint(np.minimum(block * (255 / white), 255)).astype(np.uint8)
+        if table is not None and table.shape[1] == 4:
+            return table[block[0], :3]
+        block = block if table is None else table[block, 0]
+        return np.moveaxis(np.broadcast_to(block, (3, *block.shape[1:])), 0, -1)
+
+    return read
+
+
+def read_valid(path: Path, dataset: Any, layout: Layout) -> Read | None:
+    """Gives windows, bool `[h, w]`, of where the file has data; None: everywhere.
+
+    It has none where its nodata value, alpha 0 or its mask says so.
+    """
+    from rasterio.enums import MaskFlags
+
+    alpha = None if layout.table is None or layout.table.shape[1] < 4 else layout.table[:, 3]
+    opaque = alpha is None or bool(np.all(alpha > 0))
+    if opaque and all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums):
+        return None
+
+    def valid(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        window = ((top, bottom), (left, right))
+        with reading(path):
+            if alpha is not None:  # which GDAL does not count, nor needs
+                found = dataset.read_masks(layout.bands[0], window=window) > 0
+                return found & (alpha[dataset.read(layout.bands[0], window=window)] > 0)
+            return dataset.dataset_mask(window=window) > 0
+
+    return valid
+
+
+def read_orientation(path: Path, dataset: Any) -> int:
+    """The orientation of a TIFF, which GDAL does not heed; 1 of other files."""
+    tags = pillow.tiff_tags(path) if dataset.driver == "GTiff" else None
+    number = 1 if tags is None else tags.get(orientation.TAG, 1)
+    if number not in orientation.TURNS:
+        return 1
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    space = structure.get("SOURCE_COLOR_SPACE")
+    if space and "JPEG" not in structure.get("COMPRESSION", ""):  # GDAL heeds half of it there
+        raise UserError(f"{path}: is {space} with orientation {number}; convert it to RGB")
+    return number
+
+
+def georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
+    """The transform to the map, and the map's CRS, which without a transform means nothing."""
+    if not dataset.transform.is_identity:
+        return dataset.transform, dataset.crs
+    points, crs = dataset.gcps
+    if not points:
+        return None, None
+    from rasterio.transform import from_gcps
+
+    transform = from_gcps(points)  # the affine map that fits them best
+    matrix = np.array([[transform.a, transform.d], [transform.b, transform.e]])
+    found = np.array([(p.col, p.row) for p in points]) @ matrix + (transform.c, transform.f)
+    error = float(np.abs(found - [(p.x, p.y) for p in points]).max())
+    pixel = abs(transform.determinant) ** 0.5
+    if not 0 < pixel or error > pixel:
+        raise UserError(
+            f"{path}: no affine map goes through its ground control points (it misses one by "
+            f"{error:.3g}, a pixel is {pixel:.3g}); rectify it first (gdalwarp)"
+        )
+    return transform, crs
+
+
+def _bands(path: Path, dataset: Any) -> tuple[int, ...]:
+    """Numbers of the bands that are red, green and blue, or of the one that is grey.
+
+    Bands that the file names otherwise stay unread. Three without names are taken in their order.
+    """
+    names = [interpretation.name for interpretation in dataset.colorinterp]
+    plain = [k for k, name in enumerate(names, 1) if name != "alpha"]
+    if all(name in names for name in COLORS):
+        return tuple(names.index(name) + 1 for name in COLORS)
+    if len(plain) == 1:
+        return (plain[0],)
+    if len(names) == 3 and all(name in ("gray", "undefined") for name in names):
+        return 1, 2, 3
+    raise UserError(
+        f"{path}: has {len(names)} bands ({', '.join(names) or 'none'}), of which none, or not "
+        "all, are named red, green and blue; name them (gdal_edit -colorinterp_1 red ...), or "
+        "choose three (gdal_translate -b)"
+    )
+
+
+def _table(dataset: Any, inverted: bool) -> np.ndarray | None:
+    """See `Layout.table`."""
+    if dataset.colorinterp[0].name == "palette":
+        table = np.zeros((256, 4), np.uint8)
+        for index, color in dataset.colormap(1).items():
+            table[index] = color
+        return table
+    bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+    if bits >= 8 and not inverted:
+        return None
+    most = 2 ** min(bits, 8) - 1
+    levels = np.rint(np.minimum(np.arange(256), most) * (255 / most))
+    return (255 - levels if inverted else levels).astype(np.uint8)[:, None]
