@@ -136,3 +136,113 @@ def test_program(source, tmp_path):
     assert (
         both.stderr == "error: give either --annotations (a COCO file) or --masks (a directory)\n"
     )
+
+
+def write_masks(source, write):
+    """Replaces the masks by what `write` makes of each, bool `[12, 16]`; none is left alone."""
+    for file in (source / "masks").glob("[!.]*.png"):
+        mask = pictures.read_mask(file)
+        file.unlink()
+        write(mask).save(file)
+
+
+def build(source, tmp_path, **options):
+    options = {"size": (6, 8), "progress": False} | options
+    return builder.build(source / "masks", source / "images", tmp_path / "out", **options)
+
+
+def colored(mask, inside, outside):
+    return Image.fromarray(np.where(mask[..., None], inside, outside).astype(np.uint8))
+
+
+SOFT = np.add.outer(np.arange(12), np.arange(16)).astype(np.uint8)
+IMPLAUSIBLE = {
+    "classes": (lambda m: Image.fromarray(m + np.eye(12, 16, dtype=np.uint8)), r"1 \(\d.*2 \("),
+    "255 is no data": (
+        lambda m: Image.fromarray(np.where(np.eye(12, 16), 255, m).astype(np.uint8)), r"255 \(6.25%"
+    ),
+    "soft edges": (lambda m: Image.fromarray(m * np.uint8(200) + SOFT), "several values besides 0.* and 2"),
+    "red on blue": (
+        lambda m: colored(m, (250, 0, 0), (0, 0, 250)), r"\(0, 0, 250\) \(.*\(250, 0, 0\) \("
+    ),
+    "white on grey": (lambda m: Image.fromarray(np.where(m, 255, 100).astype(np.uint8)), "100 "),
+    "in alpha": (
+        lambda m: colored(m, (0, 0, 0, 255), (0, 0, 0, 0)),
+        r"all pixels of its 12 tiles are background.*\(0, 0, 0\) \(100.00%\), and alpha, which",
+    ),
+    "in the alpha of white": (
+        lambda m: colored(m, (255, 255, 255, 255), (255, 255, 255, 0)),
+        r"are object .*\(255, 255, 255\) \(100.00%\), and alpha",
+    ),
+    "all 0": (lambda m: Image.new("L", (16, 12)), r"background at 8x6 pixels.*0 \(100.00%\)"),
+    "all 1": (lambda m: Image.new("L", (16, 12), 1), r"are object at 8x6 .* 1 \(100.00%\)"),
+    "thin": (
+        lambda m: Image.fromarray(np.pad([[255]], ((5, 6), (7, 8))).astype(np.uint8)),
+        r"background at 8x6 pixels.*0 \(99.48%\), 255 \(0.52%\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", IMPLAUSIBLE)
+def test_masks_that_do_not_say_what_is_object_are_refused(source, tmp_path, kind):
+    write, words = IMPLAUSIBLE[kind]
+    write_masks(source, write)
+    with pytest.raises(UserError, match=words) as error:
+        build(source, tmp_path)
+    assert "--category=VALUE" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_values_of_objects_can_be_said(source, tmp_path, capsys):
+    def masks_of(name, **options):
+        folder = tmp_path / name
+        builder.build(
+            source / "masks", source / "images", folder, size=(6, 8), progress=False, **options
+        )
+        return {r["id"]: r["mask"] for split in read_all(folder).values() for r in split}
+
+    wanted = masks_of("plain")
+    assert "name objects by several values, which are all taken" in capsys.readouterr().err
+    # Background is 1 and 3, objects are 2 and 0: also masks that are inverted can be told.
+    edge = np.eye(12, 16, dtype=np.uint8)
+    write_masks(source, lambda m: Image.fromarray(np.where(m, 2 - 2 * edge, 1 + 2 * edge)))
+    found = masks_of("said", categories=(2, 0))
+    assert capsys.readouterr().err == ""
+    for number, mask in wanted.items():
+        np.testing.assert_array_equal(found[number], mask)
+    with pytest.raises(UserError, match="categories"):  # it belongs to what was asked for
+        masks_of("said", categories=(2,))
+    with pytest.raises(UserError, match=r"background .*values are 1 \("):
+        masks_of("none", categories=(9,))
+    colored(edge, (1, 2, 3), 0).save(source / "masks" / "03.png")
+    with pytest.raises(UserError, match="has colours, not numbers"):
+        masks_of("colours", categories=(2,))
+
+
+def test_sets_that_are_nearly_all_object_are_built_with_a_note(source, tmp_path, capsys):
+    dot = np.pad([[1, 1], [1, 1]], ((4, 6), (6, 8)))
+    write_masks(source, lambda m: Image.fromarray(((1 - dot) * 255).astype(np.uint8)))
+    build(source, tmp_path)
+    note = capsys.readouterr().err
+    assert note.startswith("note: ") and note.count("\n") == 1
+    assert "97.9% of all pixels are object; the masks' values are 255 (97.92%), 0 (2.08%)" in note
+
+
+def test_masks_are_read_as_they_are_numbered_and_shown(tmp_path):
+    numbers = np.arange(16, dtype=np.uint8).reshape(4, 4) % 4
+    image = Image.fromarray(numbers)
+    image.save(tmp_path / "8.png")
+    image.convert("P").save(tmp_path / "p.png", bits=2)
+    Image.fromarray(numbers * 85).save(tmp_path / "2.png", bits=2)
+    for name in "8p2":
+        found = pictures.read_mask(tmp_path / f"{name}.png", (2,))
+        np.testing.assert_array_equal(found, numbers == 2)
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.fromarray(np.array([[0, 9, 0], [0, 0, 0]], np.uint8)).save(
+        tmp_path / "turned.png", exif=turned
+    )
+    np.testing.assert_array_equal(
+        pictures.read_mask(tmp_path / "turned.png"), [[False, False], [False, True], [False, False]]
+    )
+    assert pictures.read_size(tmp_path / "turned.png") == (3, 2)
