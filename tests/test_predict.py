@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tvjax import polygons, prediction
-from tvjax.data import area, coco
+from tvjax.data import area, coco, pictures
 from tvjax.errors import UserError
 from tvjax.rasters import reader, resample, tiles
 
@@ -489,7 +489,7 @@ def test_results_have_the_category_of_the_coco_file(tmp_path):
 
 
 def test_a_large_png_that_was_cut_off_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "WHOLE", 0)
+    monkeypatch.setattr(pictures, "WHOLE", 0)
     Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-8])
     with pytest.raises(UserError, match="cut off"), reader.open_raster(tmp_path / "b.png"):
@@ -568,7 +568,7 @@ def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UserError, match="same name"):
         prediction.find_images([str(tmp_path)])
     with pytest.raises(UserError, match=r"a\.tif: cannot be read .No such file"):
-        reader.read_image(tmp_path / "a.tif")
+        pictures.read_image(tmp_path / "a.tif")
     with pytest.raises(UserError, match="--tile=100"):
         tiles.choose_tiling({(9, 9)}, red, 100)
     (tmp_path / "coco.json").write_text('{"images": [{"id": 3, "file_name": "x/a.png"}]}')

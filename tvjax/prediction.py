@@ -15,10 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from tvjax import polygons
-from tvjax.data import workspace
+from tvjax.data import pictures, workspace
+from tvjax.data.pictures import Raster
 from tvjax.errors import UserError
 from tvjax.rasters import reader, tiles, writer
-from tvjax.rasters.reader import Raster
 
 
 class Options(NamedTuple):
@@ -48,7 +48,7 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            inside = [p for p in path.iterdir() if p.suffix.lower() in reader.SUFFIXES]
+            inside = [p for p in path.iterdir() if p.suffix.lower() in pictures.SUFFIXES]
         else:
             inside = [path] if path.exists() else [Path(p) for p in glob.glob(pattern)]
         if not inside:

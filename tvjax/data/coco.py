@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data import regions
+from tvjax.data import pictures, regions
 from tvjax.data.faults import Faults
 from tvjax.errors import UserError
-from tvjax.rasters import reader
 
 
 class Tile(NamedTuple):
@@ -46,25 +45,25 @@ class Tile(NamedTuple):
         """Decodes the tile.
 
         Returns:
-          The image, uint8 `[H, W, 3]`, as `tvjax.rasters.reader` reads it, and the mask, bool
+          The image, uint8 `[H, W, 3]`, as `tvjax.data.pictures` reads it, and the mask, bool
           `[H, W]`; there are no objects where the image has no data.
 
         Raises:
-          UserError: the file cannot be read, see `tvjax.rasters.reader`, or is of another size than
+          UserError: the file cannot be read, see `tvjax.data.pictures`, or is of another size than
             declared.
         """
         return self.read()[:2]
 
     def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Decodes the tile, as `load` does, with bool `[H, W]`, where the image has data."""
-        with reader.open_raster(self.file) as raster:
+        with pictures.open_raster(self.file) as raster:
             if (raster.height, raster.width) != (self.height, self.width):
                 raise UserError(
                     f"{self.file}: is {raster.width}x{raster.height} pixels"
                     f"{' as it is shown (orientation counts)' * raster.is_turned}, but the "
                     f"annotations declare {self.width}x{self.height} for image id {self.id}"
                 )
-            image, valid = reader.read_whole(raster)
+            image, valid = pictures.read_whole(raster)
         mask = regions.rasterise(self.segmentations, self.height, self.width)
         return image, mask if valid is None else mask & valid, valid
 

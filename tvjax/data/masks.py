@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tvjax.data import pictures
+from tvjax.data import mask_files, pictures
 from tvjax.data.faults import Faults
 from tvjax.errors import UserError
-from tvjax.rasters import reader
 
 MASK_SUFFIXES = (".png",)
 """Of masks: lossless, or their edges would be object."""
@@ -52,8 +51,9 @@ class Tile(NamedTuple):
           UserError: one of the files cannot be decoded, or it cannot be told which of the mask's
             values are object.
         """
-        image, valid = reader.read_image(self.file)
-        mask = pictures.read_mask(self.mask, self.objects, self.met)
+        with pictures.open_raster(self.file) as raster:
+            image, valid = pictures.read_whole(raster)
+        mask = mask_files.read_mask(self.mask, self.objects, self.met)
         return image, mask if valid is None else mask & valid
 
 
@@ -81,7 +81,7 @@ def read(
     """
     collected = Faults() if faults is None else faults
     images, masks = Path(images), Path(masks)
-    pictures_by_stem = _by_stem(images, "images", reader.SUFFIXES)
+    pictures_by_stem = _by_stem(images, "images", pictures.SUFFIXES)
     masks_by_stem = _by_stem(masks, "masks", MASK_SUFFIXES)
     for stem, file in sorted(pictures_by_stem.items()):
         if stem not in masks_by_stem:
@@ -104,7 +104,7 @@ def read(
 
 
 def _common_size(file: Path, mask: Path) -> tuple[int, int]:
-    (height, width), size = reader.read_size(file), pictures.read_size(mask)
+    (height, width), size = pictures.read_size(file), mask_files.read_size(mask)
     if size != (height, width):
         raise UserError(
             f"{mask}: is {size[1]}x{size[0]} pixels, but its image {file} is {width}x{height}"

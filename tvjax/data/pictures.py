@@ -1,86 +1,185 @@
-"""Image and mask files as arrays."""
+"""Image files as red, green and blue: the one reader of training, evaluation and prediction.
 
-from collections import Counter
-from collections.abc import Sequence
+Pillow decodes pictures whole (PNG, JPEG, BMP, WebP, GIF). GDAL reads all else in windows, and PNGs
+of more than 64 megapixels or of 16 bits per channel (rasterio, the extra `geo`). Without rasterio
+Pillow reads plain TIFFs too. The rules are the same everywhere:
+
+- images are upright, as viewers show them: EXIF's and TIFF's orientation counts;
+- grey, palettes, fewer bits than 8, and 0 for white become what a viewer shows; colour profiles and
+  gammas are ignored;
+- bands are red, green and blue by their names, whatever their order; others stay unread;
+- there is no data where alpha is 0 (also in pictures), or where a nodata value or a mask says so;
+- what cannot be told, or is no colour, is refused in one line: LAB, floats, several bands without
+  names, several pictures in a file, 16 bits without the value of white.
+"""
+
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tvjax.data import gdal, orientation, pillow
+from tvjax.data.orientation import Read
 from tvjax.errors import UserError
-from tvjax.rasters import pillow, reader
 
-BACKGROUND = {0, "(0, 0, 0)"}
-"""Values of masks that are background where nothing else is said."""
+SUFFIXES = (*pillow.SUFFIXES, ".tif", ".tiff")
+"""Of the files that are taken from a directory."""
 
-SHOWN = 8
-"""Values that a message lists."""
+WHOLE = 1 << 26
+"""Pixels of the largest PNG that is decoded whole where GDAL could read it in windows."""
+
+MOST = 1 << 29
+"""Pixels of the largest image that is decoded whole."""
+
+NEEDS_RASTERIO = "which is read by rasterio only; pip install 'tvjax[geo]'"
 
 
-def read_image(file: Path) -> np.ndarray:
-    """Decodes an image, uint8 `[H, W, 3]`; see `tvjax.rasters.reader`."""
-    return reader.read_image(file)[0]
+class Raster(NamedTuple):
+    """An open image."""
+
+    path: Path
+    height: int
+    width: int
+    read: Read
+    """`(top, bottom, left, right) ->` uint8 `[h, w, 3]`."""
+    transform: Any = None
+    """`affine.Affine` from (column, row) to map coordinates; None without a georeference."""
+    crs: Any = None
+    """`rasterio.crs.CRS` or None."""
+    valid: Read | None = None
+    """`(top, bottom, left, right) ->` bool `[h, w]`, where the file has data; None: everywhere."""
+    is_turned: bool = False
+    """Whether it is stored otherwise than it is shown."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a picture and no map; its masks are then PNGs."""
+        return self.transform is None and self.path.suffix.lower() in pillow.SUFFIXES
 
 
-def read_mask(
-    file: Path, objects: Sequence[int] = (), met: Counter[int | str] | None = None
-) -> np.ndarray:
-    """Decodes a mask, as it is shown; of a palette file the indices count, alpha does not.
+@contextlib.contextmanager
+def open_raster(path: Path, *, white: float | None = None) -> Iterator[Raster]:
+    """Opens an image; the rules are those of this module.
 
     Args:
-      file: a picture, grey, of a palette or of colours.
-      objects: the values that are object; none: the only one besides 0, or the only colour besides
-        black.
-      met: counts the pixels of each value, those of files before included.
+      path: of the image.
+      white: the value of 16-bit pixels that becomes 255, and so does whatever is above it; 0 stays
+        0. None: 16-bit images are refused, since their brightness cannot be told from the file.
+
+    Raises:
+      UserError: it cannot be read, has other pixels, or needs rasterio and there is none.
+    """
+    header = pillow.read_header(path)
+    with gdal.opening(path) as dataset:
+        if dataset is None:
+            raster = _open_whole(path, header or _plain_tiff(path))
+        elif header is None or _is_for_gdal(header):
+            raster = _open_windows(path, dataset, header, white)
+        else:
+            raster = _open_whole(path, header)
+        if dataset is not None:
+            transform, crs = gdal.georeference(path, dataset)
+            raster = raster._replace(transform=transform, crs=crs)
+        turned = header.orientation if header else 1
+        if dataset is not None and not header:
+            turned = gdal.read_orientation(path, dataset)
+        yield _upright(raster, turned)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, as it is shown; see `open_raster`."""
+    with open_raster(path) as raster:
+        return raster.height, raster.width
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decodes an image file, uint8 `[H, W, 3]`; see `open_raster` and `read_whole`."""
+    with open_raster(path) as raster:
+        return read_whole(raster)[0]
+
+
+def read_whole(raster: Raster) -> tuple[np.ndarray, np.ndarray | None]:
+    """The pixels of an image, which are those of its windows.
 
     Returns:
-      bool `[H, W]`.
+      uint8 `[H, W, 3]`, and bool `[H, W]`, where the file has data; None: everywhere.
 
     Raises:
-      UserError: the file is truncated or no image, or it has several values besides 0 and it was
-        not said which are object.
+      UserError: the image cannot be decoded, or is too large to be a tile.
     """
-    values = pillow.read_values(file)
-    found = _count(values)
-    if met is not None:
-        met.update(found)
-    if objects:
-        if values.ndim == 3:
-            raise UserError(f"{file}: has colours, not numbers of which --category names some")
-        return np.isin(values, objects)
-    if len(found.keys() - BACKGROUND) > 1:
-        raise UserError(
-            f"{file}: has several values besides 0, which are {describe(found)}; say which are "
-            "objects by --category=VALUE, once for each, or write masks of 0 and 255"
+    if raster.height * raster.width > MOST:
+        size = f"{raster.width}x{raster.height}"
+        raise UserError(f"{raster.path}: is {size} pixels, too large for a tile; cut it up")
+    window = (0, raster.height, 0, raster.width)
+    return raster.read(*window), None if raster.valid is None else raster.valid(*window)
+
+
+def _is_for_gdal(header: pillow.Header) -> bool:
+    """Whether a picture is for GDAL: only of PNGs it makes the very pixels that Pillow makes."""
+    is_large = header.height * header.width > WHOLE
+    return header.bits > 8 or (header.format == "PNG" and is_large)
+
+
+def _plain_tiff(path: Path) -> pillow.Header:
+    header = pillow.read_plain_tiff(path)
+    if header is None:
+        raise UserError(f"{path}: is neither a picture nor a plain TIFF, {NEEDS_RASTERIO}")
+    return header
+
+
+def _open_whole(path: Path, header: pillow.Header) -> Raster:
+    """Decodes the image at the first call."""
+    if header.bits > 8:
+        raise UserError(f"{path}: has 16 bits per channel, {NEEDS_RASTERIO}")
+    if header.height * header.width > MOST:
+        size = f"{header.width}x{header.height}"
+        raise UserError(f"{path}: is {size} pixels, too large for a picture; convert it to a TIFF")
+    decoded: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def get() -> tuple[np.ndarray, np.ndarray | None]:
+        if not decoded:
+            decoded.append(pillow.decode(path, header))
+        return decoded[0]
+
+    def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        return get()[0][top:bottom, left:right]
+
+    def valid(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        found = get()[1]
+        return (
+            np.ones((bottom - top, right - left), bool)
+            if found is None
+            else found[top:bottom, left:right]
         )
-    return values != 0 if values.ndim == 2 else np.any(values != 0, axis=-1)
+
+    has_data = valid if header.has_alpha else None
+    return Raster(path, header.height, header.width, read, valid=has_data)
 
 
-def read_size(file: Path) -> tuple[int, int]:
-    """Height and width of a picture as it is shown, from its header.
-
-    Raises:
-      UserError: the file is no picture.
-    """
-    return pillow.read_size(file)
-
-
-def has_alpha(file: Path) -> bool:
-    """Whether pixels of a picture may be transparent."""
-    header = pillow.read_header(file)
-    return header is not None and header.has_alpha
+def _open_windows(
+    path: Path, dataset: Any, header: pillow.Header | None, white: float | None
+) -> Raster:
+    if header and not header.is_complete:  # GDAL would read the rest as anything
+        raise UserError(f"{path}: cannot be decoded (it is cut off)")
+    layout = gdal.read_layout(path, dataset, white)
+    read = gdal.read_windows(path, dataset, layout, white)
+    valid = gdal.read_valid(path, dataset, layout)
+    return Raster(path, dataset.height, dataset.width, read, valid=valid)
 
 
-def describe(found: Counter[int | str]) -> str:
-    """Values and their shares of the pixels, the most frequent first."""
-    total, most = sum(found.values()), found.most_common(SHOWN)
-    listed = ", ".join(f"{value} ({number / total:.2%})" for value, number in most)
-    return listed + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
-
-
-def _count(values: np.ndarray) -> Counter[int | str]:
-    """Numbers of pixels by value; a colour is named by its channels."""
-    if values.ndim == 2:
-        numbers = np.bincount(values.ravel())
-        return Counter({int(value): int(numbers[value]) for value in np.flatnonzero(numbers)})
-    colors, numbers = np.unique(values.reshape(-1, 3), axis=0, return_counts=True)
-    return Counter({str(tuple(c)): int(n) for c, n in zip(colors.tolist(), numbers, strict=True)})
+def _upright(raster: Raster, turned: int) -> Raster:
+    """The image as it is shown."""
+    if turned == 1:
+        return raster
+    if raster.transform is not None:
+        raise UserError(
+            f"{raster.path}: has both a georeference and orientation {turned}, which contradict "
+            "each other; store it upright (gdal_translate drops the orientation)"
+        )
+    size = raster.height, raster.width
+    height, width = orientation.shown_size(turned, *size)
+    valid = raster.valid and orientation.shown_windows(turned, *size, raster.valid)
+    read = orientation.shown_windows(turned, *size, raster.read)
+    return raster._replace(height=height, width=width, read=read, valid=valid, is_turned=True)

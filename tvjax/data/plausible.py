@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvjax.data import coco, masks, pictures
+from tvjax.data import coco, mask_files, masks
 from tvjax.errors import UserError
 
 MANY = 0.95
@@ -44,7 +44,7 @@ def check(
             "objects and background have changed places"
         )
     if isinstance(tiles[0], masks.Tile) and not tiles[0].objects:
-        if len(tiles[0].met.keys() - pictures.BACKGROUND) > 1:
+        if len(tiles[0].met.keys() - mask_files.BACKGROUND) > 1:
             notes.append(
                 f"{annotations}: its masks name objects by several values, which are all taken"
                 f"{values}"
@@ -57,8 +57,8 @@ def _values(tiles: Sequence[coco.Tile | masks.Tile]) -> str:
     first = tiles[0]
     if not isinstance(first, masks.Tile):
         return ""
-    words = f"; the masks' values are {pictures.describe(first.met)}"
-    if any(pictures.has_alpha(tile.mask) for tile in tiles if isinstance(tile, masks.Tile)):
+    words = f"; the masks' values are {mask_files.describe(first.met)}"
+    if any(mask_files.has_alpha(tile.mask) for tile in tiles if isinstance(tile, masks.Tile)):
         words += ", and alpha, which does not count"
     return words + "; write masks of 0 and 255, or say which values are objects by --category=VALUE"
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tvjax.data.pictures import Raster
 from tvjax.errors import UserError
 from tvjax.rasters import reader
-from tvjax.rasters.reader import Raster
 from tvjax.rasters.resample import Axis, resample_strips, strip_rows
 
 ALIGNMENT = 32

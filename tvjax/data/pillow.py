@@ -20,8 +20,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from tvjax.data import orientation
 from tvjax.errors import UserError
-from tvjax.rasters import orientation
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 """Of pictures; what a file is, its content tells."""
@@ -54,7 +54,7 @@ class Header(NamedTuple):
     bits: int
     """Per channel."""
     orientation: int
-    """1 to 8, see `tvjax.rasters.orientation`."""
+    """1 to 8, see `tvjax.data.orientation`."""
     has_alpha: bool
     """Whether pixels may be transparent."""
     key: int | None = None

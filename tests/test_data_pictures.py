@@ -16,9 +16,8 @@ import pytest
 from PIL import Image
 
 from tvjax import prediction
-from tvjax.data import coco, pictures
+from tvjax.data import coco, orientation, pictures
 from tvjax.errors import UserError
-from tvjax.rasters import orientation, reader
 
 rasterio = pytest.importorskip("rasterio")
 from rasterio.enums import ColorInterp  # noqa: E402
@@ -317,7 +316,7 @@ def by_prediction(path, folder):
 
 def windows(path):
     """Pixels and what has data, read in parts."""
-    with reader.open_raster(path) as raster:
+    with pictures.open_raster(path) as raster:
         image = np.zeros((raster.height, raster.width, 3), np.uint8)
         valid = np.ones(image.shape[:2], bool)
         for top in range(0, raster.height, 13):
@@ -346,7 +345,7 @@ def test_all_see_the_pixels_that_were_written(name, tmp_path, monkeypatch):
     assert_same(*by_prediction(path, tmp_path))
     assert_same(*windows(path))
     with monkeypatch.context() as patch:
-        patch.setattr(reader, "WHOLE", 0)  # PNGs too by GDAL
+        patch.setattr(pictures, "WHOLE", 0)  # PNGs too by GDAL
         assert_same(*windows(path))
     monkeypatch.setitem(sys.modules, "rasterio", None)
     if reads(path, r"tvjax\[geo\]"):

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tvjax.data import orientation, pillow
+from tvjax.data.orientation import Read
 from tvjax.errors import UserError
-from tvjax.rasters import orientation, pillow
-from tvjax.rasters.orientation import Read
 
 CACHE_MEGABYTES = 64
 """Of decoded blocks that GDAL keeps; by its own choice it would take a share of the machine."""
