@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tvjax.data import area
 from tvjax.data.pictures import Raster, open_raster
-from tvjax.rasters.resample import Axis, resample
+from tvjax.rasters.resample import Axis
 
 __all__ = ["Raster", "from_array", "open_raster", "scaled"]
 
@@ -19,8 +20,8 @@ def scaled(raster: Raster, scale: float) -> Raster:
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         block = raster.read(*rows.source(top, bottom), *columns.source(left, right))
-        values = resample(block, rows.weights(top, bottom), columns.weights(left, right))
-        return np.floor(values + (0.5 + 1e-4)).astype(np.uint8)  # half up, as `area.shrink_image`
+        weights = rows.weights(top, bottom), columns.weights(left, right)
+        return area.mean(block, *weights, rows.total * columns.total)
 
     return raster._replace(height=rows.new, width=columns.new, read=read, valid=None)
 
