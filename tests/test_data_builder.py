@@ -222,6 +222,28 @@ def test_of_many_bad_images_the_first_are_named(source, tmp_path):
     assert str(error.value).count(".png: ") == 10
 
 
+@pytest.mark.parametrize(
+    "corners, words",
+    [
+        (None, "24 tiles are background at 10x10 pixels.*there are no annotations, or their"),
+        ([0, 0, 1, 0, 1, 1, 0, 1], "24 tiles are background at 10x10 pixels"),
+        ([0, 0, 30, 0, 30, 30, 0, 30], "24 tiles are object .*the annotations cover their images"),
+    ],
+)
+def test_sets_without_object_or_background_are_refused(source, tmp_path, corners, words):
+    content = json.loads((source / "annotation.json").read_text())
+    content["annotations"] = [
+        annotation | {"segmentation": [corners]}
+        for annotation in content["annotations"] * (corners is not None)
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words) as error:
+        builder.build(
+            tmp_path / "a.json", source / "images", tmp_path / "out", size=10, progress=False
+        )
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
 def run_prepare(source: Path, out: Path, *more: str, images: Path | None = None, **options):
     command = [sys.executable, "-m", "tvjax.data.prepare", "--size=10", f"--out={out}", *more]
     command += [f"--annotations={source / 'annotation.json'}"]

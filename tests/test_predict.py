@@ -58,8 +58,8 @@ def write_raster(path, mask, *, white=255, **options):
     transform = rasterio.Affine(METRES, 0, TOP_LEFT[0], 0, -METRES, TOP_LEFT[1])
     with rasterio.open(
         path, "w", driver="GTiff", height=len(mask), width=mask.shape[1], count=4,
-        dtype="uint8" if white == 255 else "uint16", crs="EPSG:32633", transform=transform,
-        tiled=True, compress="deflate", photometric="RGB", **{"alpha": "no"} | options,
+        dtype="uint8" if white == 255 else "uint16", transform=transform, tiled=True,
+        compress="deflate", photometric="RGB", **{"crs": "EPSG:32633", "alpha": "no"} | options,
     ) as file:  # fmt: skip
         for band, value in ((1, 255), (2, 40), (3, 40), (4, 200)):
             values = np.where(mask, value, 0 if band == 1 else 90)
@@ -140,6 +140,28 @@ def test_there_are_no_roofs_where_there_is_no_data(tmp_path, how):
         for name, one in (("mask", 255), ("probability", 1)):
             with rasterio.open(tmp_path / "out" / f"a_{name}.tif") as file:
                 np.testing.assert_array_equal(file.read(1), np.where(bands[0] > 0, one, 0))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_little_data_and_no_coordinate_system_get_a_note(tmp_path, capsys):
+    mask, _ = draw_roofs(160, 6)
+    infrared = np.where(np.arange(160 * 160).reshape(160, 160) % 10 < 4, 80, 0)
+
+    def notes(name, *, band=200, **options):
+        write_raster(tmp_path / name, mask, **options)
+        with rasterio.open(tmp_path / name, "r+") as file:
+            file.write(np.broadcast_to(band, (160, 160)).astype(np.uint8), 4)
+        prediction.predict_images([(1, tmp_path / name)], tmp_path / "out", red)
+        return [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+
+    assert notes("a.tif") == notes("b.tif", band=infrared) == []
+    (note,) = notes("c.tif", band=infrared, alpha="yes")
+    assert "c.tif: 60.0% of it has no data" in note
+    (note,) = notes("d.tif", crs=None)
+    assert "d.tif: has a georeference without a coordinate system" in note
+    Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(tmp_path / "e.png")
+    prediction.predict_images([(1, tmp_path / "e.png")], tmp_path / "out", red)
+    assert "e.png: 100.0% of it has no data" in capsys.readouterr().err
 
 
 def test_sixteen_bits_a_channel_are_scaled_by_the_value_of_white(tmp_path):

@@ -110,6 +110,21 @@ def test_what_lies_in_a_crowd_is_neither_right_nor_wrong(tmp_path):
     assert average_precision(truth, specks)["ap"] < 0.5
 
 
+def test_where_an_image_has_no_data_there_is_neither_truth_nor_prediction(tmp_path):
+    write_coco(tmp_path)
+    with Image.open(tmp_path / "images" / "1.png") as image:
+        pixels = np.asarray(image)
+    alpha = np.full((40, 40, 1), 255, np.uint8)
+    alpha[:, 20:] = 0  # on the second object, which the net sees all the same
+    Image.fromarray(np.dstack([pixels, alpha])).save(tmp_path / "images" / "1.png")
+    examples = Examples.of_coco(tmp_path / "a.json", tmp_path / "images")
+    example = examples.get(0)
+    assert example.mask[:, :20].any() and not example.mask[:, 20:].any()
+    np.testing.assert_array_equal(example.image, pixels)
+    result = scores.score(examples, red, tiles.Tiling((40, 40), 0, 0))
+    assert result.images[0]["iou"] == 1 and result.images[0]["false_positive"] == 0
+
+
 def codes(segmentation):
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, 40, 40))
 

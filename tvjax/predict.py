@@ -1,21 +1,23 @@
 r"""Masks and polygons of images: `python -m tvjax.predict --workdir=RUN --images=DIR --out=OUT`.
 
-`--images` is a file, a directory or a quoted glob, and may be given more than once: PNG, JPEG, and
-with the extra `geo` GeoTIFF and what else GDAL reads, of any size. For `a.tif` it writes
+`--images` is a file, a directory or a quoted glob, and may be given more than once: PNG, JPEG,
+BMP, WebP, and with the extra `geo` GeoTIFF and what else GDAL reads, of any size (JPEGs are decoded
+whole). For `a.tif` it writes
 
     a_mask.tif         255 where the probability is above --threshold, else 0
     a.geojson          an object a feature, with holes, its score (mean probability) and its pixels
     a_probability.tif  with --probabilities: float32; of a picture a 16-bit PNG, 65535 for 1
 
-of the size of the image, with its georeference; pictures (PNG and JPEG without one) give PNG, and
-polygons in pixels from the top left. `results.json` lists all objects as COCO results: image ids
+of the size of the image, with its georeference; pictures (PNG, JPEG, BMP and WebP without
+one) give PNG, and polygons in pixels from the top left. `results.json` lists all objects as COCO results: image ids
 count the images from 1 in the order of their paths, or are those of `--annotations`, and so is the
 category, unless `--category` says otherwise. Images of 2^32 pixels and more have no entries there.
 
 The net knows objects at the size that they had in its training tiles. If those were shrunk from
 300 to 100 pixels, images of the same sharpness need `--scale=0.3333`; what is written has the
-images' size all the same. Images of 16 bits a channel need `--white`, the value that becomes 255.
-Where a GeoTIFF has no data (its nodata value, alpha 0 or its mask) the probability is 0.
+images' size all the same. Images of 16 bits per channel need `--white`, the value that becomes 255.
+Where an image has no data (alpha 0, its nodata value or its mask) the probability is 0. Images are
+read by the rules of `tvjax.data.pictures`, as training tiles are.
 
 Images are read by tiles, and results written by rows: memory is flat in an image's height and
 width, but for the outlines of objects that are not complete yet. Files appear when they are
@@ -47,7 +49,7 @@ _DENOISE = flags.DEFINE_float(
 _SIMPLIFY = flags.DEFINE_float("simplify", 0.0, "How far, in pixels, polygons may leave the mask.")
 _MIN_AREA = flags.DEFINE_integer("min_area", 1, "Pixels of the smallest object that has a polygon.")
 _WHITE = flags.DEFINE_float(
-    "white", None, "The value that is white in 16-bit images (GeoTIFF), e.g. 10000."
+    "white", None, "The value that is white in images of 16 bits per channel, e.g. 10000."
 )
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file with the images' ids.")
 _CATEGORY = flags.DEFINE_integer(

@@ -3,6 +3,9 @@ r"""Prepares a COCO file, or images with mask PNGs of the same names, for traini
     python -m tvjax.data.prepare --annotations=annotation.json --images=images --out=DATA_DIR
     python -m tvjax.data.prepare --masks=masks --images=images --out=DATA_DIR
 
+Images are read by the rules of `tvjax.data.pictures`, as in prediction. Masks hold 0 and one other
+value, which is the objects'; if they hold more, `--category=VALUE` says which values are objects.
+
 It may be interrupted and run again: DATA_DIR appears when it is complete, and not before.
 """
 
