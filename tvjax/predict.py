@@ -8,10 +8,11 @@ whole). For `a.tif` it writes
     a.geojson          an object a feature, with holes, its score (mean probability) and its pixels
     a_probability.tif  with --probabilities: float32; of a picture a 16-bit PNG, 65535 for 1
 
-of the size of the image, with its georeference; pictures (PNG, JPEG, BMP and WebP without
-one) give PNG, and polygons in pixels from the top left. `results.json` lists all objects as COCO results: image ids
-count the images from 1 in the order of their paths, or are those of `--annotations`, and so is the
-category, unless `--category` says otherwise. Images of 2^32 pixels and more have no entries there.
+of the size of the image, with its georeference; pictures (PNG, JPEG, BMP and WebP without one) give
+PNG, and polygons in pixels from the top left. `results.json` lists all objects as COCO results:
+image ids count the images from 1 in the order of their paths, or are those of `--annotations`, and
+so is the category, unless `--category` says otherwise. Images of 2^32 pixels and more have no
+entries there.
 
 The net knows objects at the size that they had in its training tiles. If those were shrunk from
 300 to 100 pixels, images of the same sharpness need `--scale=0.3333`; what is written has the

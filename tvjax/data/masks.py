@@ -114,7 +114,7 @@ def _common_size(file: Path, mask: Path) -> tuple[int, int]:
 
 def listed(images: Path, masks: Path) -> list[Path]:
     """All files of the two directories that count, sound or not."""
-    return [*_files(images, "images", reader.SUFFIXES), *_files(masks, "masks", MASK_SUFFIXES)]
+    return [*_files(images, "images", pictures.SUFFIXES), *_files(masks, "masks", MASK_SUFFIXES)]
 
 
 def _files(directory: Path, kind: str, suffixes: Iterable[str]) -> list[Path]:
