@@ -66,6 +66,15 @@ def test_noise_moves_as_seldom_as_promised_at_every_look(threshold):
     assert (moved[1:].mean(axis=1) < promised + 4 * error).all()
 
 
+def test_noise_moves_runs_as_often_as_its_docstring_says():
+    noise = np.random.default_rng(1).normal(size=(200, 2_000))
+    for threshold, share in ((2.0, 0.43), (3.0, 0.044)):
+        assert f"{100 * share:g} %" in until_significant.__doc__
+        updates, _ = walk(until_significant(optax.sgd(1.0), threshold), noise)
+        moved = (updates != 0).any(axis=0).mean()
+        assert abs(moved - share) < 4 * (share / 2_000) ** 0.5
+
+
 def test_each_element_has_an_optimiser_of_its_own():
     signal = np.random.default_rng(0).normal([1.0, -1.0, 0.3], 0.5, (60, 3))
     optimizer = until_significant(optax.adam(0.1), 3.0)
