@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Bytecode is made when a module is first imported: of most that are installed, never.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: run test test-slow test-cluster check clean
+.PHONY: run test test-slow test-cluster check gpu gpu-wheels clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m tvjax.main --config=configs/lunet_bilevel.py
@@ -18,6 +18,13 @@ test-slow: $(VENV)/test.stamp
 
 test-cluster: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m cluster
+
+# By the machine's own Python and JAX, without .venv and without network; see launch/gpu.sh.
+gpu:
+	launch/gpu.sh $(FLAGS)
+
+gpu-wheels:
+	launch/wheels.sh
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -17,12 +17,20 @@ def describe(seed: int) -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "seed": seed,
-        "tvjax": importlib.metadata.version("tvjax"),
+        "tvjax": _version("tvjax"),
         "commit": _commit(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "hardware": f"{jax.device_count()} x {_kind(device)}, {os.cpu_count()} CPU cores",
     }
+
+
+def _version(package: str) -> str | None:
+    """None for a package that runs without being installed, as from a checkout."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _kind(device: Any) -> str:

@@ -1,0 +1,1 @@
+"""What `experiments.gpu` measures: one piece per file, each `measure(report, job)`."""

@@ -1,0 +1,154 @@
+"""Seconds per training step: estimators, precisions, steps per dispatch, and PyTorch beside them.
+
+Each variant is training's own compiled step fed by training's own batches; all are timed in turn.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import lunet_bilevel
+from experiments.accelerator.report import Job, Report
+from tvjax.data.records import open_split
+from tvjax.training.feeds import dispatches
+from tvjax.training.setup import make_setup
+from tvjax.types import Config
+
+HIGHEST = {"model.precision": "highest"}
+TF32 = {"model.precision": "default"}
+BFLOAT16 = {"model.precision": "default", "model.dtype": "bfloat16"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": HIGHEST | {"hypergrad.method": "none"},
+    "exact": HIGHEST | {"hypergrad.method": "exact"},
+    "plain, TF32": TF32 | {"hypergrad.method": "none"},
+    "exact, TF32": TF32 | {"hypergrad.method": "exact"},
+    "plain, bfloat16": BFLOAT16 | {"hypergrad.method": "none"},
+    "exact, bfloat16": BFLOAT16 | {"hypergrad.method": "exact"},
+    "plain, 16 steps per dispatch": HIGHEST | {"hypergrad.method": "none", "most": 16},
+    "exact, 16 steps per dispatch": HIGHEST | {"hypergrad.method": "exact", "most": 16},
+    "printed": HIGHEST | {"hypergrad.method": "paper"},
+    "online": HIGHEST | {"hypergrad.method": "forward_online"},
+    "ten steps": HIGHEST
+    | {"hypergrad.method": "forward", "hypergrad.steps": 10, "hypergrad.every": 10},
+}
+"""Fields of the config; `most` is `train.steps_per_dispatch`. "ten steps" are ten per update."""
+
+
+def measure(report: Report, job: Job) -> None:
+    """Adds the ceilings of the device, our variants, and PyTorch's plain step where it is."""
+    report.add("ceilings", partial(ceilings, 256 if job.tiny else 8192))
+    names = ["plain", "exact, 16 steps per dispatch"] if job.tiny else list(VARIANTS)
+    calls: dict[str, Callable[[int], float]] = {}
+    # Compiling holds one core each; what is timed runs alone.
+    with ThreadPoolExecutor(1 if job.tiny else 6) as pool:
+        made = {name: pool.submit(_compiled, job, VARIANTS[name]) for name in names}
+        for name in names:
+            report.add(f"compile: {name}", partial(_collect, calls, name, made[name]))
+    report.add("steps", partial(timed, calls, job.tiny))
+    report.add("torch", partial(torch_steps, job))
+
+
+def ceilings(side: int) -> dict[str, Any]:
+    """TFLOP/s of a large product by precision, and GB/s of a large copy (read and written)."""
+    found = {}
+    key = jax.random.key(0)
+    for name, dtype, precision in (
+        ("float32", jnp.float32, "highest"),
+        ("tf32", jnp.float32, "default"),
+        ("bfloat16", jnp.bfloat16, "default"),
+    ):
+        a = jax.random.normal(key, (side, side), dtype)
+        product = jax.jit(partial(jnp.matmul, precision=precision))
+        found[f"{name}_tflops"] = 2 * side**3 / _seconds(product, a, a) / 1e12
+    x = jax.random.normal(key, (side * side * 8,), jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return found | {"copy_gb_per_s": 2 * x.nbytes / _seconds(copy, x) / 1e9}
+
+
+def _seconds(function: Callable, *arguments: jax.Array) -> float:
+    """The median of ten calls, each of several that are under way together."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        jax.block_until_ready([function(*arguments) for _ in range(4)])
+        times.append((time.perf_counter() - began) / 4)
+    return float(np.median(times))
+
+
+def _config(job: Job, fields: dict[str, Any]) -> Config:
+    config = lunet_bilevel.get_config("paper")
+    fields = {"train.steps_per_dispatch": fields.get("most", 1), **fields}
+    if job.tiny:
+        fields |= {"model.width": 4, "train.batch_size": 4, "hypergrad.batch_size": 4}
+    fields |= {"hypergrad.warmup": 1, "train.steps": 10**6, "evaluation.every": 10**6}
+    fields |= {"checkpoint.every": 10**6, "data.directory": str(job.data)}
+    config.update_from_flattened_dict({k: v for k, v in fields.items() if k != "most"})
+    return config
+
+
+def _compiled(job: Job, fields: dict[str, Any]) -> tuple[Callable[[int], float], float]:
+    """`steps -> seconds` of that many of them, already compiled; and the seconds of compiling."""
+    began = time.perf_counter()
+    config = _config(job, fields)
+    splits = {name: open_split(job.data, name) for name in ("train", "val")}
+    setup = make_setup(config, splits["train"][0]["image"].shape[:2])
+    state = setup.create()
+    # From the first step on after the warm-up, so that all are of one kind.
+    feed: Iterator = dispatches(config, setup, splits, 1)
+
+    def run(steps: int) -> float:
+        nonlocal state
+        done, before, metrics = 0, time.perf_counter(), None
+        while done < steps:
+            dispatch = next(feed)
+            take = setup.bilevel if dispatch.bilevel else setup.plain
+            state, metrics = take(state, *dispatch.arguments)
+            done += dispatch.size * dispatch.count
+        jax.block_until_ready((state, metrics))
+        return (time.perf_counter() - before) / done
+
+    run(1)
+    run(1)  # a dispatch of several steps may begin with fewer
+    return run, time.perf_counter() - began
+
+
+def _collect(calls: dict, name: str, made: Any) -> dict[str, Any]:
+    calls[name], seconds = made.result()
+    return {"seconds": seconds}
+
+
+def timed(calls: dict[str, Callable[[int], float]], tiny: bool) -> dict[str, Any]:
+    """Medians over rounds, milliseconds per step (or update), and over the plain step's."""
+    rounds, steps = (2, 2) if tiny else (7, 32)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, run in calls.items():
+            times[name].append(run(steps))
+    medians = {name: float(np.median(found)) for name, found in times.items()}
+    return {
+        "ms_per_step": {name: 1000 * value for name, value in medians.items()},
+        "spread_ms": {name: [1000 * min(t), 1000 * max(t)] for name, t in times.items()},
+        "over_plain": {name: value / medians["plain"] for name, value in medians.items()},
+    }
+
+
+def torch_steps(job: Job) -> dict[str, Any]:
+    """PyTorch's plain step on the same net and sizes: eager and compiled, by precision."""
+    try:
+        import torch
+    except ImportError:
+        return {"left_out": "PyTorch is not installed"}
+    from experiments.accelerator import torch_steps
+
+    record = open_split(job.data, "train")[0]["image"]
+    width, batch = (4, 4) if job.tiny else (64, 16)
+    return {"version": torch.__version__} | torch_steps.measure(
+        width=width, shape=(batch, *record.shape[:2]), tiny=job.tiny, seconds=job.seconds / 3
+    )
