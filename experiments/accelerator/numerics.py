@@ -195,7 +195,7 @@ def precisions(batches: tuple[Batch, Batch], width: int, steps: int) -> dict[str
 
 def _problem(dtype: Any, *, width: int, size: int, **fields: Any):
     """`(problem, first state, alpha)` with everything in this dtype."""
-    options = {"dtype": None if dtype == jnp.float64 else "float32"} | fields
+    options: dict[str, Any] = {"dtype": None if dtype == jnp.float64 else "float32"} | fields
     problem, _, start = workload.unet(width=width, size=size, rate=RATE, lam=LAM, **options)
     begun = start(None, hypergrad.adam(0.0))
     return problem, jax.tree.map(_to(dtype), begun.inner), jnp.asarray(np.log(LAM), dtype)
