@@ -17,7 +17,7 @@ from tvjax.hypergrad import InnerState
 from tvjax.models.layers import BatchNorm
 from tvjax.types import Batch, PyTree
 
-RATE, LAM = 1e-3, 1e-6
+RATE, LAM, STEPS = 1e-3, 1e-6, 50
 
 
 def measure(report: Report, job: Job) -> None:
@@ -27,15 +27,17 @@ def measure(report: Report, job: Job) -> None:
     report.add("tv_softmax", partial(tv_softmax, 16 if job.tiny else 64))
     for ratio in (1, 5, 30, 100):
         report.add(f"batch_norm_mean_over_std_{ratio}", partial(batch_norm, ratio, job.tiny))
-    size, batch = (8, 2) if job.tiny else (32, 8)
+    size, batch = (16, 4) if job.tiny else (32, 8)
     small = load_batches(job, size=size, batch=batch)
-    report.add("float64_hypergradient_is_finite_difference", partial(derivative, small))
+    report.add("float64_hypergradient_is_finite_difference", partial(
+        derivative, small, job.depth
+    ))  # fmt: skip
     for dtype, bound in ((jnp.float64, 1e-9), (jnp.float32, 2e-3))[: 1 if job.tiny else 2]:
         name = f"{dtype.__name__}_step_is_that_of_the_cpu"
-        report.add(name, partial(step_on_cpu, small, dtype, bound))
+        report.add(name, partial(step_on_cpu, small, job.depth, dtype, bound))
     width, size, batch = (4, 16, 4) if job.tiny else (16, 64, 16)
     report.add("hypergradient_against_float64", partial(
-        precisions, load_batches(job, size=size, batch=batch), width, job.tiny
+        precisions, load_batches(job, size=size, batch=batch), width, job.depth
     ))  # fmt: skip
 
 
@@ -138,10 +140,10 @@ def batch_norm(ratio: float, tiny: bool) -> dict[str, Any]:
     return bounded(np.max(np.abs(np.asarray(y) - wanted)), 1e-5 + 2e-6 * ratio)
 
 
-def derivative(batches: tuple[Batch, Batch]) -> dict[str, Any]:
+def derivative(batches: tuple[Batch, Batch], depth: int) -> dict[str, Any]:
     """The exact hypergradient of Adam's step in float64 against a central difference of it."""
     with jax.enable_x64(True):
-        problem, state, alpha = _problem(jnp.float64, width=4, size=_size(batches))
+        problem, state, alpha = _problem(jnp.float64, width=4, size=_size(batches), depth=depth)
         state = _trained(problem, state, alpha, batches, 3)
         exact = _hypergradient(hypergrad.exact(), problem, state, alpha, batches)
         near = hypergrad.finite_difference(1, width=1e-4)
@@ -149,11 +151,13 @@ def derivative(batches: tuple[Batch, Batch]) -> dict[str, Any]:
     return bounded(abs(exact / difference - 1), 1e-5, exact=exact, difference=difference)
 
 
-def step_on_cpu(batches: tuple[Batch, Batch], dtype: Any, bound: float) -> dict[str, Any]:
+def step_on_cpu(
+    batches: tuple[Batch, Batch], depth: int, dtype: Any, bound: float
+) -> dict[str, Any]:
     """One exact bilevel step here and on the CPU: hypergradient and parameters' update."""
 
     def step() -> tuple[float, np.ndarray]:
-        problem, state, alpha = _problem(dtype, width=4, size=_size(batches))
+        problem, state, alpha = _problem(dtype, width=4, size=_size(batches), depth=depth)
         take = jax.jit(lambda s: hypergrad.exact()(problem, s, alpha, [batches[0]], batches[1]))
         for _ in range(3):
             estimate = take(state)
@@ -170,7 +174,7 @@ def step_on_cpu(batches: tuple[Batch, Batch], dtype: Any, bound: float) -> dict[
     return bounded(max(error, parameters), bound, hypergradient=error, parameters=parameters)
 
 
-PRECISIONS = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "highest"},
     "bfloat16": {"precision": "default", "dtype": "bfloat16"},
     "float32, high": {"precision": "high"},
@@ -179,29 +183,31 @@ PRECISIONS = {
 """Fields of the model; on a GPU the default precision of float32 is TF32's."""
 
 
-def precisions(batches: tuple[Batch, Batch], width: int, tiny: bool) -> dict[str, Any]:
+def precisions(batches: tuple[Batch, Batch], width: int, depth: int) -> dict[str, Any]:
     """The hypergradient at one state of a training, by dtype and by the products' precision."""
-    size = _size(batches)
-    problem, state, alpha = _problem(jnp.float32, width=width, size=size)
-    state = _trained(problem, state, alpha, batches, 5 if tiny else 50)
+    net: dict[str, Any] = {"width": width, "depth": depth, "size": _size(batches)}
+    problem, state, alpha = _problem(jnp.float32, **net)
+    state = _trained(problem, state, alpha, batches, STEPS)
     with jax.enable_x64(True):
-        problem, _, _ = _problem(jnp.float64, width=width, size=size)
+        problem, _, _ = _problem(jnp.float64, **net)
         wide = jax.tree.map(_to(jnp.float64), state)
         true = _hypergradient(
             hypergrad.exact(), problem, wide, jnp.asarray(alpha, jnp.float64), batches
         )
     errors = {}
-    for name, fields in list(PRECISIONS.items())[: 2 if tiny else None]:
-        problem, _, _ = _problem(jnp.float32, width=width, size=size, **fields)
+    for name, fields in list(PRECISIONS.items())[: 2 if depth == 1 else None]:
+        problem, _, _ = _problem(jnp.float32, **net, **fields)
         found = _hypergradient(hypergrad.exact(), problem, state, alpha, batches)
         errors[name] = abs(found / true - 1)
     return bounded(errors["float32"], 5e-4, hypergradient=true, relative_errors=errors)
 
 
-def _problem(dtype: Any, *, width: int, size: int, **fields: Any):
+def _problem(dtype: Any, *, width: int, size: int, depth: int, **fields: Any):
     """`(problem, first state, alpha)` with everything in this dtype."""
     options: dict[str, Any] = {"dtype": None if dtype == jnp.float64 else "float32"} | fields
-    problem, _, start = workload.unet(width=width, size=size, rate=RATE, lam=LAM, **options)
+    problem, _, start = workload.unet(
+        width=width, size=size, depth=depth, rate=RATE, lam=LAM, **options
+    )
     begun = start(None, hypergrad.adam(0.0))
     return problem, jax.tree.map(_to(dtype), begun.inner), jnp.asarray(np.log(LAM), dtype)
 

@@ -21,6 +21,7 @@ def unet(
     *,
     width: int,
     size: int,
+    depth: int = 2,
     rate: float = 1e-3,
     lam: float = 1e-6,
     head: str = "sigmoid",
@@ -32,7 +33,7 @@ def unet(
     """The problem, its regulariser, and `(estimator, optimizer of lambda) -> first state`."""
     net, made = make_model(
         name="unet", head=head, head_iterations=head_iterations, head_kind="anisotropic",
-        width=width, depth=2, momentum=0.9, dtype=dtype, precision=precision,
+        width=width, depth=depth, momentum=0.9, dtype=dtype, precision=precision,
     )  # fmt: skip
     regularizer = steps.Regularizer(place, "anisotropic", "sum", "log")
     problem = steps.make_problem(net, made, hypergrad.adam(rate), regularizer)
