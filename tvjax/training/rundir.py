@@ -77,17 +77,17 @@ def check_data(workdir: Path, data: dict[str, Any], *, advice: str) -> None:
 
 def read_data(workdir: Path) -> dict[str, Any] | None:
     """The data that a run was trained on, as in `sets.identify`; None of earlier versions' runs."""
-    return _read(workdir / "data.json")
+    return _read(workdir / "tiles.json")
 
 
 def write_data(workdir: Path, data: dict[str, Any]) -> None:
-    """Writes `data.json`, which tells the data of a run.
+    """Writes `tiles.json`, which tells the data of a run.
 
     Raises:
       UserError: the folder cannot be written.
     """
     with _writing(workdir):
-        _write(workdir / "data.json", data)
+        _write(workdir / "tiles.json", data)
 
 
 @contextlib.contextmanager
