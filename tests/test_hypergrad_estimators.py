@@ -13,6 +13,7 @@ import pytest
 
 from tvjax import hypergrad
 from tvjax.hypergrad import SCANNED, UNROLLED, unrolled
+from tvjax.krylov import conjugate_gradients
 
 RATE, DECAY = 0.1, 0.9
 
@@ -465,15 +466,22 @@ def test_warm_start_goes_on_from_the_last_solution(ridge):
 
 @pytest.mark.parametrize("loop", [UNROLLED, SCANNED], ids=["unrolled", "scanned"])
 def test_cg_stops_at_its_tolerance_and_at_negative_curvature(x64, loop):
-    from tvjax.hypergrad.conjugate import conjugate_gradients
-
     a, b = jnp.asarray([1.0, 2.0, 4.0]), jnp.ones(3)
-    rough = conjugate_gradients(lambda v: a * v, b, 0 * b, 0.5, 10, loop)
-    exact = conjugate_gradients(lambda v: a * v, b, 0 * b, 0.0, 3, loop)
-    np.testing.assert_allclose(exact, 1 / a, rtol=1e-12)
-    assert 1e-3 < jnp.linalg.norm(a * rough - b) <= 0.5 * jnp.linalg.norm(b)
-    stopped = conjugate_gradients(lambda v: -a * v, b, 0 * b, 0.0, 3, loop)
-    np.testing.assert_array_equal(stopped, 0 * b)
+
+    def solve(a, tolerance, iterations):
+        return conjugate_gradients(
+            lambda v: a * v, b, tolerance=tolerance, iterations=iterations, repeat=loop.repeat
+        )
+
+    rough, exact = solve(a, 0.5, 10), solve(a, 0.0, 3)
+    np.testing.assert_allclose(exact.q, 1 / a, rtol=1e-12)
+    residual = jnp.linalg.norm(a * rough.q - b) / jnp.linalg.norm(b)
+    np.testing.assert_allclose(rough.residual, residual, rtol=1e-12)
+    assert 1e-3 < residual <= 0.5
+    for flat in (-a, 0 * a):
+        stopped = solve(flat, 0.0, 3)
+        np.testing.assert_array_equal(stopped.q, 0 * b)
+        assert stopped.residual == 1
 
 
 def test_nystrom_draws_anew_at_each_call(x64):

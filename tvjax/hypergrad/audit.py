@@ -14,6 +14,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from tvjax.hypergrad.adam import is_first_adam_step
+from tvjax.hypergrad.checks import arrays, check_floats, check_least, check_real
+from tvjax.hypergrad.derivatives import size
 from tvjax.hypergrad.problem import Bilevel, Estimator, InnerState
 from tvjax.hypergrad.significance import chance
 from tvjax.types import PyTree
@@ -82,11 +84,18 @@ def audit(
     Returns:
       one record per estimator and element of `hyper`, in the order of `estimators`.
 
+    Raises:
+      ValueError: for a problem with `axis_name`, no batches, `repeats` below 1, a reference that is
+        not like `hyper`, and where `Estimator` raises it.
+
     Warns:
       UserWarning: at Adam's first step, through which every derivative is all but zero.
     """
     if problem.axis_name is not None:
         raise ValueError("audit runs on one device: use the problem with axis_name=None")
+    check_least(1, repeats=repeats)
+    check_floats(params=state.params, hyper=hyper)
+    state, hyper = arrays((state, hyper))
     if is_first_adam_step(state.opt_state):
         warnings.warn(
             "the state is before Adam's first step, which is the sign of the gradient: the "
@@ -191,7 +200,11 @@ def _reference(reference, problem, state, hyper, inner_batches, outer_batch):
         batches = _take(inner_batches, reference.steps)
         args = state, hyper, batches, outer_batch, reference.init(problem, state, hyper)
         reference = _program(problem, reference)(args)(*args)
-    return _flat(reference)
+    check_real(reference=reference)
+    flat, n = _flat(reference), size(hyper)
+    if len(flat) != n:
+        raise ValueError(f"reference must be like hyper, of {n} elements; got {len(flat)}")
+    return flat
 
 
 def _compare(value: float, truth: float | None) -> dict[str, Any]:
@@ -217,6 +230,8 @@ def _spread(samples: Sequence[float]) -> dict[str, float | None]:
 
 
 def _take(batches: Sequence[PyTree], steps: int) -> list[PyTree]:
+    if len(batches) == 0:
+        raise ValueError("inner_batches must be at least one batch, and the list is empty")
     return [batches[i % len(batches)] for i in range(steps)]
 
 

@@ -1,5 +1,13 @@
 """Arguments that cannot be so, refused with their names and values."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tvjax.types import PyTree
+
 
 def check_positive(**values: float) -> None:
     """Raises ValueError unless all are above 0."""
@@ -13,3 +21,80 @@ def check_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if not value >= least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_floats(**trees: PyTree) -> None:
+    """Raises ValueError unless every leaf is a real float, and there is a number at all."""
+    for name, tree in trees.items():
+        check_real(**{name: tree})
+        for where, leaf in _leaves(name, tree):
+            if not jnp.issubdtype(_dtype(leaf), jnp.floating):
+                raise ValueError(
+                    f"{name} must hold floats, and {where} is of {_dtype(leaf)}, which has no "
+                    "derivative: convert it, or keep it out of there"
+                )
+        if sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree)) == 0:
+            raise ValueError(f"{name} must hold at least one number, and it is empty")
+
+
+def check_real(**trees: PyTree) -> None:
+    """Raises ValueError where a leaf is complex."""
+    for name, tree in trees.items():
+        for where, leaf in _leaves(name, tree):
+            if jnp.issubdtype(_dtype(leaf), jnp.complexfloating):
+                raise ValueError(
+                    f"{name} must be real, and {where} is of {_dtype(leaf)}: give its real and "
+                    "imaginary parts as two arrays, and join them in the loss"
+                )
+
+
+def check_batches(inner_batches: Sequence[PyTree], steps: int, outer_batch: PyTree) -> None:
+    """Raises ValueError unless there is one inner batch per step, and none has an empty array."""
+    if not hasattr(inner_batches, "__getitem__") or isinstance(inner_batches, dict):
+        raise ValueError(
+            f"inner_batches must be a list of {steps}, one per step of this estimator; "
+            f"got a {type(inner_batches).__name__}"
+        )
+    if len(inner_batches) != steps:
+        raise ValueError(
+            f"inner_batches must be a list of {steps}, one per step of this estimator; "
+            f"got {len(inner_batches)}"
+        )
+    for name, batch in (("inner_batches", list(inner_batches)), ("outer_batch", outer_batch)):
+        for where, leaf in _leaves(name, batch):
+            if jnp.size(leaf) == 0:
+                raise ValueError(
+                    f"{name} must have examples, and {where} is empty, of shape {jnp.shape(leaf)}"
+                )
+
+
+def check_loss(**losses: Any) -> None:
+    """Raises ValueError unless what a loss function returned is a real scalar."""
+    for name, loss in losses.items():
+        if not hasattr(loss, "dtype") and not isinstance(loss, int | float | complex):
+            raise ValueError(f"{name} must return a scalar, got a {type(loss).__name__}")
+        if jnp.shape(loss) != ():
+            raise ValueError(
+                f"{name} must return a scalar, got shape {jnp.shape(loss)}: take the mean or sum"
+            )
+        if not jnp.issubdtype(_dtype(loss), jnp.floating):
+            raise ValueError(f"{name} must return a real float, got {_dtype(loss)}")
+
+
+def arrays(tree: PyTree) -> PyTree:
+    """`tree` with an array in place of each Python or numpy number."""
+
+    def array(x):
+        return x if isinstance(x, jax.Array) else jnp.asarray(x, jnp.result_type(x))
+
+    return jax.tree.map(array, tree)
+
+
+def _leaves(name: str, tree: PyTree) -> list[tuple[str, Any]]:
+    """Each leaf with its place, such as `params['w']`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def _dtype(x: Any) -> Any:
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from tvjax.hypergrad.checks import check_least
 from tvjax.hypergrad.derivatives import zeros
-from tvjax.hypergrad.implicit import damped, implicit
+from tvjax.hypergrad.implicit import damped, implicit, widened
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Estimator
+from tvjax.krylov import conjugate_gradients
 from tvjax.types import PyTree
 
 
@@ -21,6 +21,8 @@ class CGCarry(NamedTuple):
     solution: PyTree
     """A^{-1} b of the last call; `()` without a warm start."""
     calls: jax.Array
+    residual: jax.Array
+    """||A q - b|| / ||b|| of the last call's answer; 0 before the first."""
 
 
 def cg(
@@ -37,8 +39,13 @@ def cg(
         H = -<q_n, d/dhyper grad L_in>,   q_n = argmin_q <q, A q> / 2 - <b, q> over the first n
         Krylov vectors b, A b, .., A^{n-1} b,   b = grad L_out
 
-    They stop at ||A q - b|| <= tolerance ||b||, and at a direction of negative curvature, which
-    an indefinite A has and from which no step towards a solution follows.
+    They stop at ||A q - b|| <= max(tolerance, eps) ||b||, eps the dtype's: more iterations change
+    nothing then. They also stop at a direction whose curvature is negative, or zero to rounding,
+    which an indefinite or singular A has and from which no step towards a solution follows.
+    Whether the system was solved is told by `carry.residual`, the ||A q - b|| / ||b|| reached. It
+    is above the tolerance where iterations or curvature ran out, and where rounding holds it: at
+    about eps times the condition number of A. Where A is singular to rounding and b outside its
+    range there is no solution: H is NaN once the iterates are worse than 0.
 
     With a decreasing `tolerance` and `warm_start`, this is the estimator of HOAG: a rough answer
     is enough while the hyperparameter is far from its optimum. HOAG also solves the inner problem
@@ -46,8 +53,8 @@ def cg(
 
     Source: Pedregosa (2016), arXiv:1602.02355, Algorithm 1; Foo, Do, Ng (2008).
 
-    Cost: at most 6F an iteration, beyond the module's. Memory: that of a plain step and four
-    vectors like the parameters.
+    Cost: at most 6F an iteration and 12F around them, beyond the module's. Memory: that of a plain
+    step and five vectors like the parameters.
 
     Prefer it at an optimum: with as many iterations as A has distinct eigenvalues it is exact.
 
@@ -70,13 +77,20 @@ def cg(
     check_least(1, iterations=iterations)
 
     def init(problem, state, hyper):
-        return CGCarry(zeros(state.params) if warm_start else (), jnp.zeros((), jnp.int32))
+        start = zeros(widened(state.params))
+        residual = jnp.zeros((), jnp.result_type(*jax.tree.leaves(start)))
+        return CGCarry(start if warm_start else (), jnp.zeros((), jnp.int32), residual)
 
     def solve(product, b, carry):
-        q = carry.solution if warm_start else zeros(b)
-        limit = tolerance(carry.calls) if callable(tolerance) else tolerance
-        q = conjugate_gradients(damped(product, damping), b, q, limit, iterations, loop)
-        return q, CGCarry(q if warm_start else (), carry.calls + 1)
+        q, residual = conjugate_gradients(
+            damped(product, damping),
+            b,
+            carry.solution if warm_start else None,
+            tolerance=tolerance(carry.calls) if callable(tolerance) else tolerance,
+            iterations=iterations,
+            repeat=loop.repeat,
+        )
+        return q, CGCarry(q if warm_start else (), carry.calls + 1, residual)
 
     return implicit(solve, steps, loop, init)
 
@@ -84,31 +98,3 @@ def cg(
 def hoag_tolerance(first: float = 0.1, *, rate: float = 0.9) -> Callable[[jax.Array], Any]:
     """HOAG's exponentially decreasing tolerance, `first * rate^calls` (as in its experiments)."""
     return lambda calls: first * rate**calls
-
-
-def conjugate_gradients(product, b, q, tolerance, iterations: int, loop: Loop) -> PyTree:
-    """Solves `product(q) = b` from `q`; stops at the relative tolerance, or negative curvature."""
-    dot = optax.tree.vdot
-    limit = tolerance**2 * dot(b, b)
-
-    def add(x, scale, y):
-        return jax.tree.map(lambda x, y: x + scale * y, x, y)
-
-    def curved(p):
-        a = product(p)
-        return a, dot(p, a)
-
-    def condition(at):
-        _, _, _, _, curvature, rr = at
-        return (rr > limit) & (curvature > 0)
-
-    def body(at):
-        q, r, p, a, curvature, rr = at
-        alpha = rr / curvature
-        q, r = add(q, alpha, p), add(r, -alpha, a)
-        new = dot(r, r)
-        p = add(r, new / rr, p)
-        return q, r, p, *curved(p), new
-
-    r = add(b, -1, product(q))
-    return loop.repeat(condition, body, (q, r, r, *curved(r), dot(r, r)), iterations)[0]

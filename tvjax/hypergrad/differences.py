@@ -24,8 +24,8 @@ def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROL
 
     Prefer it as the reference by which others are judged, in float64.
 
-    What it cannot do: float32 (rounding is amplified by 1/h), many hyperparameters, kinks nearer
-    than h.
+    What it cannot do: float32 (rounding is amplified by 1/h, and where h is lost beside the
+    hyperparameter the result is NaN), many hyperparameters, kinks nearer than h.
 
     Args:
       steps: K >= 1.
@@ -48,10 +48,15 @@ def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROL
             return loss, (new, (inner_aux, aux))
 
         loss, (new, aux) = run(flat)
-        columns = [
-            (run(flat + width * e)[0] - run(flat - width * e)[0]) / (2 * width)
-            for e in jnp.eye(flat.size, dtype=flat.dtype)
-        ]
+
+        def slope(e):
+            ahead, behind = flat + width * e, flat - width * e
+            # As far apart as rounding let them be: where it swallowed the width, 0 / 0.
+            return (run(ahead)[0] - run(behind)[0]) / jnp.vdot(
+                e, ahead - behind, precision="highest"
+            )
+
+        columns = [slope(e) for e in jnp.eye(flat.size, dtype=flat.dtype)]
         gradient = unravel(jax.numpy.stack(columns).astype(flat.dtype))
         return Estimate(gradient, loss, new, aux, carry)
 

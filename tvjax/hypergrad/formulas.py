@@ -17,6 +17,7 @@ from tvjax.hypergrad.adam import adam_scaling
 from tvjax.hypergrad.checks import check_positive
 from tvjax.hypergrad.derivatives import value_and_gradient
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
+from tvjax.krylov import norm
 from tvjax.types import PyTree
 
 
@@ -146,8 +147,8 @@ def darts(learning_rate: optax.ScalarOrSchedule, *, radius: float = 0.01) -> Est
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
         (loss, outer_aux), q = problem.outer_gradient(new, outer_batch)
-        norm = optax.tree.norm(q)
-        h = radius / jnp.where(norm > 0, norm, 1)
+        size = norm(q)
+        h = radius / jnp.where(size > 0, size, 1)
 
         def along(hyper, sign):
             params = jax.tree.map(lambda p, q: p + sign * h * q, state.params, q)

@@ -94,7 +94,7 @@ def no_tangents(problem: Bilevel, state: InnerState, hyper: PyTree) -> PyTree:
     """
     del problem
     n = size(hyper)
-    return jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), floats(state))
+    return jax.tree.map(lambda x: jnp.zeros((n, *jnp.shape(x)), jnp.result_type(x)), floats(state))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -15,14 +15,16 @@ zero, and many a published result is that bias.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from tvjax.hypergrad.checks import check_least, check_positive
+from tvjax.hypergrad.checks import arrays, check_least, check_positive
 from tvjax.hypergrad.formulas import response
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Estimate, Estimator
@@ -119,7 +121,7 @@ def nystrom(
     """A^{-1} by Woodbury's identity on a random low-rank Hessian.
 
         d^2 L_in ~ Y C^+ Y^T,  Y = (d^2 L_in) Q,  C = Q^T Y,  Q an orthonormal random p x rank
-        A^{-1} b ~ [b - Y (damping C + Y^T Y)^+ Y^T b] / damping
+        A^{-1} b ~ U (L + damping)^{-1} U^T b + (b - U U^T b) / damping,   Y C^+ Y^T = U L U^T
 
     Source: Hataya and Yamada (2023), arXiv:2302.09726. Differs from the paper: Q is a
     Gaussian range instead of random columns of the identity, so no coordinate is favoured. It is
@@ -158,13 +160,37 @@ def nystrom(
             return None, ravel_pytree(product(unravel(q[:, i])))[0]
 
         _, rows = loop.scan(column, None, loop.stack(list(np.arange(k))), length=k)
-        y = jnp.stack(rows) if isinstance(rows, list) else rows  # [k, p]
-        core = damping * (y @ q) + y @ y.T
-        # The pseudo-inverse leaves out directions in which the Hessian is zero.
-        low = (y @ flat) @ jnp.linalg.pinv(core, hermitian=True) @ y
-        return unravel((flat - low) / damping), jax.random.key_data(new)
+        rows = jnp.stack(rows) if isinstance(rows, list) else rows
+        u, values = low_rank(q, rows.T)
+        # Projected twice: what rounding leaves of the range in the rest is divided by `damping`.
+        inside = _dot(u.T, flat)
+        rest = flat - _dot(u, inside)
+        more = _dot(u.T, rest)
+        rest = rest - _dot(u, more)
+        found = _dot(u, (inside + more) / (values + damping)) + rest / damping
+        return unravel(found), jax.random.key_data(new)
 
     return implicit(solve, steps, loop, init)
+
+
+_dot = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+def low_rank(q: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """U and L of `Y C^+ Y^T = U diag(L) U^T`, where C = Q^T Y.
+
+    With C = W diag(c) W^T it is `B diag(sign c) B^T`, B = Y W |c|^(-1/2), and B = U R: no product
+    of Y with itself is formed, which would square the condition number. Directions in which c is
+    within the rounding of Y are left out.
+    """
+    core = _dot(q.T, y)
+    c, w = jnp.linalg.eigh((core + core.T) / 2)
+    noise = jnp.finfo(y.dtype).eps * jnp.sqrt(y.shape[0]) * jnp.linalg.norm(y)
+    keep = jnp.abs(c) > noise
+    b = _dot(y, w) * jnp.where(keep, lax.rsqrt(jnp.where(keep, jnp.abs(c), 1)), 0)[None]
+    z, r = jnp.linalg.qr(b)
+    values, v = jnp.linalg.eigh(_dot(r * jnp.sign(c)[None], r.T))
+    return _dot(z, v), values
 
 
 def implicit(
@@ -192,8 +218,12 @@ def implicit(
         def gradient(params):
             return problem.inner_gradient(new._replace(params=params), hyper, batch)[0]
 
-        _, product = jax.linearize(gradient, new.params)
-        q, carry = solve(product, b, carry)
+        _, narrow = jax.linearize(gradient, new.params)
+
+        def product(v):
+            return widened(narrow(jax.tree.map(lambda v, p: v.astype(p.dtype), v, new.params)))
+
+        q, carry = solve(product, widened(b), carry)
         h = response(problem, new, new, hyper, batch, outer_batch, q)
         return Estimate(h, loss, new, (inner_aux, outer_aux), carry)
 
@@ -205,3 +235,8 @@ def damped(product: Callable[[PyTree], PyTree], damping: float) -> Callable[[PyT
     if damping == 0:
         return product
     return lambda v: jax.tree.map(lambda a, v: a + damping * v, product(v), v)
+
+
+def widened(tree: PyTree) -> PyTree:
+    """`tree` in float32 where it is in less: half precision cannot solve a system."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), arrays(tree))

@@ -16,6 +16,7 @@ import jax.core
 import jax.numpy as jnp
 from jax import lax
 
+from tvjax.krylov import repeat_while
 from tvjax.types import PyTree
 
 
@@ -58,14 +59,6 @@ def _python_repeat(condition, body, value, limit: int):
     return value
 
 
-def _lax_repeat(condition, body, value, limit: int):
-    def counted(x):
-        i, value = x
-        return i + 1, body(value)
-
-    return lax.while_loop(lambda x: (x[0] < limit) & condition(x[1]), counted, (0, value))[1]
-
-
 def default_loop() -> Loop:
     """`UNROLLED` where JAX runs on a CPU, `SCANNED` on an accelerator."""
     return UNROLLED if jax.default_backend() == "cpu" else SCANNED
@@ -76,5 +69,5 @@ SCANNED = Loop(
     lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees),
     _lax_scan,
     lambda ys: jax.tree.map(lambda y: y[-1], ys),
-    _lax_repeat,
+    repeat_while,
 )

@@ -18,6 +18,13 @@ import jax
 import optax
 from jax import lax
 
+from tvjax.hypergrad.checks import (
+    arrays,
+    check_batches,
+    check_floats,
+    check_loss,
+    check_real,
+)
 from tvjax.hypergrad.degenerate import warn_if_flat
 from tvjax.hypergrad.derivatives import floats, merge
 from tvjax.types import PyTree
@@ -35,8 +42,9 @@ class InnerState(NamedTuple):
 class Bilevel(NamedTuple):
     """A bilevel problem.
 
-    `inner_loss(params, hyper, batch) -> loss` and `outer_loss(params, batch) -> loss`, both
-    scalars. With `stateful=True` they also take and return what else a training step needs:
+    `inner_loss(params, hyper, batch) -> loss` and `outer_loss(params, batch) -> loss`, both real
+    scalars; `params` and `hyper` are pytrees of real floats. With `stateful=True` the losses also
+    take and return what else a training step needs:
     `inner_loss(params, hyper, batch, model_state) -> (loss, (model_state, aux))` and
     `outer_loss(params, batch, model_state) -> (loss, aux)`, where `aux` is any pytree of metrics.
 
@@ -59,20 +67,33 @@ class Bilevel(NamedTuple):
     axis_name: str | None = None
 
     def init(self, params: PyTree, model_state: PyTree = ()) -> InnerState:
-        """The state before the first step."""
+        """The state before the first step.
+
+        Raises:
+          ValueError: for parameters that are not real floats, or a model state that is complex.
+        """
+        check_floats(params=params)
+        check_real(model_state=model_state)
+        params, model_state = arrays((params, model_state))
         return InnerState(params, self.optimizer.init(params), model_state)
 
     def inner(self, params: PyTree, hyper: PyTree, batch: PyTree, model_state: PyTree):
         """`inner_loss` in the stateful form, whichever form it was given in."""
         if self.stateful:
-            return self.inner_loss(params, hyper, batch, model_state)
-        return self.inner_loss(params, hyper, batch), (model_state, None)
+            loss, rest = self.inner_loss(params, hyper, batch, model_state)
+        else:
+            loss, rest = self.inner_loss(params, hyper, batch), (model_state, None)
+        check_loss(inner_loss=loss)
+        return loss, rest
 
     def outer(self, params: PyTree, batch: PyTree, model_state: PyTree):
         """`outer_loss` in the stateful form, whichever form it was given in."""
         if self.stateful:
-            return self.outer_loss(params, batch, model_state)
-        return self.outer_loss(params, batch), None
+            loss, aux = self.outer_loss(params, batch, model_state)
+        else:
+            loss, aux = self.outer_loss(params, batch), None
+        check_loss(outer_loss=loss)
+        return loss, aux
 
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over the devices of the axis; `tree` itself without one.
@@ -144,16 +165,18 @@ class Estimator(NamedTuple):
         """Calls `estimate`, with the first carry where none is given.
 
         Raises:
-          ValueError: if the number of inner batches is not `steps`.
+          ValueError: if the number of inner batches is not `steps`, an array of a batch is empty,
+            `hyper` or the parameters hold other numbers than real floats or none, the rest of
+            the state is complex, or a loss is no real scalar.
 
         Warns:
           UserWarning: if it differentiates through an optimiser whose derivative is identically
             zero (Lion, sign-SGD, Rprop).
         """
-        if len(inner_batches) != self.steps:
-            raise ValueError(
-                f"this estimator takes {self.steps} inner batches a call, got {len(inner_batches)}"
-            )
+        check_floats(params=state.params, hyper=hyper)
+        check_real(state=state, carry=carry)
+        check_batches(inner_batches, self.steps, outer_batch)
+        state, hyper = arrays((state, hyper))
         if self.through_steps:
             warn_if_flat(problem.optimizer, state.params)
         if carry is None:

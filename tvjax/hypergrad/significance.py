@@ -10,6 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import betainc, erfc
 
+from tvjax.hypergrad.checks import check_floats, check_positive
 from tvjax.types import PyTree
 
 MANY = 300
@@ -64,15 +65,17 @@ def until_significant(
         Student's t must be further from 0.
 
     Raises:
-      ValueError: for a threshold that is not positive.
+      ValueError: for a threshold that is not positive, and for parameters or gradients that are
+        not real floats, or none at all.
     """
-    if not threshold > 0:
-        raise ValueError(f"threshold must be positive; got {threshold}")
+    check_positive(threshold=threshold)
     least = math.erfc(threshold / math.sqrt(2))
 
     def init(params):
+        check_floats(params=params)
         flat = ravel_pytree(params)[0]
-        zeros = jnp.zeros_like(flat)
+        # Half precision cannot count beyond 256.
+        zeros = jnp.zeros(flat.shape, jnp.promote_types(flat.dtype, jnp.float32))
         return SignificanceState(zeros, zeros, zeros, jax.vmap(optimizer.init)(flat))
 
     def one(g, state, param) -> tuple[Any, Any]:
@@ -85,12 +88,13 @@ def until_significant(
         likely = chance(count, mean / unit, (norm / unit) ** 2)
         ready = (likely < least) | ~jnp.isfinite(mean)
         zero = jnp.zeros_like(mean)
-        step, inner = optimizer.update(mean, state.inner, param)
+        step, inner = optimizer.update(mean.astype(g.dtype), state.inner, param)
         moved = step, SignificanceState(zero, zero, zero, inner)
-        waits = zero, SignificanceState(count, mean, norm, state.inner)
+        waits = jnp.zeros_like(step), SignificanceState(count, mean, norm, state.inner)
         return jax.tree.map(partial(jnp.where, ready), moved, waits)
 
     def update(updates, state, params=None):
+        check_floats(updates=updates)
         flat, unravel = ravel_pytree(updates)
         params = None if params is None else ravel_pytree(params)[0]
         steps, state = jax.vmap(one)(flat, state, params)

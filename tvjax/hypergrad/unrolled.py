@@ -144,8 +144,7 @@ def gradient_pullback(
             return value, floats(after)
 
         (_, after), (slope, _) = jax.jvp(loss, (params,), (along,))
-        parts = jax.tree.map(jnp.vdot, model, after)
-        return sum(jax.tree.leaves(parts), slope)
+        return slope + jnp.asarray(optax.tree.vdot(model, after))
 
     return jax.grad(product, argnums=(0, 1, 2))(state.params, floats(state.model_state), hyper)
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tvjax.krylov import conjugate_gradients
 from tvjax.tv.dual import Field, adjoint, differences
 
 MAX_CG_ITERATIONS = 2000
@@ -155,8 +156,7 @@ def tangent_by_cg(
         )
 
     def cg(matvec, b):
-        tol = 1e-13 if db.dtype == jnp.float64 else 1e-6
-        return jax.scipy.sparse.linalg.cg(matvec, b, tol=tol, maxiter=MAX_CG_ITERATIONS)[0]
+        return conjugate_gradients(matvec, b, iterations=MAX_CG_ITERATIONS).q
 
     b = db - dlam * adjoint(n)
     right = basis(differences(response(b)))
