@@ -12,6 +12,7 @@ from PIL import Image
 
 from tvjax.data import builder, identity, manifest, records, sets, stamps
 from tvjax.errors import UserError
+from tvjax.examples import Examples
 
 
 def draw(folder: Path, number: int, seed: int) -> None:
@@ -232,3 +233,22 @@ def test_the_cache_keeps_a_set_for_each_state_of_the_images(source, tmp_path):
         (source / kind / "04.png").write_bytes(content)
     assert open_it() == first
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_images_of_one_name_in_two_folders_keep_their_folders(source, tmp_path):
+    images = source / "images"
+    content = json.loads((source / "annotation.json").read_text())
+    for image in content["images"]:
+        name = f"{image['id'] % 2}/{image['id'] // 2}.png"
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / image["file_name"]).rename(images / name)
+        image["file_name"] = name
+    (source / "annotation.json").write_text(json.dumps(content))
+    expected = {image["id"]: image["file_name"] for image in content["images"]}
+    build(source, tmp_path / "out", "annotation.json")
+    splits = [records.open_split(tmp_path / "out", name) for name in ("train", "val", "test")]
+    kept = [split[k] for split in splits for k in range(len(split))]
+    assert {record["id"]: record["file"] for record in kept} == expected
+    examples = Examples.of_coco(source / "annotation.json", images)
+    found = [examples.get(k) for k in range(len(examples.sizes))]
+    assert {example.id: example.name for example in found} == expected
