@@ -223,6 +223,7 @@ GOOD = {
     **{f"turned_{n}.png": (picture(JPEG, turned=n), as_shown(n)) for n in range(2, 9)},
     **{f"turned_{n}.tif": (picture(JPEG, ".tif", turned=n), as_shown(n)) for n in range(2, 9)},
     "turned.webp": (picture(JPEG, ".webp", turned=8, lossless=True), as_shown(8)),
+    "senseless.tif": (picture(JPEG, ".tif", turned=9), RGB),
     "senseless_exif.png": (picture(JPEG, turned=9), RGB),
     "broken_exif.png": (png(RGB, 8, 2, chunk(b"eXIf", b"no")), RGB),
 }  # fmt: skip
@@ -352,6 +353,13 @@ def test_all_see_the_pixels_that_were_written(name, tmp_path, monkeypatch):
         assert_same(*windows(path))
     else:
         assert path.suffix == ".tif"
+
+
+def test_annotations_of_the_stored_pixels_are_told_from_those_of_the_shown_ones(tmp_path):
+    path = make(tmp_path, "a.png", GOOD["turned_6.png"])
+    words = rf"is {HEIGHT}x{WIDTH} pixels as it is shown .orientation counts., but the annotations"
+    with pytest.raises(UserError, match=words):
+        by_training(path, tmp_path, (HEIGHT, WIDTH))
 
 
 def reads(path, refusal):

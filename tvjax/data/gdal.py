@@ -49,7 +49,7 @@ def opening(path: Path) -> Iterator[Any]:
         stack.enter_context(
             rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES, GDAL_ERROR_ON_LIBJPEG_WARNING="YES")
         )
-        with reading(path):
+        with pillow.decoding(path):
             try:
                 dataset = stack.enter_context(rasterio.open(path))
             except RasterioIOError:
@@ -57,20 +57,6 @@ def opening(path: Path) -> Iterator[Any]:
                     raise
                 dataset = None
         yield dataset
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Around what reads, and no more: what fails in writing is not the image's fault."""
-    from rasterio.errors import RasterioError
-
-    try:
-        yield
-    except (OSError, RasterioError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be decoded, it may be truncated or no image ({reason})"
-        ) from error
 
 
 def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
@@ -84,16 +70,17 @@ def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
     Raises:
       UserError: they mean nothing that is red, green, blue or grey, or it cannot be told.
     """
+    names = [kind.name for kind in dataset.colorinterp]  # first: rasterio raises what others leave
     if len(dataset.subdatasets) > 1:
         raise UserError(f"{path}: holds {len(dataset.subdatasets)} pictures; save one by itself")
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
     space = structure.get("SOURCE_COLOR_SPACE", "RGB")
     if space not in ("RGB", "YCbCr", "CMYK"):
         raise UserError(f"{path}: has pixels of kind {space}; convert it to RGB")
-    bands = _bands(path, dataset)
+    bands = _bands(path, names)
     dtype = next((kind for kind in dataset.dtypes if kind != "uint8"), "uint8")
     inverted = structure.get("MINISWHITE") == "YES"
-    if dtype == "uint16" and not inverted and dataset.colorinterp[0].name != "palette":
+    if dtype == "uint16" and not inverted and names[0] != "palette":
         if white is None:
             raise UserError(
                 f"{path}: has 16 bits per channel (uint16), and no file says which value is white; "
@@ -113,7 +100,7 @@ def read_windows(path: Path, dataset: Any, layout: Layout, white: float | None) 
     table = layout.table
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        with reading(path):
+        with pillow.decoding(path):
             block = dataset.read(layout.bands, window=((top, bottom), (left, right)))
         if layout.dtype == "uint16" and white is not None:
             block = np.rint(np.minimum(block * (255 / white), 255)).astype(np.uint8)
@@ -139,7 +126,7 @@ def read_valid(path: Path, dataset: Any, layout: Layout) -> Read | None:
 
     def valid(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         window = ((top, bottom), (left, right))
-        with reading(path):
+        with pillow.decoding(path):
             if alpha is not None:  # which GDAL does not count, nor needs
                 found = dataset.read_masks(layout.bands[0], window=window) > 0
                 return found & (alpha[dataset.read(layout.bands[0], window=window)] > 0)
@@ -183,12 +170,11 @@ def georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
     return transform, crs
 
 
-def _bands(path: Path, dataset: Any) -> tuple[int, ...]:
+def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
     """Numbers of the bands that are red, green and blue, or of the one that is grey.
 
     Bands that the file names otherwise stay unread. Three without names are taken in their order.
     """
-    names = [interpretation.name for interpretation in dataset.colorinterp]
     plain = [k for k, name in enumerate(names, 1) if name != "alpha"]
     if all(name in names for name in COLORS):
         return tuple(names.index(name) + 1 for name in COLORS)

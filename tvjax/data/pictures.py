@@ -79,12 +79,12 @@ def open_raster(path: Path, *, white: float | None = None) -> Iterator[Raster]:
             raster = _open_windows(path, dataset, header, white)
         else:
             raster = _open_whole(path, header)
-        if dataset is not None:
-            transform, crs = gdal.georeference(path, dataset)
-            raster = raster._replace(transform=transform, crs=crs)
         turned = header.orientation if header else 1
-        if dataset is not None and not header:
-            turned = gdal.read_orientation(path, dataset)
+        if dataset is not None:
+            with pillow.decoding(path):
+                transform, crs = gdal.georeference(path, dataset)
+                turned = turned if header else gdal.read_orientation(path, dataset)
+            raster = raster._replace(transform=transform, crs=crs)
         yield _upright(raster, turned)
 
 
@@ -163,9 +163,10 @@ def _open_windows(
 ) -> Raster:
     if header and not header.is_complete:  # GDAL would read the rest as anything
         raise UserError(f"{path}: cannot be decoded (it is cut off)")
-    layout = gdal.read_layout(path, dataset, white)
-    read = gdal.read_windows(path, dataset, layout, white)
-    valid = gdal.read_valid(path, dataset, layout)
+    with pillow.decoding(path):
+        layout = gdal.read_layout(path, dataset, white)
+        read = gdal.read_windows(path, dataset, layout, white)
+        valid = gdal.read_valid(path, dataset, layout)
     return Raster(path, dataset.height, dataset.width, read, valid=valid)
 
 

@@ -63,6 +63,20 @@ class Header(NamedTuple):
     """False of a PNG that does not end."""
 
 
+@contextlib.contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Around what reads, and no more: of a broken file decoders raise almost anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise UserError(
+            f"{path}: cannot be decoded, it may be truncated or no image ({reason})"
+        ) from error
+
+
 def read_header(path: Path) -> Header | None:
     """The header of a picture; None if the file is something else.
 
@@ -72,7 +86,7 @@ def read_header(path: Path) -> Header | None:
     kind = _kind(path)
     if kind is None:
         return None
-    with _decoding(path), kind(path) as image:
+    with decoding(path), kind(path) as image:
         chunks = dict(_png_chunks(path)) if kind is PngImageFile else {}
         bits = chunks[b"IHDR"][8] if b"IHDR" in chunks else 8
         frames = 1 if kind is JpegImageFile else getattr(image, "n_frames", 1)
@@ -107,7 +121,7 @@ def decode(path: Path, header: Header) -> tuple[np.ndarray, np.ndarray | None]:
     Raises:
       UserError: the file is truncated or no picture.
     """
-    with _decoding(path), (_kind(path) or TiffImageFile)(path) as image:
+    with decoding(path), (_kind(path) or TiffImageFile)(path) as image:
         if header.key is not None or not header.has_alpha:
             rgb = np.asarray(image.convert("RGB"))
             return rgb, None if header.key is None else rgb[..., 0] != header.key
@@ -125,7 +139,7 @@ def read_values(path: Path) -> np.ndarray:
       UserError: the file is truncated or no picture, or a colour file of 16 bits per channel.
     """
     header = _required(path)
-    with _decoding(path), (_kind(path) or TiffImageFile)(path) as image:
+    with decoding(path), (_kind(path) or TiffImageFile)(path) as image:
         if header.bits > 8 and image.mode != "I;16":
             raise UserError(f"{path}: has 16 bits per channel; a mask is grey, of 0 and 255")
         values = np.asarray(image)
@@ -138,7 +152,7 @@ def read_values(path: Path) -> np.ndarray:
 
 def tiff_tags(path: Path) -> ImageFileDirectory_v2 | None:
     """Tags of a TIFF's first page; None if the file is no TIFF."""
-    with _decoding(path), open(path, "rb") as file:
+    with decoding(path), open(path, "rb") as file:
         begin = file.read(8)
         if begin[:4] not in TIFF:
             return None
@@ -154,14 +168,20 @@ def read_plain_tiff(path: Path) -> Header | None:
     It has one page of 8 bits per channel, grey or red, green and blue, row by row, upright, without
     loss, without holes, and nothing in it or beside it that GDAL alone understands.
     """
-    tags = tiff_tags(path)
-    if tags is None:
-        return None
+    with decoding(path):
+        tags = tiff_tags(path)
+        if tags is None or not _is_plain(path, tags):
+            return None
+        with TiffImageFile(path) as image:
+            return Header("TIFF", image.height, image.width, 8, 1, _has_alpha(image))
+
+
+def _is_plain(path: Path, tags: ImageFileDirectory_v2) -> bool:
     # By number: width, height, bits, compression, photometric, samples, planar, extra samples.
     samples, photometric = tags.get(277, 1), tags.get(262)
     extra = tuple(np.atleast_1d(tags.get(338, ())).tolist())
     known = {(1, ()): 1, (1, (2,)): 2, (2, ()): 3, (2, (0,)): 4, (2, (2,)): 4, (0, ()): 1}
-    is_plain = (
+    return (
         known.get((photometric, extra)) == samples
         and set(np.atleast_1d(tags.get(258, 1)).tolist()) == {8}
         and set(np.atleast_1d(tags.get(339, 1)).tolist()) == {1}
@@ -172,10 +192,6 @@ def read_plain_tiff(path: Path) -> Header | None:
         and not tags.next  # page
         and not any(Path(f"{path}{end}").exists() for end in (".aux.xml", ".msk"))
     )
-    if not is_plain:
-        return None
-    with _decoding(path), TiffImageFile(path) as image:
-        return Header("TIFF", image.height, image.width, 8, 1, _has_alpha(image))
 
 
 def _required(path: Path) -> Header:
@@ -194,19 +210,6 @@ def _kind(path: Path) -> type[ImageFile.ImageFile] | None:
     if begin[:4] == b"RIFF" and begin[8:] != b"WEBP":
         return None
     return next((kind for magic, kind in KINDS.items() if begin.startswith(magic)), None)
-
-
-@contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Around what decodes: a broken file makes Pillow's decoders raise almost anything."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{path}: cannot be decoded, it may be truncated or no image ({error})"
-        ) from error
 
 
 def _has_alpha(image: Image.Image) -> bool:
