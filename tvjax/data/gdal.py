@@ -70,7 +70,7 @@ def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
     Raises:
       UserError: they mean nothing that is red, green, blue or grey, or it cannot be told.
     """
-    names = [kind.name for kind in dataset.colorinterp]  # first: rasterio raises what others leave
+    names = _names(dataset)
     if len(dataset.subdatasets) > 1:
         raise UserError(f"{path}: holds {len(dataset.subdatasets)} pictures; save one by itself")
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
@@ -168,6 +168,13 @@ def georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
             f"{error:.3g}, a pixel is {pixel:.3g}); rectify it first (gdalwarp)"
         )
     return transform, crs
+
+
+def _names(dataset: Any) -> list[str]:
+    """What the bands show; of complaints that the opening left behind rasterio raises one here."""
+    with contextlib.suppress(Exception):
+        return [kind.name for kind in dataset.colorinterp]
+    return [kind.name for kind in dataset.colorinterp]
 
 
 def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
