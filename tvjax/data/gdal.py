@@ -70,7 +70,8 @@ def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
     Raises:
       UserError: they mean nothing that is red, green, blue or grey, or it cannot be told.
     """
-    names = _names(dataset)
+    # Once, and first: it raises what GDAL complains of in the metadata, also if it could go on.
+    names = [kind.name for kind in dataset.colorinterp]
     if len(dataset.subdatasets) > 1:
         raise UserError(f"{path}: holds {len(dataset.subdatasets)} pictures; save one by itself")
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
@@ -92,7 +93,7 @@ def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
             f"{path}: has pixels of type {dtype}{' where 0 is white' * inverted}; convert it to 8 "
             "bits per channel (gdal_translate -ot Byte -scale)"
         )
-    return Layout(bands, dtype, _table(dataset, inverted))
+    return Layout(bands, dtype, _table(dataset, names[0], inverted))
 
 
 def read_windows(path: Path, dataset: Any, layout: Layout, white: float | None) -> Read:
@@ -170,13 +171,6 @@ def georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
     return transform, crs
 
 
-def _names(dataset: Any) -> list[str]:
-    """What the bands show; of complaints that the opening left behind rasterio raises one here."""
-    with contextlib.suppress(Exception):
-        return [kind.name for kind in dataset.colorinterp]
-    return [kind.name for kind in dataset.colorinterp]
-
-
 def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
     """Numbers of the bands that are red, green and blue, or of the one that is grey.
 
@@ -196,9 +190,9 @@ def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
     )
 
 
-def _table(dataset: Any, inverted: bool) -> np.ndarray | None:
+def _table(dataset: Any, name: str, inverted: bool) -> np.ndarray | None:
     """See `Layout.table`."""
-    if dataset.colorinterp[0].name == "palette":
+    if name == "palette":
         table = np.zeros((256, 4), np.uint8)
         for index, color in dataset.colormap(1).items():
             table[index] = color
