@@ -125,3 +125,91 @@ def test_boundary_iou_is_that_of_scipys_erosions(width, pixels):
     found = metrics.boundary_iou(jnp.asarray(a, jnp.float32), jnp.asarray(b), width=width)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert metrics.boundary_iou(jnp.zeros((4, 4, 1)), jnp.zeros((4, 4, 1))) == 1
+
+
+def refuses(call, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+PAIRS = [
+    losses.binary_cross_entropy, losses.focal, losses.dice,
+    metrics.counts, metrics.iou, metrics.boundary_iou,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("f", PAIRS)
+def test_a_pair_that_does_not_fit_is_refused_by_name(f):
+    p, y = jnp.full((2, 4, 5, 1), 0.4), jnp.asarray(masks(0, (2, 4, 5, 1)))
+    given = "logits" if f in (losses.binary_cross_entropy, losses.focal) else "probabilities"
+    for other in (y[:1], y[..., 0], y[:, :, :1], jnp.concatenate([y, y], -1)):
+        refuses(lambda other=other: f(p, other), rf"mask must have the shape of {given}, \(2, 4")
+    refuses(lambda: f(p[0, ..., 0], y[0, ..., 0]), r"\[..., H, W, C\]; got shape \(4, 5\)")
+    refuses(lambda: f(p * 1j, y), f"{given} must be real; got complex64")
+    refuses(lambda: f(p, y * 1j), "mask must be real; got complex64")
+    for bad in (255, -1, np.nan):
+        mask = y.astype(jnp.float32).at[1, 2, 3].set(bad)
+        for concrete in (mask, np.asarray(mask)):
+            refuses(lambda mask=concrete: f(p, mask), f"mask must be .*; got {bad}")
+        found = jnp.asarray(jax.jit(f)(p, mask))
+        assert jnp.isnan(found[..., 1]).all() and jnp.isfinite(found[..., 0]).all()
+    if given == "probabilities":
+        for bad in (1.5, -2.0, np.nan):
+            wrong = p.at[1, 0, 0].set(bad)
+            refuses(
+                lambda wrong=wrong: f(wrong, y), rf"probabilities must be in \[0, 1\]; got {bad}"
+            )
+            found = jnp.asarray(jax.jit(f)(wrong, y))
+            assert jnp.isnan(found[..., 1]).all() and jnp.isfinite(found[..., 0]).all()
+
+
+def test_no_pixel_has_no_mean_loss_and_no_image_no_loss():
+    for f in (losses.binary_cross_entropy, losses.focal, losses.dice):
+        assert f(jnp.zeros((0, 4, 4, 1)), jnp.zeros((0, 4, 4, 1))).shape == (0,)
+        refuses(lambda f=f: f(jnp.zeros((2, 0, 4, 1)), jnp.zeros((2, 0, 4, 1))), r"\(2, 0, 4, 1\)")
+    assert metrics.num_components(jnp.zeros((0, 4, 4, 1))).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_low_precision_adds_up_in_float32(dtype):
+    rng = np.random.default_rng(0)
+    p = jnp.asarray(rng.random((300, 300, 1)), dtype)  # their sum is beyond float16's 65504 / 1.5
+    y = jnp.asarray(masks(0, (1, 300, 300, 1))[0])
+    for f in (losses.binary_cross_entropy, losses.focal, losses.dice):
+        assert f(p, y).dtype == jnp.float32
+        np.testing.assert_allclose(f(p, y), f(p.astype(jnp.float32), y), rtol=1e-5)
+    third = jnp.full((1, 1, 1), 0.3, dtype)
+    truth = jnp.asarray(float(third[0, 0, 0]) > 0.3).reshape(1, 1, 1)
+    assert metrics.iou(third, truth, threshold=0.3) == 1
+
+
+def test_options_out_of_range_are_refused_by_name():
+    z, y = jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1))
+    for value in (-0.1, 1.5, np.float32(-1), jnp.float32(jnp.nan)):
+        for f in (metrics.counts, metrics.iou, metrics.boundary_iou):
+            refuses(lambda v=value, f=f: f(z, y, threshold=v), f"threshold must .*; got {value}")
+        refuses(lambda v=value: metrics.boundary_iou(z, y, width=v), f"width must .*; got {value}")
+        refuses(lambda v=value: losses.focal(z, y, alpha=v), f"alpha must .*; got {value}")
+    for value in (-1.0, np.float32(-1), jnp.float32(jnp.inf)):
+        refuses(lambda v=value: losses.focal(z, y, gamma=v), f"gamma must .*; got {value}")
+        refuses(lambda v=value: losses.dice(z, y, smoothing=v), f"smoothing must .*; got {value}")
+    assert jnp.isnan(jax.jit(lambda t: metrics.iou(z, y, threshold=t))(-1.0))
+    refuses(lambda: metrics.num_components(z[..., 0]), r"\(4, 4\)")
+    refuses(lambda: metrics.num_components(z * jnp.nan), "mask must be a number; got nan")
+
+
+def test_counts_go_on_beyond_what_float32_counts():
+    ones = jnp.ones((4100, 4100, 1), bool)
+    assert metrics.counts(ones, ones).true_positive == 4100 * 4100
+
+
+@pytest.mark.parametrize("name", ["softmax", "tv_softmax"])
+def test_heads_refuse_what_does_not_fit(name):
+    head = make_head(name=name, num_iterations=1, kind="anisotropic")
+    z, y = jnp.zeros((2, 4, 5, 2)), jnp.zeros((2, 4, 5, 1))
+    refuses(lambda: head.cross_entropy(z, 0.1, y[:1]), r"mask must have the shape .*\(1, 4, 5, 1\)")
+    refuses(lambda: head.cross_entropy(z[..., :1], 0.1, y), r"2 channels; got shape \(2, 4, 5, 1\)")
+    refuses(lambda: head.cross_entropy(z, 0.1, y - 1), "mask must be 0 or 1; got -1")
+    assert jnp.isnan(jax.jit(head.cross_entropy)(z, 0.1, y + 255)).all()
+    refuses(lambda: make_head(name=name, num_iterations=-1, kind="isotropic"), "least 0; got -1")

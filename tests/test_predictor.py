@@ -32,6 +32,36 @@ def test_images_of_bytes_and_floats_batched_or_not_give_the_same(predictor, imag
         predictor(image[..., 0])
 
 
+def test_numbers_of_unknown_meaning_are_refused_by_name(predictor, image):
+    bytes_as_floats = image.astype(np.float32)
+    for given, told in (
+        *((image.astype(t), f"got {t}") for t in ("int32", "int16", "uint16", "int8", "bool")),
+        (image.astype(np.int64), "got int"),
+        (image.tolist(), "got int32"),
+        (bytes_as_floats, r"in \[0, 1\]; got"),
+        (jnp.asarray(bytes_as_floats), r"in \[0, 1\]; got"),
+        (bytes_as_floats / 255 - 2, r"in \[0, 1\]; got -"),
+        (bytes_as_floats * np.nan, r"in \[0, 1\]; got nan"),
+        (bytes_as_floats / 255 * 1j, "got complex64"),
+        (image.transpose(2, 0, 1), r"\(3, 64, 96\)"),
+        (np.dstack([image, image[..., :1]]), r"\(64, 96, 4\)"),
+        (image[:0], r"\(0, 96, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"^images must .*{told}") as caught:
+            predictor(given)
+        assert "\n" not in str(caught.value)
+    assert jnp.isnan(jax.jit(lambda x: predictor(x))(bytes_as_floats)).mean() > 0.9
+    assert predictor(np.zeros((0, 64, 96, 3), np.uint8)).shape == (0, 64, 96, 1)
+    half = jnp.asarray(bytes_as_floats / 255, jnp.bfloat16)
+    np.testing.assert_allclose(predictor(half), predictor(half.astype(jnp.float32)), atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), np.float32(-1)])
+def test_a_denoising_that_cannot_be_is_refused(predictor, weight):
+    with pytest.raises(UserError, match=f"denoise={weight} must be finite and at least 0"):
+        tvjax.Predictor.of(None, predictor.state, denoise=weight)
+
+
 def test_it_works_under_jit_as_function_and_as_argument(predictor, image):
     one = predictor(image)
     np.testing.assert_allclose(jax.jit(lambda x: predictor(x))(image), one, atol=1e-6)

@@ -17,6 +17,7 @@ from tvjax import scores
 from tvjax.average_precision import average_precision
 from tvjax.comparison import compare, describe, warn_of_data
 from tvjax.data import sets
+from tvjax.errors import UserError
 from tvjax.examples import Example, Examples
 from tvjax.rasters import tiles
 from tvjax.training.steps import per_image_scores
@@ -82,6 +83,30 @@ def test_tiles_of_a_split_take_components_for_objects():
     examples = Examples.of_split(Split([record]))
     result = scores.score(examples, red, tiles.choose_tiling({(16, 16)}, red))
     assert result.summary["ap"] == pytest.approx(1) and result.summary["iou"] == 1
+
+
+@pytest.mark.parametrize("wrong, told", [(np.nan, "got nan"), (7.0, "got 7"), (-3.0, "got -3")])
+def test_a_net_that_gives_no_probabilities_is_refused(tmp_path, wrong, told):
+    examples = write_coco(tmp_path)
+    tiling = tiles.Tiling((40, 40), 0, 0)
+    with pytest.raises(UserError, match=rf"probabilities in \[0, 1\]; {told}"):
+        scores.score(examples, lambda images: np.full_like(images[..., :1], wrong), tiling)
+    with pytest.raises(UserError, match=r"\(1, 40, 40, 1\) .* got \(1, 40, 40, 3\)"):
+        scores.score(examples, lambda images: images, tiling)
+    with pytest.raises(UserError, match="no image"):
+        scores.score(Examples([], examples.get), red, tiling)
+
+
+def test_masks_of_numbers_or_other_shapes_are_refused():
+    mask = np.zeros((4, 5), bool)
+    for pair, told in (
+        ((mask.astype(np.uint8) * 255, mask), "prediction must be bool .* uint8"),
+        ((mask, mask.astype(float)), "truth must be bool .* float64"),
+        ((mask, mask[:1]), r"\(4, 5\) must have the shape of truth \(1, 5\)"),
+        ((mask[..., None], mask), r"\(4, 5, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            scores.of_image(*pair)
 
 
 def test_average_precision_without_objects_or_results():

@@ -125,14 +125,23 @@ def test_the_papers_lambda_is_inert(x64, steps):
     assert 1e-7 < jnp.abs(moved).max() <= 2e-6
 
 
-@pytest.mark.parametrize("steps", [1, 3, None])
+@pytest.mark.parametrize("steps", [1, None])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_negative_weights_are_zero(x64, classes, steps):
-    o = random_logits(5, 4, classes)
+def test_what_is_no_weight_is_refused_or_nan(classes, steps):
+    o = random_logits(2, 5, 4, classes)
     layer = functools.partial(tv_softmax, num_iterations=steps)
-    a, slope = jax.jvp(lambda lam: layer(o, lam), (jnp.array(-0.3),), (jnp.array(1.0),))
-    np.testing.assert_allclose(a, jax.nn.softmax(o), rtol=0, atol=1e-14)
-    np.testing.assert_array_equal(slope, 0)
+    for lam in (-0.3, np.float32(-0.3), jnp.array([0.1, -0.3]), np.float64("nan"), jnp.inf):
+        with pytest.raises(ValueError, match=r"lam must be .*; got (-0\.3|nan|inf)"):
+            layer(o, lam)
+    a = jax.jit(layer)(o, jnp.array([0.1, -0.3]))
+    assert jnp.isfinite(a[0]).all() and jnp.isnan(a[1]).all()
+
+
+@pytest.mark.parametrize("steps, classes", [(3, 3), (None, 3), (None, 2)])
+def test_only_differences_of_classes_matter(steps, classes):
+    o = jnp.round(256 * random_logits(6, 5, classes).astype(jnp.float32)) / 256
+    layer = functools.partial(tv_softmax, lam=0.1, num_iterations=steps)
+    np.testing.assert_allclose(layer(o + 2.0**13), layer(o), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +238,8 @@ def test_vmap_jit_and_shapes_agree(x64, kind, steps):
     assert whole.shape == o.shape
     np.testing.assert_allclose(jax.jit(jax.vmap(layer))(o, lam), whole, atol=1e-14)
     assert tv_softmax(jnp.float16(o), 0.1).dtype == jnp.float32
+    for empty in (o[:0], o[:, :0]):
+        assert layer(empty, 0.1).shape == empty.shape
 
 
 def test_errors_name_the_value():
@@ -239,7 +250,11 @@ def test_errors_name_the_value():
         ("'huber'", (o, 0.1), {"kind": "huber"}),
         ("'exact'", (o, 0.1), {"backward": "exact"}),
         ("-1", (o, 0.1), {"num_iterations": -1}),
+        (r"num_iterations.*1\.5", (o, 0.1), {"num_iterations": 1.5}),
         ("step_size.*0", (o, 0.1), {"step_size": 0.0}),
+        ("step_size.*-1", (o, 0.1), {"step_size": np.float32(-1)}),
+        ("real.*complex64", (o * 1j, 0.1), {}),
+        ("class", (o[..., :0], 0.1), {}),
         ("step_size.*0.1", (o, 0.1), {"num_iterations": None, "step_size": 0.1}),
         ("implicit", (o, 0.1), {"backward": "implicit"}),
     ):

@@ -178,6 +178,88 @@ def test_ties_of_a_net_are_ties_in_a_compiled_gradient_too(x64, kind, dtype):
         np.testing.assert_allclose(compiled, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["softplus", "normalised"])
+def test_forward_and_reverse_mode_see_the_same_ties(name):
+    """With signs of `x[i + 1] - x[i]` as compilers fuse it, these are off by 15 and by 1e6."""
+    rng = np.random.default_rng(1)
+    features = jnp.maximum(jnp.asarray(rng.normal(size=(2, 32, 30, 2)) - 1.0, jnp.float32), 0)
+    features = jnp.round(2 * features) / 2
+    kernel = jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)
+
+    def probabilities(bias):
+        if name == "softplus":
+            return jax.nn.softplus(features @ kernel + bias) * bias
+        mean = features.mean((0, 1, 2), keepdims=True)
+        variance = jnp.square(features - mean).mean((0, 1, 2), keepdims=True)
+        hidden = (features - mean) * jax.lax.rsqrt(variance + 1e-5) * bias
+        hidden = jax.nn.relu(hidden + (kernel[0] - 1).reshape(1, 1, 1, 2))
+        return jax.nn.softmax(hidden @ kernel + bias)
+
+    def loss(bias):
+        return total_variation(probabilities(bias.reshape(1, 1, 1, 2))).sum()
+
+    bias = jnp.asarray([0.3, -0.1], jnp.float32)
+    forward, reverse = jax.jit(jax.jacfwd(loss))(bias), jax.jit(jax.grad(loss))(bias)
+    np.testing.assert_allclose(reverse, forward, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("level", [0, 1e3, 1e5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_is_the_definition_at_any_level(x64, kind, level):
+    x = (level + 1e-3 * np.random.default_rng(0).normal(size=(16, 15, 1))).astype(np.float32)
+    expected, slope = jax.value_and_grad(lambda x: tv(x, kind))(jnp.asarray(x, jnp.float64))
+    for f in (lambda x: tv(x, kind), jax.jit(lambda x: tv(x, kind))):
+        value, found = jax.value_and_grad(f)(jnp.asarray(x))
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        np.testing.assert_allclose(found, slope, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "dtype, level",
+    [("uint8", 254), ("int8", -128), ("uint16", 60_000), ("int32", 2**25), ("int32", 2**31 - 2),
+     ("uint32", 2**32 - 2), ("float32", 2.0**20)],
+)  # fmt: skip
+def test_a_checkerboard_of_numbers_is_12_at_any_level(kind, dtype, level):
+    board = np.arange(16).reshape(4, 4, 1) % 2
+    x = (board + level).astype(dtype)
+    np.testing.assert_allclose(tv(x, kind), tv(board.astype(np.float32), kind), rtol=1e-6)
+    assert total_variation(x) == 12
+    np.testing.assert_array_equal(grad(x)[1, :, 0], np.diff(board, axis=1)[:, 0])
+    np.testing.assert_array_equal(div(np.stack([x, x])), div(np.stack([x, x]).astype(float)))
+
+
+def test_the_widest_range_of_integers():
+    ends = np.array([[[-(2**31)], [2**31 - 1]]], np.int32)
+    assert total_variation(ends) == 2.0**32
+    assert total_variation(ends[:, ::-1]) == 2.0**32
+    with pytest.raises(ValueError, match="x has int64 values that int32 cannot hold"):
+        total_variation(ends + np.int64(2**40))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", [(0, 0), (1, 2)])
+def test_an_infinite_pixel_is_infinite_variation(kind, place):
+    for bad in (jnp.inf, -jnp.inf):
+        x = jnp.zeros((4, 4, 1)).at[place].set(bad)
+        assert tv(x, kind) == jnp.inf
+        assert jax.jit(lambda x: tv(x, kind))(x) == jnp.inf
+    assert jnp.isnan(tv(jnp.zeros((4, 4, 1)).at[place].set(jnp.nan), kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(0, 8, 8, 1), (2, 8, 8, 0), (2, 0, 8, 1)])
+def test_nothing_varies_by_0(kind, shape):
+    np.testing.assert_array_equal(tv(jnp.zeros(shape), kind), jnp.zeros(shape[:1]))
+
+
+def test_traced_arguments_that_cannot_be_so_are_nan():
+    x, w = images(4, 4, 1), jnp.ones((4, 4, 1)).at[1, 1].set(-1)
+    assert jnp.isnan(jax.jit(lambda w: total_variation(x, weights=w))(w))
+    huber = jax.jit(lambda delta: total_variation(x, kind="huber", delta=delta))
+    assert jnp.isnan(huber(0.0)) and jnp.isnan(huber(-1.0)) and not jnp.isnan(huber(0.1))
+
+
 def test_curvature():
     x = images(4, 4, 1)
     hessian = jax.jit(jax.hessian(total_variation))(x)
@@ -246,5 +328,19 @@ def test_errors_name_the_value():
         total_variation(x, weights=jnp.ones((3, 1)))
     with pytest.raises(ValueError, match=r"\(0, 1\)"):
         total_variation(x, axes=(0, 1))
+    for name, call in (
+        ("x", lambda: total_variation(x * 1j)),
+        ("u", lambda: grad(x * 1j)),
+        ("p", lambda: div(jnp.stack([x, x]) * 1j)),
+        ("weights", lambda: total_variation(x, weights=x * 1j)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be real; got complex64"):
+            call()
+    for delta in (np.float32(0), jnp.float32(-0.5), np.inf, jnp.nan):
+        with pytest.raises(ValueError, match=f"delta must be positive and finite; got {delta}"):
+            total_variation(x, kind="huber", delta=delta)
+    for weights in (x - 1, np.asarray(x) + np.nan):
+        with pytest.raises(ValueError, match="weights must be finite and at least 0; got"):
+            total_variation(x, weights=weights)
     with pytest.raises(ValueError, match=r"\(3, 4, 4, 1\)"):
         div(jnp.zeros((3, 4, 4, 1)))

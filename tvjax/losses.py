@@ -1,39 +1,49 @@
 """Losses: one value per image; the caller reduces over the batch."""
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Num
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
+
+from tvjax import arguments
+
+Images = Shaped[ArrayLike, "..."]
+"""`[..., H, W, C]`; what cannot be so is refused by name."""
 
 
-def binary_cross_entropy(
-    logits: Float[Array, "*batch h w c"], mask: Num[Array, "*batch h w c"]
-) -> Float[Array, "*batch"]:
+def binary_cross_entropy(logits: Images, mask: Images) -> Float[Array, "..."]:
     """Mean over pixels of `-[y log sigmoid(z) + (1-y) log(1 - sigmoid(z))]` (the paper's note 2).
 
     Computed from logits, so that no probability is rounded to 0 or 1.
 
     Args:
       logits: `[..., H, W, C]`, any real number.
-      mask: `[..., H, W, C]`, 0 or 1, of any number type.
+      mask: `[..., H, W, C]`, 0 or 1, or a probability between them; of any number type.
 
     Returns:
-      `[...]`, in nats a pixel.
+      `[...]`, in nats per pixel, in float32 if less precise. NaN of a traced mask beyond [0, 1].
+
+    Raises:
+      ValueError: the shapes differ or hold no pixel, an array is complex, or the mask is not in
+        [0, 1].
 
     Example:
       >>> binary_cross_entropy(jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1)))
       Array([0.6931472, 0.6931472], dtype=float32)
     """
-    pixels = optax.sigmoid_binary_cross_entropy(logits, mask.astype(logits.dtype))
+    z, y = _pair("logits", arguments.real("logits", logits), arguments.share("mask", mask))
+    pixels = optax.sigmoid_binary_cross_entropy(z, y)
     return jnp.mean(pixels, axis=(-3, -2, -1))
 
 
 def focal(
-    logits: Float[Array, "*batch h w c"],
-    mask: Num[Array, "*batch h w c"],
+    logits: Images,
+    mask: Images,
     *,
-    gamma: float = 2.0,
-    alpha: float | None = None,
-) -> Float[Array, "*batch"]:
+    gamma: float | Shaped[ArrayLike, ""] = 2.0,
+    alpha: float | Shaped[ArrayLike, ""] | None = None,
+) -> Float[Array, "..."]:
     """Mean over pixels of `-(1-q)^gamma log q`, q the probability of the pixel's true class.
 
     Pixels that are right already weigh little; gamma = 0 is the cross-entropy. Lin et al. 2017,
@@ -43,26 +53,34 @@ def focal(
       logits: `[..., H, W, C]`, any real number.
       mask: `[..., H, W, C]`, 0 or 1, of any number type.
       gamma: at least 0.
-      alpha: weight of the object, 1 - alpha being the background's; None weighs both by 1.
+      alpha: weight of the object in [0, 1], 1 - alpha that of the background; None weighs both
+        by 1.
 
     Returns:
-      `[...]`, in nats a pixel.
+      `[...]`, in nats per pixel, in float32 if less precise. NaN of a traced mask, gamma or alpha
+      that cannot be so.
+
+    Raises:
+      ValueError: the shapes differ or hold no pixel, an array is complex, the mask is not 0 or 1,
+        or `gamma` or `alpha` is out of range.
 
     Example:
       >>> focal(jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1)))  # log 2 / 4
       Array([0.1732868, 0.1732868], dtype=float32)
     """
-    labels = mask.astype(logits.dtype)
-    pixels = optax.sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma)
+    z, y = _pair("logits", arguments.real("logits", logits), arguments.binary("mask", mask))
+    gamma = arguments.weight("gamma", gamma).astype(z.dtype)
+    alpha = None if alpha is None else arguments.share("alpha", alpha).astype(z.dtype)
+    pixels = optax.sigmoid_focal_loss(z, y, alpha=alpha, gamma=gamma)
     return jnp.mean(pixels, axis=(-3, -2, -1))
 
 
 def dice(
-    probabilities: Float[Array, "*batch h w c"],
-    mask: Num[Array, "*batch h w c"],
+    probabilities: Images,
+    mask: Images,
     *,
-    smoothing: float = 1.0,
-) -> Float[Array, "*batch"]:
+    smoothing: float | Shaped[ArrayLike, ""] = 1.0,
+) -> Float[Array, "..."]:
     """`1 - (2 sum p y + s) / (sum p + sum y + s)`, sums over an image's pixels.
 
     Sudre et al. 2017 with one class. It does not see how many pixels are background; the smoothing
@@ -70,17 +88,31 @@ def dice(
 
     Args:
       probabilities: `[..., H, W, C]` in [0, 1].
-      mask: `[..., H, W, C]`, 0 or 1, of any number type.
+      mask: `[..., H, W, C]`, 0 or 1, or a probability between them; of any number type.
       smoothing: s, in pixels; positive.
 
     Returns:
-      `[...]` in [0, 1).
+      `[...]` in [0, 1), in float32 if less precise. NaN of traced arguments that cannot be so.
+
+    Raises:
+      ValueError: the shapes differ or hold no pixel, an array is complex or not in [0, 1], or
+        `smoothing` is not positive.
 
     Example:
       >>> half = jnp.full((4, 4, 1), 0.5)
       >>> dice(half, jnp.ones((4, 4, 1)), smoothing=1.0)  # 1 - 17 / 25
       Array(0.32, dtype=float32)
     """
-    y = mask.astype(probabilities.dtype)
-    both, each = (jnp.sum(x, axis=(-3, -2, -1)) for x in (probabilities * y, probabilities + y))
-    return 1 - (2 * both + smoothing) / (each + smoothing)
+    p = arguments.share("probabilities", probabilities)
+    p, y = _pair("probabilities", p, arguments.share("mask", mask))
+    s = arguments.positive("smoothing", smoothing).astype(p.dtype)
+    both, each = (jnp.sum(x, axis=(-3, -2, -1)) for x in (p * y, p + y))
+    return 1 - (2 * both + s) / (each + s)
+
+
+def _pair(name: str, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both as floats of one type, refused where they are no images of one shape."""
+    arguments.images(name, x.shape, empty=False)
+    arguments.same_shape("mask", mask.shape, name, x.shape)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return x.astype(dtype), mask.astype(dtype)

@@ -1,14 +1,20 @@
 """How well a probability map matches a mask: counts, and the scores made of them."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Num
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from tvjax import arguments
 from tvjax.tv.dual import Field
 from tvjax.tv.implicit import regions
+
+Images = Shaped[ArrayLike, "..."]
+"""`[..., H, W, C]`; what cannot be so is refused by name."""
 
 
 class Counts(NamedTuple):
@@ -22,44 +28,50 @@ class Counts(NamedTuple):
     def iou(self) -> Array:
         """`TP / (TP + FP + FN)` (eqs 10 and 11); 1 where prediction and mask are both empty."""
         union = self.true_positive + self.false_positive + self.false_negative
-        return jnp.where(union > 0, self.true_positive / jnp.maximum(union, 1), 1.0)
+        return jnp.where(union == 0, 1.0, self.true_positive / jnp.maximum(union, 1))
 
     @property
     def f1(self) -> Array:
         """`2 TP / (2 TP + FP + FN)`; 1 where prediction and mask are both empty."""
         total = 2 * self.true_positive + self.false_positive + self.false_negative
-        return jnp.where(total > 0, 2 * self.true_positive / jnp.maximum(total, 1), 1.0)
+        return jnp.where(total == 0, 1.0, 2 * self.true_positive / jnp.maximum(total, 1))
 
 
 def counts(
-    probabilities: Float[Array, "*batch h w c"],
-    mask: Num[Array, "*batch h w c"],
+    probabilities: Images,
+    mask: Images,
     *,
-    threshold: float = 0.5,
+    threshold: float | Shaped[ArrayLike, ""] = 0.5,
 ) -> Counts:
     """Counts pixels with `p > threshold` against the mask, per image.
 
     Args:
       probabilities: `[..., H, W, C]` in [0, 1].
       mask: `[..., H, W, C]`, 0 or 1.
-      threshold: a pixel is positive above it, not at it.
+      threshold: in [0, 1]; a pixel is positive above it, not at it.
+
+    Returns:
+      Float32 `[...]` each. NaN of traced arguments that cannot be so.
+
+    Raises:
+      ValueError: the shapes differ, or a value cannot be so.
     """
-    prediction = probabilities > threshold
-    truth = mask > 0
+    prediction, truth, sound = _masks(probabilities, mask, threshold)
 
     def total(x):
-        # float32 is exact up to 2^24 pixels an image, and adds up without overflow.
-        return jnp.sum(x, axis=(-3, -2, -1), dtype=jnp.float32)
+        # Summed as integers: float32 could not add 1 to 2^24. As floats they add up over images.
+        number = jnp.sum(x, axis=(-3, -2, -1), dtype=jnp.int32).astype(jnp.float32)
+        return jnp.where(sound, number, jnp.nan)
 
     return Counts(total(prediction & truth), total(prediction & ~truth), total(~prediction & truth))
 
 
 def iou(
-    probabilities: Float[Array, "*batch h w c"],
-    mask: Num[Array, "*batch h w c"],
+    probabilities: Images,
+    mask: Images,
     *,
-    threshold: float = 0.5,
-) -> Float[Array, "*batch"]:
+    threshold: float | Shaped[ArrayLike, ""] = 0.5,
+) -> Float[Array, "..."]:
     """Intersection over union per image (eqs 10 and 11).
 
     Differs from the paper, which leaves it open: an empty prediction on an empty mask scores 1.
@@ -67,10 +79,13 @@ def iou(
     Args:
       probabilities: `[..., H, W, C]` in [0, 1].
       mask: `[..., H, W, C]`, 0 or 1.
-      threshold: a pixel is positive above it, not at it.
+      threshold: in [0, 1]; a pixel is positive above it, not at it.
 
     Returns:
-      `[...]` in [0, 1].
+      `[...]` in [0, 1]. NaN of traced arguments that cannot be so, such as a mask of 255.
+
+    Raises:
+      ValueError: the shapes differ, or a value cannot be so.
 
     Example:
       >>> p = jnp.array([[[0.9], [0.8]], [[0.1], [0.6]]])
@@ -81,12 +96,12 @@ def iou(
 
 
 def boundary_iou(
-    probabilities: Float[Array, "*batch h w c"],
-    mask: Num[Array, "*batch h w c"],
+    probabilities: Images,
+    mask: Images,
     *,
-    threshold: float = 0.5,
-    width: float = 0.02,
-) -> Float[Array, "*batch"]:
+    threshold: float | Shaped[ArrayLike, ""] = 0.5,
+    width: Any = 0.02,
+) -> Float[Array, "..."]:
     """IoU of the inner boundaries of prediction and mask, per image (Cheng et al. 2021).
 
     The boundary of a mask is what an erosion by a square of 2d + 1 pixels (beyond the image is
@@ -96,26 +111,36 @@ def boundary_iou(
     Args:
       probabilities: `[..., H, W, C]` in [0, 1].
       mask: `[..., H, W, C]`, 0 or 1.
-      threshold: a pixel is positive above it, not at it.
-      width: of the boundary, as a share of the diagonal.
+      threshold: in [0, 1]; a pixel is positive above it, not at it.
+      width: of the boundary, as a share of the diagonal in [0, 1]; a number.
 
     Returns:
-      `[...]` in [0, 1]; 1 where both boundaries are empty.
+      `[...]` in [0, 1]; 1 where both boundaries are empty. NaN of traced arguments that cannot be
+      so.
+
+    Raises:
+      ValueError: the shapes differ, or a value cannot be so.
     """
-    h, w = mask.shape[-3:-1]
-    pixels = max(1, round(width * (h**2 + w**2) ** 0.5))
-    prediction = _boundary(probabilities > threshold, pixels)
-    truth = _boundary(mask > 0, pixels)
-    return counts(prediction.astype(jnp.float32), truth.astype(jnp.uint8)).iou
+    prediction, truth, sound = _masks(probabilities, mask, threshold)
+    h, w = truth.shape[-3:-1]
+    arguments.share("width", width)
+    pixels = max(1, round(float(width) * (h**2 + w**2) ** 0.5))
+    found = counts(_boundary(prediction, pixels), _boundary(truth, pixels)).iou
+    return jnp.where(sound, found, jnp.nan)
 
 
-def num_components(mask: Num[Array, "*batch h w c"]) -> Int[Array, "*batch"]:
+def num_components(mask: Images) -> Int[Array, "..."]:
     """The number of 4-connected components of each mask: many specks or few compact objects.
 
     Args:
       mask: `[..., H, W, C]`; positive is foreground. Channels are counted apart and added.
+
+    Raises:
+      ValueError: the mask is complex or of less than three axes, or concrete and holds NaN.
     """
-    foreground = mask.reshape(-1, *mask.shape[-3:]) > 0
+    mask = arguments.valid("mask", mask, lambda m: m == m, "a number")
+    arguments.images("mask", mask.shape)
+    foreground = mask.reshape(math.prod(mask.shape[:-3]), *mask.shape[-3:]) > 0
 
     def count(m):
         ties = Field(
@@ -126,6 +151,19 @@ def num_components(mask: Num[Array, "*batch h w c"]) -> Int[Array, "*batch"]:
         return jnp.sum(m & (regions(ties) == index))  # each component holds its own least label
 
     return jax.vmap(count)(foreground).reshape(mask.shape[:-3])
+
+
+def _masks(
+    probabilities: ArrayLike, mask: ArrayLike, threshold: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Prediction and truth as booleans, and whether each image's values are all valid."""
+    p, y = arguments.share("probabilities", probabilities), arguments.binary("mask", mask)
+    arguments.images("probabilities", p.shape)
+    arguments.same_shape("mask", y.shape, "probabilities", p.shape)
+    dtype = jnp.promote_types(p.dtype, jnp.float32)
+    t = arguments.share("threshold", threshold).astype(dtype)
+    sound = jnp.all((p == p) & (y == y) & (t == t), axis=(-3, -2, -1))
+    return p.astype(dtype) > t, y > 0, sound
 
 
 def _boundary(mask: Bool[Array, "*batch h w c"], pixels: int) -> Bool[Array, "*batch h w c"]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
+from tvjax import arguments
 from tvjax.errors import UserError
 from tvjax.training import restore, rundir
 from tvjax.training.setup import Setup
@@ -69,7 +70,7 @@ class Predictor:
           checkpoint: `"newest"`, `"best"` (by validation IoU), or the step of one that was kept.
 
         Raises:
-          UserError: there is no run, or no such checkpoint.
+          UserError: there is no run, no such checkpoint, or `denoise` is negative or not finite.
         """
         workdir = Path(workdir)
         config, setup, state = restore.open_net(workdir, checkpoint)
@@ -87,6 +88,8 @@ class Predictor:
         denoise_kind: str = "anisotropic",
     ) -> "Predictor":
         """The net of a state in training."""
+        if denoise is not None and not 0 <= denoise < math.inf:
+            raise UserError(f"denoise={denoise} must be finite and at least 0")
         inner = state.inner._replace(opt_state=())
         state = state._replace(inner=inner, hyper_opt_state=(), carry=())
         return cls(setup.layout.local(state), denoise or None, setup.prediction, denoise_kind)
@@ -96,17 +99,16 @@ class Predictor:
 
         Args:
           images: `[..., H, W, 3]`, uint8 in 0..255 or float in [0, 1], of the ground resolution
-            that the net was trained on.
+            that the net was trained on. Other integers are refused, since 1 could mean white or
+            nearly black. Traced floats beyond [0, 1] are read as NaN.
 
         Returns:
           Float32 `[..., H, W, 1]` in [0, 1].
 
         Raises:
-          ValueError: for another shape.
+          ValueError: images of another shape or type, or not in [0, 1].
         """
-        images = jnp.asarray(images)
-        if images.ndim < 3 or images.shape[-1] != 3:
-            raise ValueError(f"images must be [..., H, W, 3]; got shape {images.shape}")
+        images = _pixels(images)
         batch, shape = images.shape[:-3], images.shape[-3:]
         return _apply(self, images.reshape(math.prod(batch), *shape)).reshape(*batch, *shape[:2], 1)
 
@@ -137,7 +139,7 @@ class Predictor:
             f"{batch or 'b'}, {size or f'{MULTIPLE}*h'}, {size or f'{MULTIPLE}*w'}"
         )
         images = jax.ShapeDtypeStruct((number, height, width, 3), jnp.float32)
-        function = jax.jit(lambda images: _apply(self, images))
+        function = jax.jit(lambda images: _apply(self, arguments.share("images", images)))
         return jax_export.export(function, platforms=platforms)(images)
 
     def _takes(self, size: int) -> bool:
@@ -153,6 +155,22 @@ def own_denoising(workdir: Path, config: Config) -> float | None:
     """The weight that a run of U-Net + TV chose on its validation split, if it is one."""
     summary = rundir.read_summary(workdir, config) if config.denoise.weights else None
     return summary["lambda"] if summary else None
+
+
+def _pixels(images: Any) -> jax.Array:
+    """Images as nets take them: uint8, or at least float32 in [0, 1]."""
+    array = arguments.real("images", images)
+    if array.ndim < 3 or array.shape[-1] != 3 or 0 in array.shape[-3:]:
+        raise ValueError(f"images must be [..., H, W, 3]; got shape {array.shape}")
+    if array.dtype == jnp.uint8:
+        return array
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be uint8 in 0..255 or float in [0, 1]; got {array.dtype}: convert them "
+            "by astype('uint8') if white is 255"
+        )
+    array = arguments.share("images", images)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 @jax.jit

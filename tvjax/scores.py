@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from tvjax import polygons
 from tvjax.average_precision import average_precision
+from tvjax.errors import UserError
 from tvjax.examples import Example, Examples
 from tvjax.metrics import Counts
 from tvjax.rasters import reader, tiles, writer
@@ -68,7 +69,12 @@ def score(
       tiling: that suits the images.
       scale: of the images for the net; what is scored has their own size.
       category: of the objects in the results.
+
+    Raises:
+      UserError: there is no image, or the net gives no probabilities.
     """
+    if not len(examples.sizes):
+        raise UserError("there is no image to score")
     rows, results, truth = [], [], []
     for k in tqdm(range(len(examples.sizes)), "evaluating", leave=False, delay=3):
         example = examples.get(k)
@@ -87,7 +93,17 @@ def of_image(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
     They are those of `tvjax.training.steps.per_image_scores`, which training computes on the
     device; compiled for each size, it would not do for images of many sizes.
+
+    Raises:
+      ValueError: the masks are not bool, or not of one shape.
     """
+    for name, mask in (("prediction", prediction), ("truth", truth)):
+        if mask.dtype != bool or mask.ndim != 2:
+            raise ValueError(f"{name} must be bool [H, W]; got {mask.dtype} {mask.shape}")
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"prediction {prediction.shape} must have the shape of truth {truth.shape}"
+        )
     hits = _count(prediction & truth)
     misses = _count(truth) - hits
     false_alarms = _count(prediction) - hits

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tvjax import arguments
 from tvjax.losses import binary_cross_entropy, dice, focal
 from tvjax.tv.softmax import tv_softmax
 
@@ -72,8 +73,10 @@ def make_head(*, name: str, num_iterations: int | None, kind: str) -> Head:
       kind: of the TV-softmax, `"anisotropic"` or `"isotropic"`.
 
     Raises:
-      ValueError: for another name.
+      ValueError: for another name, or a number of iterations that is no integer of at least 0.
     """
+    if num_iterations is not None:
+        num_iterations = arguments.count("num_iterations", num_iterations, 0)
     if name == "sigmoid":
         return SIGMOID
     if name == "softmax":
@@ -99,14 +102,18 @@ def _softmax_head(layer: Callable[[jax.Array, jax.Array], jax.Array]) -> Head:
     """Two logits a pixel, background and object, through a layer that gives probabilities."""
 
     def log_probabilities(logits, lam):
+        if logits.shape[-1] != 2:
+            raise ValueError(f"logits must have 2 channels; got shape {logits.shape}")
         # Kept above the least normal number: a class that was ruled out costs 87 nats, not inf.
         p = layer(logits, lam)
         return jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))
 
     def cross_entropy(logits, lam, mask):
         log_p = log_probabilities(logits, lam)
-        truth = jnp.concatenate([mask == 0, mask > 0], axis=-1)
-        return -jnp.mean(jnp.sum(jnp.where(truth, log_p, 0), axis=-1), axis=(-2, -1))
+        y = arguments.binary("mask", mask)
+        arguments.same_shape("mask", y.shape, "one class of logits", (*logits.shape[:-1], 1))
+        fit = jnp.where(y > 0, log_p[..., 1:], jnp.where(y == 0, log_p[..., :1], jnp.nan))
+        return -jnp.mean(fit, axis=(-3, -2, -1))
 
     def log_odds(logits, lam):
         log_p = log_probabilities(logits, lam)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tvjax import arguments
 from tvjax.models.layers import DepthwiseConv
 from tvjax.types import Dimension
 
@@ -53,6 +54,7 @@ class SegFormer(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """`[B, H, W, 3]` in [0, 1] -> logits `[B, H, W, channels]`, for any H and W."""
+        images = arguments.tiles("images", images)
         del train  # nothing here depends on it
         norm = partial(nn.LayerNorm, dtype=self.dtype)
         conv = partial(nn.Conv, dtype=self.dtype, precision=self.precision)

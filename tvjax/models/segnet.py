@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tvjax import arguments
 from tvjax.errors import UserError
 from tvjax.models.layers import BatchNorm, max_pool_with_indices, max_unpool
 
@@ -52,6 +53,7 @@ class SegNet(nn.Module):
         Raises:
           UserError: for a depth beyond VGG16's.
         """
+        images = arguments.tiles("images", images)
         if self.depth > len(FACTORS):
             raise UserError(f"model.depth={self.depth} of a segnet can be {len(FACTORS)} at most")
         conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype, precision=self.precision)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tvjax import arguments
 from tvjax.models.layers import BatchNorm, Upsample, max_pool
 
 
@@ -44,6 +45,7 @@ class UNet(nn.Module):
 
         Sizes that 2^depth does not divide are padded with the edge's pixels and cropped back.
         """
+        images = arguments.tiles("images", images)
         _, h, w, _ = images.shape
         conv = partial(nn.Conv, dtype=self.dtype, precision=self.precision)
         norm = partial(BatchNorm, momentum=self.momentum, axis_name=self.axis_name)

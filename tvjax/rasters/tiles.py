@@ -17,6 +17,8 @@ from tvjax.errors import UserError
 from tvjax.rasters import reader
 from tvjax.rasters.resample import Axis, resample_strips, strip_rows
 
+SLACK = 1e-3
+"""By how much a net's probabilities may leave [0, 1]: what rounding does, and no logits."""
 ALIGNMENT = 32
 """Tiles start at its multiples, so that pooling meets the same pixels as in one pass."""
 
@@ -153,7 +155,7 @@ def strips(
             for place, column in enumerate(group):
                 right = min(column.start + tiling.tile[1], width)
                 images[place] = _padded(read(row.start, bottom, column.start, right), tiling.tile)
-            probabilities = np.asarray(net(images))
+            probabilities = _checked(np.asarray(net(images)), images.shape)
             for column, tile in zip(group, probabilities, strict=False):
                 weights = row.weights[:, None, None] * column.weights[None, :, None]
                 tall[:, column.start : column.start + tiling.tile[1]] += weights * tile
@@ -242,6 +244,17 @@ def _row_of_tiles(height: int, width: int) -> tuple[np.ndarray, Callable[[], obj
 def _batches(columns: list[Window], size: int) -> Iterator[list[Window]]:
     for k in range(0, len(columns), size):
         yield columns[k : k + size]
+
+
+def _checked(found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """What a net gave for tiles of this shape, if it is probabilities; NaN would be no object."""
+    if found.shape != (*shape[:-1], 1):
+        raise UserError(f"net must give {(*shape[:-1], 1)} for tiles {shape}; got {found.shape}")
+    if found.size and not (found.min() >= -SLACK and found.max() <= 1 + SLACK):
+        raise UserError(
+            f"net must give probabilities in [0, 1]; got {found.min()} to {found.max()}"
+        )
+    return found
 
 
 def _padded(image: np.ndarray, tile: tuple[int, int]) -> np.ndarray:

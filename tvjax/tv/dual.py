@@ -12,6 +12,7 @@ a sum of terms that are never negative, so that it does not cancel as `primal - 
 Arrays are `[N, H, W, C]`, scalars of an image `[N]`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -179,7 +180,7 @@ def run(
       max_iterations: rounded down to a multiple of `CHECK_EVERY` if above it.
     """
     n = lam.shape[0]
-    pixels = max(1, max((leaf[0].size for leaf in jax.tree.leaves(data)), default=1))
+    pixels = max([1, *(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(data))])
     slots = max(1, SLOT_PIXELS.get(jax.default_backend(), 1 << 22) // pixels)
     if jax.default_backend() == "cpu":
         slots = min(slots, -(-n // ROUNDS))

@@ -1,15 +1,17 @@
 """ROF denoising: the image of least squares distance to f under a price on total variation."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from tvjax.tv import implicit, solvers
+from tvjax import arguments
+from tvjax.tv import dual, implicit, solvers
 from tvjax.tv.dual import Field
 
 SOLVERS = {
@@ -33,13 +35,13 @@ class Denoised(NamedTuple):
 
 
 def denoise_tv(
-    image: Num[ArrayLike, "..."],
+    image: Num[ArrayLike, "..."] | Bool[ArrayLike, "..."],
     lam: float | int | Num[ArrayLike, "..."],
     *,
     kind: str = "anisotropic",
     method: str = "fista",
-    tolerance: float | Float[Array, ""] = 1e-6,
-    max_iterations: int = 10_000,
+    tolerance: float | Num[ArrayLike, ""] = 1e-6,
+    max_iterations: int | Num[ArrayLike, ""] = 10_000,
 ) -> Denoised:
     """Total variation denoising, `argmin_u 1/2 ||u - f||^2 + lam TV(u)`, with a certificate.
 
@@ -66,8 +68,7 @@ def denoise_tv(
       image: f, `[..., H, W, C]`, any range; computed in float32 if less precise. Total variation
         adds over channels; nothing couples them.
       lam: weight >= 0 in the unit of `image`, a number or one for each image (broadcasts to
-        `[...]`). 0 returns the image. An array's negative ones are read as 0, and
-        have derivative 0.
+        `[...]`). 0 returns the image. A traced one that is negative or infinite is read as NaN.
       kind: "anisotropic" or "isotropic".
       method: "fista", "primal_dual", "chambolle" or "lbfgs".
       tolerance: largest duality gap of an image, **absolute** (the objective's unit): every image
@@ -77,12 +78,14 @@ def denoise_tv(
       max_iterations: of each image; rounded down to a multiple of 20 if above 20.
 
     Returns:
-      `Denoised(image, gap, iterations)`.
+      `Denoised(image, gap, iterations)`. The image stays within the range of `image`, and is NaN
+      where `image` or `lam` is NaN or an infinite pixel leaves nothing to certify.
 
     Raises:
-      ValueError: an image of less than three axes, a negative `lam` or one whose shape does not
-        broadcast to the leading axes, an unknown `kind` or `method`, a `tolerance` or
-        `max_iterations` that is not positive.
+      ValueError: an image that is complex or of less than three axes, a `lam` that is negative,
+        not finite or does not broadcast to the leading axes, an unknown `kind` or `method`, a
+        `tolerance` that is not positive and finite, or a `max_iterations` that is no integer of at
+        least 1.
       ImportError: method "lbfgs" without jaxopt.
 
     Source: Fraccaroli, eq. 3 (times lam); Chambolle (2004); Beck and Teboulle (2009).
@@ -92,17 +95,17 @@ def denoise_tv(
     >>> round(float(denoise_tv(spike, 0.1).image[4, 4, 0]), 4)  # 1 - 4 lam
     0.6
     """
-    image = jnp.asarray(image)
-    check_image(image.shape, "image")
+    image = arguments.real("image", image)
+    arguments.images("image", image.shape)
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     lam = per_image_weight(lam, image.shape[:-3], dtype)
     check_choice("kind", kind, ("anisotropic", "isotropic"))
     check_choice("method", method, tuple(SOLVERS))
-    check_stop(tolerance, max_iterations)
+    tolerance, max_iterations = check_stop(tolerance, max_iterations)
     result = _denoise(
-        image.astype(dtype).reshape(-1, *image.shape[-3:]),
+        image.astype(dtype).reshape(math.prod(image.shape[:-3]), *image.shape[-3:]),
         lam.reshape(-1),
-        tolerance,
+        tolerance.astype(dtype),
         kind=kind,
         method=method,
         max_iterations=max_iterations,
@@ -118,14 +121,37 @@ def denoise_tv(
 @functools.partial(jax.jit, static_argnames=("kind", "method", "max_iterations"))
 def _denoise(f, lam, tolerance, *, kind, method, max_iterations):
     """`denoise_tv` of `[N, H, W, C]`, compiled once for each shape and choice of options."""
+    level = _level(lax.stop_gradient(f))
+    centred = lax.stop_gradient(f) - level
     u, v, certificate = SOLVERS[method](
-        lax.stop_gradient(f),
+        centred,
         lax.stop_gradient(lam),
         kind=kind,
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    return Denoised(_with_derivative(kind, f, lam, u, v), *certificate)
+    # The solution lies in the image's range, and an iterate's nearest point in it lies no farther.
+    u = jnp.clip(u, *_range(centred))
+    u = jnp.where(dual.per_image(certificate.gap < jnp.inf), u, jnp.nan)
+    return Denoised(_with_derivative(kind, f, lam, u, v) + level, *certificate)
+
+
+def _level(f: jax.Array) -> jax.Array:
+    """What every pixel of an image and channel shares, `[N, 1, 1, C]`: only differences matter.
+
+    The middle of the range where that is far from 0, so that subtracting it is exact; else 0.
+    """
+    low, high = _range(f)
+    middle = low / 2 + high / 2
+    return jnp.where(high - low < jnp.abs(middle), middle, 0)
+
+
+def _range(f: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The least and the greatest value of each image and channel, `[N, 1, 1, C]`."""
+    if not f.size:
+        zero = jnp.zeros((f.shape[0], 1, 1, f.shape[3]), f.dtype)
+        return zero, zero
+    return jnp.min(f, (1, 2), keepdims=True), jnp.max(f, (1, 2), keepdims=True)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -150,19 +176,9 @@ def _derivative(kind, primals, tangents):
     return u, jax.vmap(tangent)(u, v, lam, df, dlam)
 
 
-def check_image(shape: tuple[int, ...], name: str) -> None:
-    """Refuses what is not `[..., H, W, C]`."""
-    if len(shape) < 3:
-        raise ValueError(f"{name} must be [..., H, W, C]; got shape {shape}")
-
-
 def per_image_weight(lam: ArrayLike, batch: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Lam for each image, `[...]`; refuses a negative number, and reads an array's as 0."""
-    if isinstance(lam, int | float) and not lam >= 0:
-        raise ValueError(f"lam must not be negative; got {lam}")
-    lam = jnp.asarray(lam, dtype)
-    # Not `maximum`, whose derivative at 0 would be one half.
-    lam = jnp.where(lam < 0, 0, lam)
+    """Lam for each image, `[...]`; refuses a negative one."""
+    lam = arguments.weight("lam", lam).astype(dtype)
     try:
         return jnp.broadcast_to(lam, batch)
     except ValueError as error:
@@ -177,9 +193,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def check_stop(tolerance: float | jax.Array, max_iterations: int) -> None:
+def check_stop(tolerance: ArrayLike, max_iterations: ArrayLike) -> tuple[jax.Array, int]:
     """Refuses a rule that could never stop, or never start."""
-    if isinstance(tolerance, int | float) and not tolerance > 0:
-        raise ValueError(f"tolerance must be positive; got {tolerance}")
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1; got {max_iterations}")
+    tolerance = arguments.positive("tolerance", tolerance)
+    return tolerance, arguments.count("max_iterations", max_iterations, 1)

@@ -1,6 +1,7 @@
 """TV-softmax: class probabilities under a price on their total variation."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
+from tvjax import arguments
 from tvjax.tv import dual, implicit
 from tvjax.tv.dual import Field
-from tvjax.tv.rof import check_choice, check_image, check_stop, denoise_tv, per_image_weight
+from tvjax.tv.rof import check_choice, check_stop, denoise_tv, per_image_weight
 from tvjax.tv.variation import norm
 
 STEP = 1 / 4
@@ -21,12 +23,12 @@ def tv_softmax(
     logits: Num[ArrayLike, "..."],
     lam: float | int | Num[ArrayLike, "..."],
     *,
-    num_iterations: int | None = 1,
-    step_size: float | int | Float[Array, ""] | None = None,
+    num_iterations: int | Num[ArrayLike, ""] | None = 1,
+    step_size: float | int | Num[ArrayLike, ""] | None = None,
     kind: str = "anisotropic",
     backward: str = "unroll",
-    tolerance: float | Float[Array, ""] = 1e-6,
-    max_iterations: int = 10_000,
+    tolerance: float | Num[ArrayLike, ""] = 1e-6,
+    max_iterations: int | Num[ArrayLike, ""] = 10_000,
 ) -> Float[Array, "..."]:
     """Softmax regularised by total variation, for any number of classes.
 
@@ -59,7 +61,7 @@ def tv_softmax(
     Args:
       logits: o, `[..., H, W, C]`; computed in float32 if less precise.
       lam: weight >= 0 in the unit of logits, a number, one for each image (broadcasts to `[...]`),
-        traced or learned. An array's negative ones are read as 0, and have derivative 0.
+        traced or learned. A traced one that is negative or infinite is read as NaN.
       num_iterations: K >= 0, or None to converge.
       step_size: default 1 / (4 lam), the largest with a proof, and defined at lam = 0 too: the step
         then goes all the way to the bound. Only for K steps.
@@ -73,9 +75,11 @@ def tv_softmax(
       Probabilities `[..., H, W, C]`.
 
     Raises:
-      ValueError: logits of less than three axes, a negative `lam` or one whose shape does not
-        broadcast, an unknown `kind` or `backward`, a `num_iterations` below 0, a `step_size` that
-        is not positive or is given when converging, `backward="implicit"` with K steps.
+      ValueError: logits that are complex, of less than three axes or without a class, a `lam` that
+        is negative, not finite or does not broadcast, an unknown `kind` or `backward`, a
+        `num_iterations` that is no integer of at least 0, a `step_size` that is not positive and
+        finite or is given when converging, `backward="implicit"` with K steps, a `tolerance` or
+        `max_iterations` as in `denoise_tv`.
 
     Cost: a step is one softmax and two stencils; its reverse derivative keeps one field of two
     numbers a value for each of the K steps. Converged, the derivative keeps one, whatever the
@@ -90,21 +94,24 @@ def tv_softmax(
     >>> round(float(tv_softmax(spike, 0.25, num_iterations=None)[4, 4, 1]), 4)  # sigmoid(4 - 8 lam)
     0.8808
     """
-    logits = jnp.asarray(logits)
-    check_image(logits.shape, "logits")
+    logits = arguments.real("logits", logits)
+    arguments.images("logits", logits.shape)
+    if not logits.shape[-1]:
+        raise ValueError(f"logits must have at least one class; got shape {logits.shape}")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # Only differences of classes matter; a common level would cost lam's effect its digits.
+    logits -= lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     lam = per_image_weight(lam, logits.shape[:-3], logits.dtype)
     check_choice("kind", kind, ("anisotropic", "isotropic"))
     check_choice("backward", backward, ("unroll", "implicit", "frozen"))
     if num_iterations is None:
-        check_stop(tolerance, max_iterations)
+        tolerance, max_iterations = check_stop(tolerance, max_iterations)
         if step_size is not None:
             raise ValueError(f"step_size is for a number of iterations only; got {step_size}")
         return _converged(logits, lam, kind, backward, tolerance, max_iterations)
-    if num_iterations < 0:
-        raise ValueError(f"num_iterations must not be negative; got {num_iterations}")
-    if isinstance(step_size, int | float) and not step_size > 0:
-        raise ValueError(f"step_size must be positive; got {step_size}")
+    num_iterations = arguments.count("num_iterations", num_iterations, 0)
+    if step_size is not None:
+        step_size = arguments.positive("step_size", step_size)
     if backward == "implicit":
         raise ValueError(
             f'backward="implicit" is for num_iterations=None; got {num_iterations} iterations'
@@ -159,11 +166,11 @@ def _converged(o, lam, kind, backward, tolerance, max_iterations):
         z = denoise_tv(difference, 2 * lam, **options).image
         return jax.nn.sigmoid(jnp.concatenate([-z, z], axis=-1))
     shape = o.shape
-    o, lam = o.reshape(-1, *shape[-3:]), lam.reshape(-1)
+    o, lam = o.reshape(math.prod(shape[:-3]), *shape[-3:]), lam.reshape(-1)
     v = _fista(
         lax.stop_gradient(o),
         lax.stop_gradient(lam),
-        tolerance,
+        tolerance.astype(o.dtype),
         kind=kind,
         max_iterations=max_iterations,
     )
@@ -182,7 +189,7 @@ def _primal(s: jax.Array, o: jax.Array) -> jax.Array:
 def _fista(o, lam, tolerance, *, kind, max_iterations):
     """The bounded field v = lam eta at the optimum."""
     pixels = o.shape[1] * o.shape[2]
-    state, _ = dual.run(
+    state, certificate = dual.run(
         functools.partial(dual.fista_step, primal=_primal, step=STEP, kind=kind),
         functools.partial(dual.fista_check, primal=_primal, kind=kind),
         dual.fista_start(o),
@@ -192,7 +199,8 @@ def _fista(o, lam, tolerance, *, kind, max_iterations):
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    return state.v
+    sound = dual.per_image(certificate.gap < jnp.inf)
+    return Field(*(jnp.where(sound, part, jnp.nan) for part in state.v))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -16,32 +16,39 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Num
 
+from tvjax import arguments
+
 KINDS = ("anisotropic", "isotropic", "huber")
 
 
-def grad(u: Float[Array, "*shape"], *, axes: Sequence[int] = (-3, -2)) -> Float[Array, "D *shape"]:
+def grad(
+    u: Num[ArrayLike, "..."] | Bool[ArrayLike, "..."], *, axes: Sequence[int] = (-3, -2)
+) -> Float[Array, "..."]:
     """Forward differences, `(grad u)_k = u[i + e_k] - u[i]`, and 0 on the last index of axis k.
 
     Its norm is at most `2 sqrt(D)`: `||grad||^2 <= 8` for images.
 
     Args:
-      u: images `[..., H, W, C]`, any range.
+      u: images `[..., H, W, C]`, any range; of integers the differences are exact.
       axes: the D spatial axes, counted from the end.
 
     Returns:
       `[D, ..., H, W, C]`, one slice for each of `axes`.
 
     Raises:
-      ValueError: `u` lacks one of `axes`.
+      ValueError: `u` is complex or lacks one of `axes`.
 
     >>> grad(jnp.array([[[0.0], [3.0]], [[1.0], [5.0]]]))[:, 0, 0, 0]
     Array([1., 3.], dtype=float32)
     """
+    u = arguments.real("u", u)
     _check_axes(u.shape, axes)
-    return jnp.stack([forward_difference(u, axis) for axis in axes])
+    return jnp.stack([_neighbour_difference(u, axis) for axis in axes])
 
 
-def div(p: Float[Array, "D *shape"], *, axes: Sequence[int] = (-3, -2)) -> Float[Array, "*shape"]:
+def div(
+    p: Num[ArrayLike, "..."] | Bool[ArrayLike, "..."], *, axes: Sequence[int] = (-3, -2)
+) -> Float[Array, "..."]:
     """Divergence, the negative adjoint of `grad`: `<grad u, p> = -<u, div p>`.
 
     Args:
@@ -52,12 +59,14 @@ def div(p: Float[Array, "D *shape"], *, axes: Sequence[int] = (-3, -2)) -> Float
       `[..., H, W, C]`; it sums to 0 over each image.
 
     Raises:
-      ValueError: `p` has not one slice for each of `axes`, or lacks one of them.
+      ValueError: `p` is complex, has not one slice for each of `axes`, or lacks one of them.
 
     >>> div(grad(jnp.array([[[0.0], [3.0]], [[1.0], [5.0]]])))[..., 0]
     Array([[ 4., -1.],
            [ 3., -6.]], dtype=float32)
     """
+    p = arguments.real("p", p)
+    p = p.astype(_float_type(p))
     _check_axes(p.shape[1:], axes)
     if p.shape[0] != len(axes):
         raise ValueError(f"p must have {len(axes)} slices, one for each of {axes}; got {p.shape}")
@@ -71,7 +80,7 @@ def total_variation(
     x: Num[ArrayLike, "..."] | Bool[ArrayLike, "..."],
     *,
     kind: str = "anisotropic",
-    delta: float | int | Float[Array, ""] = 0.01,
+    delta: float | int | Num[ArrayLike, ""] = 0.01,
     axes: Sequence[int] = (-3, -2),
     weights: Num[ArrayLike, "..."] | Bool[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "..."]:
@@ -84,28 +93,31 @@ def total_variation(
       huber         sum h(d_y) + h(d_x),  h(d) = d^2 / (2 delta)   where |d| <= delta
                                                  |d| - delta / 2   elsewhere
 
-    At a tie (`d = 0`, up to 8 units of rounding) the function has a kink, and the derivative taken
-    is the subgradient 0, so a constant image has gradient 0. All derivatives of any order are
-    finite. The second derivative of the anisotropic form is 0 everywhere: an estimator that needs
-    curvature needs `huber`, which is at most `delta / 2` a pair below it.
+    At a tie (`d = 0`) the function has a kink, and the derivative taken is the subgradient 0, so a
+    constant image has gradient 0. All derivatives of any order are finite. The second derivative of
+    the anisotropic form is 0 everywhere: an estimator that needs curvature needs `huber`, which is
+    at most `delta / 2` a pair below it. Differences are those of `x` as it is: `TV(x + c) = TV(x)`
+    up to the rounding of `x + c`, and integers lose nothing.
 
     Args:
-      x: `[..., H, W, C]`, any range; integers and booleans are read as floats.
+      x: `[..., H, W, C]`, any range: floats, integers or booleans.
       kind: "anisotropic", "isotropic" or "huber".
-      delta: width > 0 of the quadratic part of `huber`, in the unit of `x`.
+      delta: width > 0 of the quadratic part of `huber`, in the unit of `x`. A traced one that is
+        not positive and finite is read as NaN.
       axes: the spatial axes, counted from the end.
       weights: non-negative weight of each pixel, or a boolean mask; must broadcast to the shape of
         `x`. A pair of neighbours weighs as much as the lesser of its two pixels, so that a mask
         keeps the pairs within it, as if the image ended there. What a boolean mask leaves out may
-        hold anything, NaN too.
+        hold anything, NaN too. Traced ones that are negative or infinite are read as NaN.
 
     Returns:
       `[...]`: the sum over the axes from the first of `axes` to the last one of `x` (H, W and C),
-      in float32 if `x` is less precise.
+      in float32 if `x` is less precise. NaN where `x` holds NaN, or infinities side by side.
 
     Raises:
-      ValueError: an unknown `kind`, a `delta` that is not positive, an `x` that lacks one of
-        `axes`, or `weights` that do not broadcast to `x`.
+      ValueError: an unknown `kind`, a `delta` that is not positive and finite, an `x` that is
+        complex or lacks one of `axes`, or `weights` that do not broadcast to `x`, are negative or
+        not finite.
 
     Source: Rudin, Osher and Fatemi (1992); Fraccaroli, eq. 2.
 
@@ -114,30 +126,28 @@ def total_variation(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    if isinstance(delta, int | float) and not delta > 0:
-        raise ValueError(f"delta must be positive; got {delta}")
-    x = jnp.asarray(x)
+    x = arguments.real("x", x)
+    delta = arguments.positive("delta", delta)
     _check_axes(x.shape, axes)
     axes = tuple(axes)
     if weights is not None and not _broadcasts(jnp.shape(weights), x.shape):
         raise ValueError(f"weights {jnp.shape(weights)} do not broadcast to x {x.shape}")
-    return _total_variation(x, delta, weights, kind=kind, axes=axes)
+    if weights is not None:
+        weights = arguments.weight("weights", weights)
+    return _total_variation(x, delta.astype(_float_type(x)), weights, kind=kind, axes=axes)
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "axes"))
 def _total_variation(x, delta, weights, *, kind, axes):
     """`total_variation` of checked arguments; compiled, as it would be slow op by op."""
-    # Differences of bfloat16 probabilities would lose most of their digits.
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    d = [forward_difference(x, axis) for axis in axes]
-    w = [jnp.ones((), x.dtype)] * len(axes)
+    d = [_neighbour_difference(x, axis) for axis in axes]
+    dtype = d[0].dtype
+    w = [jnp.ones((), dtype)] * len(axes)
     if weights is not None:
         w = _pair_weights(weights, x.shape, axes)
         if w[0].dtype == jnp.bool_:  # a select beside the product, since 0 * NaN is NaN
             d = [jnp.where(w_k, d_k, 0) for w_k, d_k in zip(w, d, strict=True)]
-        w = [w_k.astype(x.dtype) for w_k in w]
-    if kind != "huber":
-        d = [_settled(d_k, x) for d_k in d]
+        w = [w_k.astype(dtype) for w_k in w]
     if kind == "isotropic":
         v = norm([w_k * d_k for w_k, d_k in zip(w, d, strict=True)])
     else:
@@ -161,14 +171,39 @@ def backward_difference(p: jax.Array, axis: int) -> jax.Array:
     return p - jnp.roll(p, 1, axis)
 
 
-def _settled(d: jax.Array, u: jax.Array) -> jax.Array:
-    """`d`, and 0 where two neighbours of `u` are equal up to rounding.
+def _neighbour_difference(u: jax.Array, axis: int) -> jax.Array:
+    """`forward_difference` of arrays of any type, in floats, and 0 where neighbours tie."""
+    if jnp.issubdtype(u.dtype, jnp.floating):
+        # Differences of bfloat16 probabilities would lose most of their digits.
+        u = u.astype(_float_type(u))
+    elif u.dtype == jnp.bool_:
+        u = u.astype(jnp.uint8)
+    return jnp.where(_has_next(u.shape, axis), _difference(jnp.roll(u, -1, axis), u), 0)
 
-    A compiler may compute `u` again for each use of `sign(d)`, and round it otherwise each time:
-    where neighbours tie, as they do wherever a net's features are dead, one use then sees a tie and
-    another does not, and a gradient that should vanish is as large as the weight.
+
+@jax.custom_jvp
+def _difference(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a - b`, never as part of another operation.
+
+    Where `a` and `b` are products, compilers fuse one of them into the subtraction, unrounded: of
+    equal numbers then remains that product's rounding error, of another sign for each use of
+    `sign(d)`. Wherever a net's features are dead neighbours tie, and a gradient that should vanish
+    is as large as the weight. The greater and the lesser of two numbers are no products. Nor does
+    their difference overflow in integers without a sign, whatever the range.
     """
-    return jnp.where(jnp.abs(d) <= 8 * jnp.finfo(d.dtype).eps * jnp.abs(u), 0, d)
+    size = jnp.maximum(a, b) - jnp.minimum(a, b)
+    if jnp.issubdtype(a.dtype, jnp.integer):
+        size = size.astype(f"uint{jnp.iinfo(a.dtype).bits}").astype(_float_type(a))
+    return jnp.where(a < b, -size, size)
+
+
+@_difference.defjvp
+def _difference_jvp(primals, tangents):
+    return _difference(*primals), tangents[0] - tangents[1]
+
+
+def _float_type(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _has_next(shape: tuple[int, ...], axis: int) -> jax.Array:
@@ -188,7 +223,7 @@ def norm(d: Sequence[jax.Array]) -> jax.Array:
     """
     m = lax.stop_gradient(functools.reduce(jnp.maximum, map(jnp.abs, d)))
     zero = m == 0
-    scale = jnp.where(zero, 1, m)
+    scale = jnp.where(zero | (m == jnp.inf), 1, m)
     return m * jnp.sqrt(sum((jnp.square(d_k / scale) for d_k in d), start=zero.astype(m.dtype)))
 
 

@@ -1,0 +1,110 @@
+"""Arguments as functions take them, or an error of one line that names them.
+
+Values are looked at where they are concrete, constants under `jit` too. Of what is traced only
+shape and type are known: there `valid` gives NaN for what is not valid, which no result hides.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SLACK = 1e-3
+"""By how much probabilities and pixels may leave [0, 1]: what resampling and rounding do."""
+
+
+def real(name: str, x: Any) -> jax.Array:
+    """`x` as an array of real numbers or booleans, each as it was."""
+    try:
+        array = jnp.asarray(x)
+    except TypeError as error:
+        raise ValueError(f"{name} must be an array of numbers; got {type(x).__name__}") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(f"{name} must be real; got {array.dtype}")
+    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and array.dtype != x.dtype:
+        limits = jnp.iinfo(array.dtype)
+        if x.size and (x.min() < limits.min or x.max() > limits.max):
+            raise ValueError(
+                f"{name} has {x.dtype} values that {array.dtype} cannot hold, {x.min()} to "
+                f"{x.max()}; enable x64 or subtract an offset"
+            )
+    return array
+
+
+def valid(name: str, x: Any, ok: Callable[[Any], Any], need: str) -> jax.Array:
+    """`x` if all of its values are `ok`; traced ones that are not become NaN.
+
+    Args:
+      name: of the argument.
+      x: a number or an array.
+      ok: tells for each value whether it is valid, by operators alone; False of NaN.
+      need: what the values must be, for the message.
+
+    Raises:
+      ValueError: `x` is complex, or concrete with a value that is not valid.
+    """
+    array = real(name, x)
+    if isinstance(x, jax.core.Tracer):
+        return jnp.where(ok(array), array, jnp.nan)
+    with jax.ensure_compile_time_eval():
+        good = ok(x if isinstance(x, jax.Array) else np.asarray(x))
+        if not good.all():
+            first = np.asarray(x)[~np.asarray(good)].flat[0]
+            raise ValueError(f"{name} must be {need}; got {first}")
+    return array
+
+
+def weight(name: str, x: Any) -> jax.Array:
+    """Numbers of at least 0."""
+    return valid(name, x, lambda v: (v >= 0) & (v < np.inf), "finite and at least 0")
+
+
+def positive(name: str, x: Any) -> jax.Array:
+    """Numbers above 0."""
+    return valid(name, x, lambda v: (v > 0) & (v < np.inf), "positive and finite")
+
+
+def share(name: str, x: Any) -> jax.Array:
+    """Numbers in [0, 1], or as near as `SLACK`."""
+    return valid(name, x, lambda v: (v >= -SLACK) & (v <= 1 + SLACK), "in [0, 1]")
+
+
+def binary(name: str, x: Any) -> jax.Array:
+    """Numbers that are 0 or 1."""
+    return valid(name, x, lambda v: (v == 0) | (v == 1), "0 or 1")
+
+
+def count(name: str, n: Any, least: int) -> int:
+    """An integer of at least `least`."""
+    try:
+        n = operator.index(n)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer; got {n!r}") from None
+    if n < least:
+        raise ValueError(f"{name} must be at least {least}; got {n}")
+    return n
+
+
+def images(name: str, shape: tuple[int, ...], *, empty: bool = True) -> None:
+    """Refuses what is not `[..., H, W, C]`, or unless `empty` has no pixel."""
+    if len(shape) < 3:
+        raise ValueError(f"{name} must be [..., H, W, C]; got shape {shape}")
+    if not empty and 0 in shape[-3:]:
+        raise ValueError(f"{name} must have pixels and channels; got shape {shape}")
+
+
+def tiles(name: str, x: Any) -> jax.Array:
+    """Float `[B, H, W, C]`, as a net takes them: bytes would be 255 times too bright."""
+    array = real(name, x)
+    if array.ndim != 4 or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} must be float [B, H, W, C]; got {array.dtype} {array.shape}")
+    return array
+
+
+def same_shape(name: str, shape: tuple[int, ...], other: str, wanted: tuple[int, ...]) -> None:
+    """Refuses arrays that would be broadcast to each other."""
+    if shape != wanted:
+        raise ValueError(f"{name} must have the shape of {other}, {wanted}; got {shape}")
