@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 SLACK = 1e-3
 """By how much probabilities and pixels may leave [0, 1]: what resampling and rounding do."""
@@ -47,7 +48,7 @@ def valid(name: str, x: Any, ok: Callable[[Any], Any], need: str) -> jax.Array:
       ValueError: `x` is complex, or concrete with a value that is not valid.
     """
     array = real(name, x)
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, core.Tracer):
         return jnp.where(ok(array), array, jnp.nan)
     with jax.ensure_compile_time_eval():
         good = ok(x if isinstance(x, jax.Array) else np.asarray(x))
