@@ -7,16 +7,17 @@ fresh permutation of the split whose remainder is dropped. Process p of P gets r
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 from tqdm import tqdm
 
 from tvjax.errors import UserError
 from tvjax.types import Batch
 
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+if TYPE_CHECKING:
+    import grain
+
 _FOREVER = 2**62
 
 
@@ -60,7 +61,7 @@ def train_batches(
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> "grain.DatasetIterator":
     """An endless iterator over this process's rows of the batches of step start, start + 1, ...
 
     Args:
@@ -79,9 +80,11 @@ def train_batches(
       UserError: the batch size does not suit the split or the number of processes.
     """
     indices = train_indices(len(source), batch_size=batch_size, seed=seed)
+    import grain  # takes seconds to load, and training by resident tiles does without it
+
     rows = _rows(batch_size, process_index, process_count)
     steps = grain.MapDataset.range(0, _FOREVER)
-    iterator = iter(steps.map(lambda t: _gather(source, indices[t][rows])).to_iter_dataset(_READ))
+    iterator = iter(steps.map(lambda t: _gather(source, indices[t][rows])).to_iter_dataset(_read()))
     iterator.set_state({"next_index": start})
     return iterator
 
@@ -105,6 +108,8 @@ def eval_batches(
     Raises:
       UserError: the batch size does not suit the number of processes.
     """
+    import grain
+
     rows = _rows(batch_size, process_index, process_count)
 
     def batch(t: int) -> tuple[Batch, np.ndarray]:
@@ -113,7 +118,7 @@ def eval_batches(
         return _gather(source, np.minimum(wanted, len(source) - 1)), weight
 
     count = -(-len(source) // batch_size)
-    return grain.MapDataset.range(0, count).map(batch).to_iter_dataset(_READ)
+    return grain.MapDataset.range(0, count).map(batch).to_iter_dataset(_read())
 
 
 def resident(source: Any, *, progress: bool = True) -> Batch:
@@ -137,6 +142,12 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(length)
     order.flags.writeable = False  # it is shared by all who ask for it
     return order
+
+
+def _read() -> "grain.ReadOptions":
+    import grain
+
+    return grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> slice:

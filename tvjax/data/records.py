@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from tvjax.data import manifest, splits
 from tvjax.errors import UserError
@@ -53,6 +52,8 @@ def open_split(directory: str | Path, split: str) -> Split:
         has another size than when it was written.
       ValueError: there is no such split.
     """
+    import tensorflow_datasets as tfds  # tiles that come from elsewhere do without it
+
     directory = Path(directory)
     if split not in splits.NAMES:
         raise ValueError(f"split={split!r}: one of {', '.join(splits.NAMES)} is needed")

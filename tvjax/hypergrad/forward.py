@@ -56,10 +56,10 @@ def forward(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
     return Estimator(estimate, steps)
 
 
-def forward_online() -> Estimator:
+def forward_online(*, decay: Any = 1.0) -> Estimator:
     """Real-time hypergradient (RTHO): the derivative through all steps since training began.
 
-        Z' = (d step/d state) Z + d step/dhyper,   H = <dL_out/d state, Z'>
+        Z' = decay (d step/d state) Z + d step/dhyper,   H = <dL_out/d state, Z'>
 
     `carry` is Z, the tangent of parameters, optimiser and model state in `hyper`: it is carried
     from call to call, one inner step each, and saved with the run. If `hyper` is held fixed, H is
@@ -74,10 +74,25 @@ def forward_online() -> Estimator:
     Prefer it to see beyond one step in a long training with few hyperparameters.
 
     What it cannot do: many hyperparameters. Over long horizons Z grows where training is
-    chaotic: clip the gradient, or use its sign.
+    chaotic: clip the gradient, use its sign, or let Z fade by a decay below 1, which sees some
+    1 / (1 - decay) steps.
+
+    Args:
+      decay: how much of Z stays from one step to the next, in [0, 1]: 1 is the derivative through
+        all steps, 0 that of `exact` through one. It may be traced.
+
+    Raises:
+      ValueError: for a decay outside of [0, 1].
     """
+    if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
+        raise ValueError(f"decay must be between 0 and 1; got {decay}")
+
+    def faded(z):
+        # Not a product alone: what has overflowed is forgotten too.
+        return jnp.where(decay > 0, z * jnp.asarray(decay, z.dtype), 0)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
+        carry = jax.tree.map(faded, carry)
         new, carry, inner_aux = tangent_step(problem, state, hyper, inner_batches[0], carry)
         loss, outer_aux, gradient = _outer_along(problem, new, hyper, outer_batch, carry)
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)

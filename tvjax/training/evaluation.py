@@ -52,7 +52,12 @@ def evaluate(
             before_each()
         sums = setup.evaluate(state, weight_of_tv, *layout.shard((tuple(batch), weight)))
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    total = {k: float(v) for k, v in jax.device_get(total).items()}
+    return scores_of(jax.device_get(total))
+
+
+def scores_of(sums: dict[str, Any]) -> dict[str, float]:
+    """What `evaluate` returns, from the sums of `steps.evaluation_step` over all images."""
+    total = {k: float(v) for k, v in sums.items()}
     counts = Counts(*(jnp.asarray(total.pop(name)) for name in Counts._fields))
     images = total.pop("images")
     return {

@@ -183,6 +183,107 @@ def make_losses(*, train: str, validation: str, **parameters: Any) -> tuple[Loss
     return make("loss.train", train), make("loss.validation", validation)
 
 
+class Functions(NamedTuple):
+    """What a config means: pure functions of one device's share, with seed and hyper as data."""
+
+    regularizer: Regularizer
+    plan: HyperPlan
+    problem: Bilevel
+    hyper: jax.Array
+    """The config's first value of what is learned."""
+    create: Callable[[Any, jax.Array], state.TrainState]
+    """`(seed, hyper) -> state` before the first step."""
+    plain: Callable[..., tuple[state.TrainState, PyTree]]
+    """`(seed, state, [train]) -> (state, metrics)`."""
+    bilevel: Callable[..., tuple[state.TrainState, PyTree]]
+    """`(seed, state, [train], val) -> (state, metrics)`."""
+    evaluation: Callable[..., PyTree]
+    """As in `steps.evaluation_step`."""
+    prediction: Callable[..., tuple[jax.Array, jax.Array]]
+    """As in `steps.prediction_step`."""
+
+
+def make_functions(
+    config: Config,
+    image_shape: tuple[int, int],
+    *,
+    axis_name: str | None = None,
+    net_of: Callable[[Any], Any] = lambda net: net,
+) -> Functions:
+    """Builds the functions of a config.
+
+    Args:
+      config: as in `configs/base.py`.
+      image_shape: height and width of the tiles, for the initial parameters.
+      axis_name: the axis over which batches are spread, if any.
+      net_of: from the config's net to what is trained in its stead, with the same `init` and
+        `apply`.
+
+    Raises:
+      UserError: naming the field that cannot be so.
+    """
+    net, head = make_model(axis_name=axis_name, **config.model)
+    net = net_of(net)
+    regularizer, hyper = make_regularizer(head.channels, **config.regularizer)
+    rate = state.make_schedule(
+        config.optimizer.learning_rate, steps=config.train.steps, **config.schedule
+    )
+    optimizer: dict[str, Any] = {**config.optimizer, "learning_rate": rate}
+    plan = make_hyper_plan(optimizer, **config.hypergrad)
+    if plan.estimator is not None and regularizer.place == "none":
+        raise UserError(
+            f"hypergrad.method={config.hypergrad.method!r} has no lambda to learn with "
+            f"regularizer.place='none'; choose 'loss' or 'head'"
+        )
+    loss, validation_loss = make_losses(**config.loss)
+    problem = steps.make_problem(
+        net,
+        head,
+        state.make_optimizer(**optimizer),
+        regularizer,
+        loss=loss,
+        validation_loss=validation_loss,
+        statistics=plan.statistics,
+        axis_name=axis_name,
+    )
+
+    def create(seed, hyper) -> state.TrainState:
+        variables = net.init(jax.random.key(seed), jnp.zeros((1, *image_shape, 3)), train=False)
+        return state.create(
+            problem,
+            variables["params"],
+            steps.model_state_of(variables.get("batch_stats", {}), regularizer.weight(hyper)),
+            hyper,
+            plan.estimator,
+            plan.optimizer,
+        )
+
+    def augment_of(seed):
+        return make_augment(
+            seed=seed, image_shape=image_shape, axis_name=axis_name, **config.augmentation
+        )
+
+    augment_of(config.seed)  # refuses a field that cannot be so
+
+    def plain(seed, state, inner_batches):
+        return steps.plain_step(problem, regularizer, augment_of(seed))(state, inner_batches)
+
+    def bilevel(seed, state, inner_batches, outer_batch):
+        assert plan.estimator is not None, "no update of lambda is ever due"
+        step = steps.bilevel_step(
+            problem, regularizer, plan.estimator, plan.optimizer, augment_of(seed)
+        )
+        return step(state, inner_batches, outer_batch)
+
+    evaluation = steps.evaluation_step(
+        net, head, regularizer, denoise_kind=config.denoise.kind, axis_name=axis_name
+    )
+    return Functions(
+        regularizer, plan, problem, hyper, create, plain, bilevel, evaluation,
+        steps.prediction_step(net, head, regularizer),
+    )  # fmt: skip
+
+
 class Setup(NamedTuple):
     """Everything that a run calls; all functions are compiled over the layout's devices."""
 
@@ -227,80 +328,32 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
             f"train.steps_per_dispatch={most} must be 1, or more with data.resident=True in one "
             f"process"
         )
-    net, head = make_model(axis_name=layout.axis_name, **config.model)
-    regularizer, hyper = make_regularizer(head.channels, **config.regularizer)
-    rate = state.make_schedule(
-        config.optimizer.learning_rate, steps=config.train.steps, **config.schedule
-    )
-    optimizer: dict[str, Any] = {**config.optimizer, "learning_rate": rate}
-    plan = make_hyper_plan(optimizer, **config.hypergrad)
-    if plan.estimator is not None and regularizer.place == "none":
-        raise UserError(
-            f"hypergrad.method={config.hypergrad.method!r} has no lambda to learn with "
-            f"regularizer.place='none'; choose 'loss' or 'head'"
-        )
-    loss, validation_loss = make_losses(**config.loss)
-    problem = steps.make_problem(
-        net,
-        head,
-        state.make_optimizer(**optimizer),
-        regularizer,
-        loss=loss,
-        validation_loss=validation_loss,
-        statistics=plan.statistics,
-        axis_name=layout.axis_name,
-    )
-
-    def create() -> state.TrainState:
-        variables = net.init(
-            jax.random.key(config.seed), jnp.zeros((1, *image_shape, 3)), train=False
-        )
-        return state.create(
-            problem,
-            variables["params"],
-            steps.model_state_of(variables.get("batch_stats", {}), regularizer.weight(hyper)),
-            hyper,
-            plan.estimator,
-            plan.optimizer,
-        )
-
-    augment = make_augment(
-        seed=config.seed, image_shape=image_shape, axis_name=layout.axis_name, **config.augmentation
-    )
-    plain_step = steps.plain_step(problem, regularizer, augment)
+    pure, seed = make_functions(config, image_shape, axis_name=layout.axis_name), config.seed
 
     def plain(state, tiles, inner_batches):
-        return plain_step(state, [resident.take(tiles[0], b) for b in inner_batches])
-
-    bilevel_step = None
-    if plan.estimator is not None:
-        bilevel_step = steps.bilevel_step(
-            problem, regularizer, plan.estimator, plan.optimizer, augment
-        )
+        return pure.plain(seed, state, [resident.take(tiles[0], b) for b in inner_batches])
 
     def bilevel(state, tiles, inner_batches, outer_batch):
-        assert bilevel_step is not None, "no update of lambda is ever due"
         inner_batches = [resident.take(tiles[0], b) for b in inner_batches]
-        return bilevel_step(state, inner_batches, resident.take(tiles[1], outer_batch))
+        return pure.bilevel(seed, state, inner_batches, resident.take(tiles[1], outer_batch))
 
-    evaluation = steps.evaluation_step(
-        net, head, regularizer, denoise_kind=config.denoise.kind, axis_name=layout.axis_name
-    )
     if most > 1:
         plain, bilevel = resident.repeat(plain), resident.repeat(bilevel)
-    predict = jax.jit(steps.prediction_step(net, head, regularizer))
+    predict = jax.jit(pure.prediction)
     return Setup(
         layout=layout,
         resident=on_device,
         most=most,
-        regularizer=regularizer,
-        plan=plan,
-        problem=problem,
-        create=lambda: layout.replicate(jax.jit(create)()),
+        regularizer=pure.regularizer,
+        plan=pure.plan,
+        problem=pure.problem,
+        create=lambda: layout.replicate(jax.jit(lambda: pure.create(seed, pure.hyper))()),
         plain=layout.compile(plain, donate=True),
         bilevel=layout.compile(bilevel, donate=True),
         evaluate=layout.compile(
-            lambda state, denoise, batch, weight: evaluation(state, denoise, Batch(*batch), weight)
+            lambda state, denoise, batch, weight: pure.evaluation(
+                state, denoise, Batch(*batch), weight
+            )
         ),
         predict=lambda state, images: predict(layout.local(state), images),
         prediction=predict,

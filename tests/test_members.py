@@ -1,0 +1,69 @@
+"""Many trainings in one program are the trainings one by one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from tvjax.models.unet import UNet
+from tvjax.training import members
+from tvjax.types import Batch
+
+
+def test_a_product_is_the_convolution(x64):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=s)) for s in ((2, 5, 7, 3), (3, 3, 3, 4)))
+    wanted = lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(members.convolve(x, kernel), wanted, atol=1e-12)
+
+
+def test_a_net_of_products_is_the_net_in_its_own_dtypes(x64):
+    net = UNet(width=2, depth=1)
+    images = jnp.asarray(np.random.default_rng(0).random((2, 8, 8, 3)), jnp.float32)
+    variables = jax.tree.map(
+        lambda x: x.astype(jnp.float64), net.init(jax.random.key(0), images, train=False)
+    )
+    wanted = net.apply(variables, images, train=False)
+    found = members.Products(net).apply(variables, images, train=False)
+    assert found.dtype == wanted.dtype == jnp.float64
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def test_other_layers_are_left_alone():
+    class Others(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(2, (5, 5))(x) + nn.Conv(2, (3, 3), kernel_dilation=2)(x)
+
+    x = jnp.ones((1, 4, 4, 3))
+    variables = Others().init(jax.random.key(0), x)
+    wanted = Others().apply(variables, x)
+    np.testing.assert_array_equal(members.Products(Others()).apply(variables, x), wanted)
+
+
+def test_rows_are_those_of_each_members_run():
+    from tvjax.data.pipeline import train_indices
+
+    found = members.rows(10, batch_size=4, seeds=[5, 9], positions=[0, 3])
+    assert found.shape == (2, 2, 4)
+    order = train_indices(10, batch_size=4, seed=9)
+    np.testing.assert_array_equal(found[1, 1], order[3])
+    each = members.rows(10, batch_size=4, seeds=[5, 9], positions=[[0, 1], [3, 2]])
+    np.testing.assert_array_equal(each[1, 1], order[2])
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_scores_leave_the_padding_out(count):
+    tiles = Batch(np.zeros((count, 2, 2, 3), np.uint8), np.ones((count, 2, 2, 1), np.uint8))
+
+    def step(states, batch, weight):
+        sums = {name: jnp.sum(weight * batch.mask.sum(axis=(1, 2, 3))) for name in (
+            "true_positive", "false_positive", "false_negative")}  # fmt: skip
+        return jax.tree.map(lambda x: x * states, sums | {"images": weight.sum()})
+
+    (scores,) = members.evaluate(step, jnp.ones(1), tiles, batch_size=4)
+    assert scores["images"] == count and scores["pooled_iou"] == pytest.approx(1 / 3)
