@@ -57,6 +57,34 @@ def sweep(ious: dict[str, float], path: Path) -> None:
     save(figure, path)
 
 
+def sweep_of_seeds(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Validation loss and IoU at the end over lambda: a dot a run, a line through the means.
+
+    Args:
+      lines: of `tvjax.sweep`, with `lambda` and `splits`.
+      path: of the PNG file.
+    """
+    lambdas = sorted({line["lambda"] for line in lines})
+    positive = [lam for lam in lambdas if lam > 0] or [1.0]
+    at = {lam: lam if lam > 0 else min(positive) / 10 for lam in lambdas}  # 0 has no logarithm
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for axis, name, label in zip(axes, ("bce", "iou"), ("cross-entropy", "IoU"), strict=True):
+        values = {
+            lam: [line["splits"]["val"][name] for line in lines if line["lambda"] == lam]
+            for lam in lambdas
+        }
+        for lam, found in values.items():
+            axis.plot([at[lam]] * len(found), found, ".", color=COLORS["val"], alpha=0.5)
+        means = [float(np.mean(found)) for found in values.values()]
+        axis.plot(list(at.values()), means, color=COLORS["val"])
+        axis.set(xlabel="lambda", ylabel=f"validation {label}", xscale="log")
+        if 0 in at:
+            axis.axvline(at[0], color="0.5", linewidth=0.8, linestyle=":")
+            axis.annotate("0", (at[0], 0.02), xycoords=("data", "axes fraction"))
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
 def predictions(
     images: Sequence[np.ndarray] | np.ndarray,
     masks: Sequence[np.ndarray] | np.ndarray,

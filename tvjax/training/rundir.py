@@ -36,12 +36,30 @@ def check(workdir: Path, config: Config) -> None:
       UserError: it holds a run of another config.
     """
     stored = _read(workdir / "config.json") if _holds_run(workdir) else None
+    _compare(workdir, stored, config, _MAY_CHANGE)
+
+
+def check_sweep(workdir: Path, config: Config) -> None:
+    """Checks that the folder holds runs of the same config but for lambda and seed, or none.
+
+    Raises:
+      UserError: it holds a sweep of another config.
+    """
+    begun = (workdir / "results.jsonl").exists()
+    may_change = tuple(name for name in _MAY_CHANGE if name != "train.steps")
+    stored = _read(workdir / "config.json") if begun else None
+    _compare(workdir, stored, config, (*may_change, "seed", "regularizer.weight"))
+
+
+def _compare(
+    workdir: Path, stored: dict[str, Any] | None, config: Config, may_change: tuple[str, ...]
+) -> None:
     if stored is None:
         return
     wanted = _flat(json.loads(json.dumps(config.to_dict())))  # as it comes back: lists, no tuples
-    found = _flat(as_now(stored))
+    found = _flat(stored)
     for field in sorted(found.keys() | wanted.keys()):
-        if found.get(field) != wanted.get(field) and not field.startswith(_MAY_CHANGE):
+        if found.get(field) != wanted.get(field) and not field.startswith(may_change):
             raise UserError(
                 f"{workdir} holds a run with {field}={found.get(field)!r}, this config has "
                 f"{wanted.get(field)!r}; use another --workdir"

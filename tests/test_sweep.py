@@ -1,0 +1,117 @@
+"""A sweep's runs are the runs of the training program, whichever way they are trained."""
+
+import json
+
+import pytest
+
+from configs import lunet, lunet_bilevel
+from tvjax import sweep
+from tvjax.errors import UserError
+from tvjax.training import loop, rundir
+
+
+def config_of(tiles, base, **hypergrad):
+    config = base.get_config()
+    config.data.directory, config.data.cache = str(tiles), str(tiles.parent)
+    config.model.width, config.model.depth = 2, 1
+    config.train.steps, config.train.batch_size, config.evaluation.batch_size = 7, 4, 4
+    config.augmentation.flips = True  # drawn by the run's seed
+    config.hypergrad.update(warmup=2, every=2, batch_size=2, **hypergrad)
+    return config
+
+
+@pytest.fixture
+def args(monkeypatch):
+    class Flags:
+        train, group = "together", 2
+
+    return Flags
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "base, hypergrad",
+    [(lunet, {}), (lunet_bilevel, {}), (lunet_bilevel, {"method": "forward", "steps": 2})],
+)
+def test_runs_in_one_program_are_the_runs_one_by_one(tiles, tmp_path, base, hypergrad):
+    config = config_of(tiles, base, **hypergrad)
+    lams = ["0", "1e-3"] if base is lunet else ["1e-4", "1e-3"]
+    todo = sweep.pairs(lams, ["0", "3"], config)
+    splits = loop._open_sets(config)
+    found = [x for lines in sweep.together(config, todo, splits, 3) for x in lines]
+    wanted = [x for lines in sweep.singly(config, todo, tmp_path) for x in lines]
+    assert [(x["lambda"], x["seed"]) for x in found] == [tuple(pair) for pair in todo]
+    for one, other in zip(found, wanted, strict=True):
+        assert one["final_lambda"] == pytest.approx(other["final_lambda"], rel=1e-4)
+        for split in splits:
+            a, b = one["splits"][split], other["splits"][split]
+            # Rounding, which Adam's first steps make larger.
+            assert a["bce"] == pytest.approx(b["bce"], rel=1e-4)
+            assert a.keys() == b.keys() and a["images"] == b["images"]
+    assert len({x["splits"]["val"]["bce"] for x in found}) == len(todo)
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on(tiles, tmp_path, monkeypatch, capsys, args):
+    config = config_of(tiles, lunet)
+    todo = sweep.pairs(["1e-4", "1e-3"], ["0", "1"], config)
+    rundir.write_config(tmp_path, config)
+    first = next(iter(sweep._train(config, todo, tmp_path, args)))
+    sweep.write(tmp_path, first)
+    assert [json.loads(x)["seed"] for x in (tmp_path / "results.jsonl").open()] == [0, 1]
+    trained = []
+    monkeypatch.setattr(
+        sweep, "_train", lambda config, todo, *rest: iter([[x | {"lambda": p.lam, "seed": p.seed}]
+        for x, p in zip(first, todo, strict=True) if trained.append(p) is None])
+    )  # fmt: skip
+    flags = dict(config=config, workdir=str(tmp_path), lambdas=["1e-4", "1e-3"], seeds=["0", "1"])
+    monkeypatch.setattr(sweep.flags, "FLAGS", type("Flags", (), flags))
+    sweep.main([])
+    assert [tuple(p) for p in trained] == [(1e-3, 0), (1e-3, 1)]
+    assert len(sweep.read(tmp_path)) == 4 and (tmp_path / "sweep.png").stat().st_size > 5_000
+    assert "0.001" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "lams, seeds, place, message",
+    [
+        (["1e-6", "x"], ["0"], "loss", "--lambdas: 'x' must be a number"),
+        (["-1"], ["0"], "loss", "--lambdas: '-1' must be a number, at least 0"),
+        (["nan"], ["0"], "loss", "--lambdas: 'nan'"),
+        ([], ["0"], "loss", "--lambdas must be given"),
+        (["1"], ["0.5"], "loss", "--seeds: '0.5'"),
+        (["1"], ["0"], "none", "regularizer.place='none'"),
+        (["0"], ["0"], "head", "--lambdas: 0 needs"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused(lams, seeds, place, message):
+    config = lunet.get_config()
+    config.regularizer.place = place
+    with pytest.raises(UserError, match=message):
+        sweep.pairs(lams, seeds, config)
+
+
+def test_pairs_are_each_once():
+    assert len(sweep.pairs(["1e-6", "0.000001", "1"], ["0", "1"], lunet.get_config())) == 4
+
+
+def test_a_sweep_of_another_config_is_refused(tmp_path):
+    config = lunet.get_config()
+    rundir.write_config(tmp_path, config)
+    sweep.write(tmp_path, [])
+    config.seed, config.regularizer.weight = 5, 1e-3
+    rundir.check_sweep(tmp_path, config)
+    config.train.steps = 7
+    with pytest.raises(UserError, match=r"train\.steps=400"):
+        rundir.check_sweep(tmp_path, config)
+
+
+def test_the_table_has_a_row_a_lambda_and_says_what_was_learned():
+    names = "bce", "iou", "pooled_iou", "components", "true_components"
+    splits = dict.fromkeys(("val", "test"), dict.fromkeys(names, 0.5))
+    lines = [
+        {"lambda": lam, "seed": s, "final_lambda": 2 * lam, "splits": splits}
+        for lam in (1e-6, 1e-5) for s in (0, 1)
+    ]  # fmt: skip
+    rows = sweep.table(lines).splitlines()
+    assert len(rows) == 3 and "lambda became 2e-06, 2e-06" in rows[1]

@@ -1,0 +1,349 @@
+"""Trains with several weights of TV and several seeds, and shows which weight validates best.
+
+    python -m tvjax.sweep --config=configs/lunet.py --lambdas=0,1e-7,1e-6,1e-5 --seeds=0,1,2
+
+Each pair of a weight and a seed is a run of `tvjax.main` with `--config.regularizer.weight` and
+`--config.seed`, and has its numbers but for rounding. On a GPU many of them are one program; else
+they are trained one by one, each in a folder of its own. In the workdir: `results.jsonl`, a line
+a finished run, `config.json` and `sweep.png`. The same command goes on where the last one stopped.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jax import lax
+from tqdm import tqdm
+
+from tvjax import program, provenance
+from tvjax.data import pipeline
+from tvjax.data.records import Split
+from tvjax.data.sets import open_sets
+from tvjax.errors import UserError
+from tvjax.training import figures, interrupt, loop, members, resident, rundir
+from tvjax.training.feeds import schedule
+from tvjax.training.setup import Functions, make_functions
+from tvjax.types import Batch, Config, PyTree
+
+SCORES = "bce", "iou", "pooled_iou", "components"
+CHUNK = 50
+"""Updates in one call of a program."""
+
+
+class Pair(NamedTuple):
+    """One run of a sweep."""
+
+    lam: float
+    seed: int
+
+
+def define_flags() -> None:
+    """The flags of the program."""
+    program.define_config_flag()
+    flags.DEFINE_list("lambdas", [], "Weights of TV (or where its learning begins), with commas.")
+    flags.DEFINE_list("seeds", ["0"], "Of the initial parameters and batches, with commas.")
+    flags.DEFINE_string("workdir", None, "Folder of the sweep; default: runs/NAME_sweep.")
+    flags.DEFINE_enum(
+        "train", "auto", ["auto", "together", "singly"],
+        "Many runs in one program or one by one; auto: together on one GPU.",
+    )  # fmt: skip
+    flags.DEFINE_integer("group", 32, "Most runs in one program; fewer if memory is short.")
+
+
+def pairs(lambdas: Sequence[str], seeds: Sequence[str], config: Config) -> list[Pair]:
+    """All pairs, each once.
+
+    Raises:
+      UserError: naming the flag that cannot be so.
+    """
+    for name, values, kind, least in (
+        ("lambdas", lambdas, float, 0), ("seeds", seeds, int, 0),
+    ):  # fmt: skip
+        for value in values:
+            try:
+                good = least <= kind(value) < float("inf")
+            except ValueError:
+                good = False
+            if not good:
+                raise UserError(f"--{name}: {value!r} must be a number, at least {least}")
+        if not values:
+            raise UserError(f"--{name} must be given: numbers with commas between them")
+    if config.regularizer.place == "none":
+        raise UserError(
+            f"--lambdas: {config.name} has regularizer.place='none'; take configs/lunet.py"
+        )
+    found = [Pair(float(lam), int(seed)) for lam in lambdas for seed in seeds]
+    learned = config.hypergrad.method != "none"
+    if any(p.lam == 0 for p in found) and (learned or config.regularizer.place != "loss"):
+        raise UserError(
+            "--lambdas: 0 needs a weight that is held (hypergrad.method='none') and "
+            "regularizer.place='loss'"
+        )
+    return list(dict.fromkeys(found))
+
+
+def config_of(config: Config, pair: Pair) -> Config:
+    """The config of one run."""
+    config = config.copy_and_resolve_references()
+    config.seed = pair.seed
+    if pair.lam == 0:
+        config.regularizer.place = "none"
+    else:
+        config.regularizer.weight = pair.lam
+    return config
+
+
+def singly(config: Config, todo: list[Pair], workdir: Path) -> Iterator[list[dict[str, Any]]]:
+    """Lines of the runs, trained one after another."""
+    for k, pair in enumerate(todo):
+        print(f"lambda {pair.lam:g}, seed {pair.seed} ({k + 1} of {len(todo)}):", file=sys.stderr)
+        own = config_of(config, pair)
+        summary = loop.run(own, workdir / "runs" / f"lambda={pair.lam:g},seed={pair.seed}")
+        scores = summary["splits"]
+        yield [line(pair, summary["lambda"], scores, summary["seconds"])]
+
+
+def line(pair: Pair, lam: float, splits: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What is kept of a run."""
+    return {
+        "lambda": pair.lam, "seed": pair.seed, "final_lambda": lam, "seconds": seconds,
+        "splits": splits, **{k: v for k, v in provenance.describe(pair.seed).items()},
+    }  # fmt: skip
+
+
+def together(
+    config: Config, todo: list[Pair], splits: dict[str, Split], group: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Lines of the runs, many in one program."""
+    arrays = {name: pipeline.resident(split) for name, split in splits.items()}
+    on_gpu = jax.default_backend() == "gpu"
+    functions = make_functions(
+        config, arrays["train"].image.shape[1:3],
+        net_of=members.Products if on_gpu else lambda net: net,
+    )  # fmt: skip
+    trainer = Trainer(config, functions, arrays)
+    while todo:
+        size = min(group, len(todo))
+        while size > 1 and not trainer.fits(size):
+            size = -(-size // 2)
+        group = size
+        # The last group is filled up with runs that are trained twice: its program is there.
+        now, todo = todo[:size], todo[size:]
+        yield trainer.train(now)
+
+
+class Trainer:
+    """Trains groups of pairs; holds the tiles and the compiled programs."""
+
+    def __init__(self, config: Config, functions: Functions, arrays: dict[str, Batch]):
+        self.config, self.functions, self.arrays = config, functions, arrays
+        self.tiles = jax.device_put((arrays["train"], arrays["val"]))
+        self.create = jax.jit(jax.vmap(functions.create))
+        self.run = jax.jit(members.scan(_step(functions)), donate_argnums=0)
+        self.evaluate = jax.jit(
+            jax.vmap(
+                lambda state, batch, weight: functions.evaluation(state, None, batch, weight),
+                in_axes=(0, None, None),
+            )
+        )
+
+    def fits(self, size: int) -> bool:
+        """Whether a group of so many is trained within nine tenths of the device's memory."""
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        if memory is None:
+            return True
+        states, seeds = self._start([Pair(1.0, s) for s in range(size)])
+        slots = jax.tree.map(lambda x: x[:CHUNK], self._slots([Pair(1.0, 0)] * size))
+        needed: Any = self.run.lower(states, (self.tiles, seeds), slots).compile().memory_analysis()
+        return needed.temp_size_in_bytes < 0.9 * memory
+
+    def train(self, group: list[Pair]) -> list[dict[str, Any]]:
+        """The lines of a group."""
+        began = time.perf_counter()
+        states, seeds = self._start(group)
+        slots = self._slots(group)
+        count = len(slots[0])
+        with tqdm(total=count * len(group), desc=f"{len(group)} runs", unit="step") as bar:
+            for start in range(0, count, CHUNK):
+                part = jax.tree.map(lambda x: x[start : start + CHUNK], slots)  # noqa: B023
+                states, losses = self.run(states, (self.tiles, seeds), part)
+                self._check(group, np.asarray(losses))
+                bar.update(len(losses) * len(group))
+        scores = {
+            name: members.evaluate(
+                self.evaluate, states, tiles, batch_size=self.config.evaluation.batch_size
+            )
+            for name, tiles in self.arrays.items()
+        }
+        lams = np.asarray(self.functions.regularizer.weight(states.hyper))
+        seconds = (time.perf_counter() - began) / len(group)
+        return [
+            line(pair, float(np.mean(lams[i])), {k: v[i] for k, v in scores.items()}, seconds)
+            for i, pair in enumerate(group)
+        ]
+
+    def _start(self, group: list[Pair]) -> tuple[PyTree, jax.Array]:
+        seeds = np.asarray([p.seed for p in group], np.int32)
+        lams = np.asarray([p.lam for p in group], np.float32)
+        with np.errstate(divide="ignore"):  # log 0: a weight of exactly 0
+            log = self.config.regularizer.parametrization == "log"
+            values = np.log(lams) if log else lams
+        shape = self.functions.hyper.shape
+        values = np.broadcast_to(values.reshape(-1, *[1] * len(shape)), (len(group), *shape))
+        return self.create(seeds, values), jax.device_put(seeds)
+
+    def _slots(self, group: list[Pair]) -> PyTree:
+        """`(due [N], inner rows [N, M, K, B], outer rows [N, M, B])` of all updates and steps."""
+        config, plan = self.config, self.functions.plan
+        steps = config.train.steps
+        todo = list(schedule(plan, 0, steps, most=1, pauses=(steps,)))
+        seeds = [p.seed for p in group]
+        most = max((d.size for d in todo), default=1)
+        train, val = (len(self.arrays[name].image) for name in ("train", "val"))
+        inner = np.stack(
+            [
+                members.rows(
+                    train, batch_size=config.train.batch_size, seeds=seeds,
+                    positions=[min(d.before + k, steps - 1) for d in todo],
+                )
+                for k in range(most)
+            ], axis=2,
+        )  # fmt: skip
+        if plan.estimator is None:
+            outer = np.zeros((len(todo), len(group), 1), np.int32)
+        else:
+            outer = members.rows(
+                val, batch_size=config.hypergrad.batch_size, seeds=seeds,
+                positions=[plan.updates(d.before) for d in todo],
+            )  # fmt: skip
+        return np.array([d.bilevel for d in todo]), inner, outer
+
+    def _check(self, group: list[Pair], losses: np.ndarray) -> None:
+        bad = [i for i in range(len(group)) if not np.all(np.isfinite(losses[:, i]))]
+        if bad:
+            pair = group[bad[0]]
+            raise UserError(
+                f"lambda {pair.lam:g}, seed {pair.seed}: the loss is not finite; leave it out of "
+                f"--lambdas, or try a smaller optimizer.learning_rate"
+            )
+
+
+def _step(functions: Functions) -> Callable[..., tuple[PyTree, PyTree]]:
+    """`(states, (tiles, seeds), slot) -> (states, losses)` of all members."""
+
+    def plain(state, seed, tiles, inner, outer):
+        del outer
+        state, aux = functions.plain(seed, state, [resident.take(tiles[0], inner[0])])
+        return state, aux["loss"]
+
+    def bilevel(state, seed, tiles, inner, outer):
+        batches = [resident.take(tiles[0], rows) for rows in inner]
+        state, aux = functions.bilevel(seed, state, batches, resident.take(tiles[1], outer))
+        return state, aux["loss"]
+
+    def each(step):
+        return jax.vmap(step, in_axes=(0, 0, None, 0, 0))
+
+    def step(states, shared, slot):
+        (tiles, seeds), (due, inner, outer) = shared, slot
+        if functions.plan.estimator is None:
+            return each(plain)(states, seeds, tiles, inner, outer)
+        # The same for all members: only one of the two is computed.
+        return lax.cond(due, each(bilevel), each(plain), states, seeds, tiles, inner, outer)
+
+    return step
+
+
+def read(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of the finished runs.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / "results.jsonl"
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(text) for text in path.read_text().splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}); move it away") from error
+
+
+def write(workdir: Path, lines: list[dict[str, Any]]) -> None:
+    """Writes all lines; an earlier file stays whole until the new one is."""
+    temporary = workdir / ".results.jsonl"
+    temporary.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    temporary.replace(workdir / "results.jsonl")
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """One row a lambda: means over seeds, and the standard deviation of the validation loss."""
+    rows = ["lambda     seeds  val loss  +-seeds  val IoU  pooled  components (true)  test IoU"]
+    for lam in sorted({x["lambda"] for x in lines}):
+        same = [x for x in lines if x["lambda"] == lam]
+
+        def mean(split, name, same=same):
+            return statistics.fmean(x["splits"][split][name] for x in same)
+
+        losses = [x["splits"]["val"]["bce"] for x in same]
+        spread = f"{statistics.stdev(losses):8.4f}" if len(losses) > 1 else " " * 8
+        rows.append(
+            f"{lam:<10.3g} {len(same):>5}  {mean('val', 'bce'):8.4f} {spread}  "
+            f"{mean('val', 'iou'):7.4f}  {mean('val', 'pooled_iou'):6.4f}  "
+            f"{mean('val', 'components'):10.2f} ({mean('val', 'true_components'):.2f})  "
+            f"{mean('test', 'iou'):9.4f}"
+        )
+        finals = [x["final_lambda"] for x in same]
+        if any(abs(f - lam) > 1e-4 * lam for f in finals):
+            rows[-1] += "   lambda became " + ", ".join(f"{f:.2g}" for f in finals)
+    return "\n".join(rows)
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is missing, prints the table, draws the figure."""
+    del argv
+    args: Any = flags.FLAGS
+    config = args.config.copy_and_resolve_references()
+    workdir = Path(args.workdir or Path("runs") / f"{config.name}_sweep")
+    wanted = pairs(args.lambdas, args.seeds, config)
+    rundir.check_sweep(workdir, config)
+    with rundir.lock(workdir) as free:
+        if not free:
+            raise UserError(f"--workdir={workdir} is in use by another sweep; choose another")
+        rundir.write_config(workdir, config)
+        lines = read(workdir)
+        done = {(x["lambda"], x["seed"]) for x in lines}
+        todo = [p for p in wanted if (p.lam, p.seed) not in done]
+        if todo:
+            program.cache_compilations(Path(config.data.cache).expanduser() / "compiled")
+            for found in _train(config, todo, workdir, args):
+                lines += found
+                write(workdir, lines)
+        figures.sweep_of_seeds(lines, workdir / "sweep.png")
+    print(table(lines))
+    print(f"figure: {workdir}/sweep.png")
+
+
+def _train(config: Config, todo: list[Pair], workdir: Path, args: Any):
+    devices = jax.devices()
+    alone = len(devices) == 1 and devices[0].platform == "gpu"
+    if args.train == "together" or (args.train == "auto" and alone):
+        splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
+        return together(config, todo, splits, args.group)
+    return singly(config, todo, workdir)
+
+
+if __name__ == "__main__":
+    define_flags()
+    try:
+        program.run(main, interrupted=75)
+    except interrupt.Interrupted as interrupted:
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(75)
