@@ -21,11 +21,12 @@ program of one estimator, with lambda, seed, step size, schedule and memory as d
 import fnmatch
 import json
 import math
+import os
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -258,15 +259,19 @@ class Lab:
 
     # Programs, compiled in threads ahead of their use.
 
-    def prepare(self, name: str, count: int) -> None:
+    def prepare(self, name: str, count: int) -> list[Future]:
         """Begins to compile what a group of so many members needs."""
         if not self.scale.together:
             count = 1
-        self._program(("create", name == "memory", count))
-        self._program((name, count))
-        self._program(("evaluate", count))
+        keys: list[Any] = [("create", name == "memory", count), (name, count), ("evaluate", count)]
         if name == "memory":
-            self._program(("slope", count))
+            keys.append(("slope", count))
+        return [self._program(key) for key in keys]
+
+    def close(self) -> None:
+        """Ends the process at once if time is up, whatever is still being compiled."""
+        if self.left() < 0:
+            os._exit(0)
 
     def _program(self, key) -> Future:
         if key not in self.programs:
@@ -617,19 +622,36 @@ def run(lab: Lab, out: Path, *, only: str = "*", commit: str | None = None) -> N
     out.mkdir(parents=True, exist_ok=True)
     todo = [p for p in pieces(lab.scale, list(lab.sets)) if not _file(out, p).exists()]
     todo = [p for p in todo if fnmatch.fnmatch(_file(out, p).stem, only)]
-    for piece in todo:
-        if isinstance(piece, Piece):
-            lab.prepare(piece.program, len(piece.group))
     lab.say(f"{len(todo)} pieces to run, convolutions {lab.convolutions}")
+    needed = {id(piece): lab.prepare(*_program_of(lab.scale, piece)) for piece in todo}
+    while todo and lab.left() > 0:
+        # The first whose programs are there, so that none waits for another's compilation.
+        ready = [p for p in todo if all(future.done() for future in needed[id(p)])]
+        if not ready:
+            missing = [f for future in needed.values() for f in future if not f.done()]
+            wait(missing, timeout=min(10, max(0, lab.left())), return_when=FIRST_COMPLETED)
+            continue
+        todo.remove(ready[0])
+        _try_piece(lab, out, ready[0], commit)
     for piece in todo:
-        path = _file(out, piece)
-        try:
-            _run_piece(lab, out, piece, path, commit)
-        except OutOfTime:
-            lab.say(f"{path.stem}: no time is left for it")
-        except Exception:
-            lab.say(f"{path.stem} failed:\n{traceback.format_exc()}")
-            (out / f"{path.stem}.error").write_text(traceback.format_exc())
+        lab.say(f"{_file(out, piece).stem}: its turn did not come")
+
+
+def _program_of(scale: Scale, piece: Any) -> tuple[str, int]:
+    if isinstance(piece, Piece):
+        return piece.program, len(piece.group)
+    return "memory", len(scale.starts) * scale.learn_seeds
+
+
+def _try_piece(lab: Lab, out: Path, piece: Any, commit: str | None) -> None:
+    path = _file(out, piece)
+    try:
+        _run_piece(lab, out, piece, path, commit)
+    except OutOfTime:
+        lab.say(f"{path.stem}: no time is left for it")
+    except Exception:
+        lab.say(f"{path.stem} failed:\n{traceback.format_exc()}")
+        (out / f"{path.stem}.error").write_text(traceback.format_exc())
 
 
 def _run_piece(lab: Lab, out: Path, piece: Any, path: Path, commit: str | None) -> None:
@@ -728,6 +750,7 @@ def main(argv) -> None:
     run(lab, Path(args.out), only=args.only, commit=args.commit)
     lab.say("done: " + ", ".join(f"{k} {1e3 * v:.2f} ms" for k, v in lab.cost.items())
             + " a step of one member")  # fmt: skip
+    lab.close()
 
 
 if __name__ == "__main__":
