@@ -13,6 +13,7 @@ goes on where the last one stopped. `experiments.lambda_report` draws from these
     whole    descent by that slope: each step of lambda is a whole training of each seed
     nudge    central differences of whole runs, lambda e^h against lambda e^-h, beside the slope
     select   more seeds of the plain U-Net, for what choosing the best of several alone gains
+    single   one run alone, as it is in the curve: what training many in one program saves
 
 Many members are trained in one program (`tvjax.training.members`); all members of a piece use the
 program of one estimator, with lambda, seed, step size, schedule and memory as data.
@@ -607,6 +608,7 @@ def pieces(scale: Scale, data: list[str]) -> list[Any]:
     order += [("whole", first, k) for k in range(min(4, scale.whole_steps))]
     order += [learn(scale, first, name) for name in main[4:]]
     order += [slopes["whole"][1], slopes["1"][1]]
+    order.append(Piece(f"single_{first}", "plain", first, [Member(0, scale.lambdas[1])]))
     order += [("whole", first, k) for k in range(4, scale.whole_steps)]
     order += [learn(scale, first, name) for name in LEARNERS if name not in main]
     order += [*nudge(scale, first), *slopes["5"], *slopes["20"]]
