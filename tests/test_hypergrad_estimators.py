@@ -614,3 +614,29 @@ def test_examples_in_docstrings():
     for module in pkgutil.iter_modules(hypergrad.__path__, "tvjax.hypergrad."):
         assert doctest.testmod(importlib.import_module(module.name)).failed == 0
     assert doctest.testmod(hypergrad).failed == 0
+
+
+def test_online_with_a_decay_forgets(x64):
+    def run(estimator, steps=4):
+        def outer(w, batch):
+            return (w - batch) ** 2 / 2
+
+        def inner(w, lam, batch):
+            return (w - batch) ** 2 / 2 + lam * w**2 / 2
+
+        problem = hypergrad.Bilevel(inner, outer, optax.sgd(0.5))
+        state, lam, carry, found = problem.init(jnp.array(1.0)), jnp.array(0.2), None, []
+        for _ in range(steps):
+            estimate = estimator(problem, state, lam, [0.3], 1.0, carry)
+            state, carry = estimate.state, estimate.carry
+            found.append(float(estimate.gradient))
+        return found
+
+    np.testing.assert_allclose(run(hypergrad.forward_online(decay=0)), run(hypergrad.exact()))
+    w, z, wanted = 1.0, 0.0, []
+    for _ in range(4):  # w' = w - 0.5 (w - 0.3 + 0.2 w), Z' = 0.9 (1 - 0.6) Z - 0.5 w
+        w, z = w - 0.5 * (1.2 * w - 0.3), 0.9 * 0.4 * z - 0.5 * w
+        wanted.append((w - 1) * z)
+    np.testing.assert_allclose(run(hypergrad.forward_online(decay=0.9)), wanted)
+    with pytest.raises(ValueError, match="decay must be between 0 and 1"):
+        hypergrad.forward_online(decay=1.1)
