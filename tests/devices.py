@@ -10,7 +10,7 @@ One device, and then each of two processes that share the work, by pmap and by j
 import json
 import pickle
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -43,10 +43,9 @@ class Pixels(nn.Module):
     @nn.compact
     def __call__(self, images, *, train):
         norm = BatchNorm(momentum=self.momentum, axis_name=self.axis_name)
-        x = nn.relu(
-            norm(nn.Dense(self.width, use_bias=False, dtype=self.dtype)(images), train=train)
-        )
-        return nn.Dense(self.channels, dtype=self.dtype)(x)
+        dense = partial(nn.Dense, dtype=self.dtype, precision=self.precision)
+        x = nn.relu(norm(dense(self.width, use_bias=False)(images), train=train))
+        return dense(self.channels)(x)
 
 
 models.NETS["pixels"] = Pixels

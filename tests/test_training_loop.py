@@ -84,6 +84,22 @@ def test_a_set_too_large_for_the_device_is_streamed_which_is_said(monkeypatch, c
     assert config.data.resident
 
 
+def test_an_evaluation_adds_up_beyond_what_float32_counts():
+    names = ("iou", "true_positive", "false_positive", "false_negative")
+
+    def evaluate(state, denoise, batch, weight):  # 2^24 pixels of the first tile, 1 of the others
+        pixels = jnp.where(jnp.asarray(batch[0]).max() == 0, jnp.float32(2**24), 1)
+        return {"images": jnp.sum(weight)} | dict.fromkeys(names, pixels)
+
+    setup: Any = SimpleNamespace(layout=parallel.make_layout(map="jit"), evaluate=evaluate)
+    split: Any = Tiles(0, 60)
+    split.name = "val"
+    found = evaluation.evaluate(setup, cast(Any, None), split, batch_size=1)
+    assert found["images"] == 60
+    assert found["iou"] == (2**24 + 59) / 60
+    assert found["pooled_iou"] == pytest.approx(1 / 3, rel=1e-7)
+
+
 def test_multiples_are_passed_by_steps_of_any_length():
     assert [s for s in range(1, 13) if feeds.passes(s - 1, s, 4)] == [4, 8, 12]
     assert feeds.passes(3, 8, 5) and not feeds.passes(5, 9, 5)

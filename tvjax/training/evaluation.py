@@ -1,6 +1,7 @@
 """Scores of a state on a split."""
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -42,17 +43,32 @@ def evaluate(
       total variation of predicted masks (`components`, `tv`) and of true ones (`true_components`,
       `true_tv`); `pooled_iou` and `pooled_f1` over all pixels; `images`, their number.
     """
-    total: Any = None
     layout = setup.layout
     layout.check_batch("evaluation.batch_size", batch_size)
     weight_of_tv = None if denoise is None else layout.replicate(jnp.float32(denoise))
     batches = eval_batches(split, batch_size=batch_size, **layout.share)
-    for batch, weight in _bar(batches, split, batch_size):
-        if before_each is not None:
-            before_each()
-        sums = setup.evaluate(state, weight_of_tv, *layout.shard((tuple(batch), weight)))
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    return scores_of(jax.device_get(total))
+
+    def sums() -> Iterator[dict[str, jax.Array]]:
+        for batch, weight in _bar(batches, split, batch_size):
+            if before_each is not None:
+                before_each()
+            yield setup.evaluate(state, weight_of_tv, *layout.shard((tuple(batch), weight)))
+
+    return scores_of(add_up(sums()))
+
+
+def add_up(parts: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+    """The sum of sums, in float64: float32 counts no further than 2^24.
+
+    Each is fetched when the next is under way, so that the device is not idle.
+    """
+    total: dict[str, np.ndarray] = {}
+    pending = {}
+    for part in itertools.chain(parts, [{}]):
+        for name, value in jax.device_get(pending).items():
+            total[name] = total.get(name, np.zeros(())) + np.asarray(value, np.float64)
+        pending = part
+    return total
 
 
 def scores_of(sums: dict[str, Any]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from tvjax.data import pipeline
-from tvjax.training.evaluation import scores_of
+from tvjax.training.evaluation import add_up, scores_of
 from tvjax.types import Batch, PyTree
 
 
@@ -102,11 +102,7 @@ def evaluate(
       tiles: the split's arrays.
       batch_size: of the evaluation.
     """
-    total: Any = None
-    for batch, weight in padded_batches(tiles, batch_size):
-        sums = step(states, batch, weight)
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    total = jax.device_get(total)
+    total = add_up(step(states, *batch) for batch in padded_batches(tiles, batch_size))
     count = len(next(iter(total.values())))
     return [scores_of({name: sums[m] for name, sums in total.items()}) for m in range(count)]
 
