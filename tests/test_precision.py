@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from typing import Any
 
 import devices  # noqa: F401, has a net of its own
 import jax
@@ -169,7 +170,8 @@ def test_an_unknown_precision_is_refused():
 def real_tiles(folder):
     """16 tiles to train on and 4 to validate on, of 100 pixels, in float32."""
     builder.build(REAL / "annotation.json", REAL / "images", folder, size=100, progress=False)
-    options = base.get_config().data.to_dict() | {"directory": str(folder)}
+    data: Any = base.get_config().data
+    options = data.to_dict() | {"directory": str(folder)}
     options.pop("resident")
     held = {name: pipeline.resident(split) for name, split in open_sets(**options).items()}
 
