@@ -1,5 +1,7 @@
 """What may differ between backends, against float64, closed forms and the CPU."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -23,27 +25,35 @@ PIXEL_WEIGHT = 0.1
 
 
 def measure(report: Report, job: Job) -> None:
-    """Adds one finding per question."""
-    report.add("total_variation", total_variation)
-    report.add("rof", partial(rof, 16 if job.tiny else 128))
-    report.add("tv_softmax", partial(tv_softmax, 16 if job.tiny else 64))
-    for ratio in (1, 5, 30, 100):
-        report.add(f"batch_norm_mean_over_std_{ratio}", partial(batch_norm, ratio, job.tiny))
-    size, batch = (16, 4) if job.tiny else (32, 8)
-    small = load_batches(job, size=size, batch=batch)
-    report.add("float64_hypergradient_is_finite_difference", partial(
-        derivative, small, job.depth
-    ))  # fmt: skip
-    for dtype, bound in ((jnp.float32, 2e-3), (jnp.float64, 1e-9))[: 1 if job.tiny else 2]:
-        name = f"{dtype.__name__}_step_is_that_of_the_cpu"
-        report.add(name, partial(step_on_cpu, small, job.depth, dtype, bound))
-    width, size, batch = (4, 16, 4) if job.tiny else (16, 64, 16)
-    report.add("hypergradient_against_float64", partial(
-        precisions, load_batches(job, size=size, batch=batch), width, job.depth
-    ))  # fmt: skip
+    """Adds one finding per question; on an accelerator they are compiled side by side."""
+    with ThreadPoolExecutor(1 if job.tiny else 8) as pool:
+        made = {name: pool.submit(find) for name, find in questions(job).items()}
+        for name, future in made.items():
+            report.add(name, future.result)
 
 
-def load_batches(job: Job, *, size: int, batch: int) -> tuple[Batch, Batch]:
+def questions(job: Job) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is asked, and how it is found out."""
+    tiny, depth = job.tiny, job.depth
+    small = load_batches(job, *((16, 4) if tiny else (32, 8)))
+    width, *sizes = (4, 16, 4) if tiny else (16, 64, 16)
+    net = load_batches(job, *sizes)
+    asked = {
+        "total_variation": total_variation,
+        "rof": partial(rof, 16 if tiny else 128),
+        "tv_softmax": partial(tv_softmax, 16 if tiny else 64),
+        "float64_hypergradient_is_finite_difference": partial(derivative, small, depth),
+        "hypergradient_against_float64": partial(precisions, net, width, depth),
+        "float32_step_is_that_of_the_cpu": partial(step_on_cpu, small, depth, jnp.float32, 2e-3),
+        "float64_step_is_that_of_the_cpu": partial(step_on_cpu, small, depth, jnp.float64, 1e-9),
+    }
+    if tiny:  # it is the CPU, and compiling in float64 takes half a minute
+        del asked["float64_step_is_that_of_the_cpu"]
+    norms = {f"batch_norm_mean_over_std_{r}": partial(batch_norm, r, tiny) for r in (1, 5, 30, 100)}
+    return asked | norms
+
+
+def load_batches(job: Job, size: int, batch: int) -> tuple[Batch, Batch]:
     """A training and a validation batch of crops of the prepared tiles."""
 
     def load(name: str) -> Batch:

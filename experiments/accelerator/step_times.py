@@ -51,7 +51,9 @@ def measure(report: Report, job: Job) -> None:
         for name in names:
             report.add(f"compile: {name}", partial(_collect, calls, name, made[name]))
     report.add("steps", partial(timed, calls, job.tiny))
-    report.add("torch", partial(torch_steps, job))
+    report.add("torch, eager", partial(torch_steps, job, compiled=False))
+    if not job.tiny:  # it takes minutes
+        report.add("torch, compiled", partial(torch_steps, job, compiled=True))
 
 
 def ceilings(side: int) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def _collect(calls: dict, name: str, made: Any) -> dict[str, Any]:
 
 def timed(calls: dict[str, Callable[[int], float]], tiny: bool) -> dict[str, Any]:
     """Medians over rounds, milliseconds per step (or update), and over the plain step's."""
-    rounds, steps = (2, 2) if tiny else (7, 32)
+    rounds, steps = (2, 2) if tiny else (5, 16)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, run in calls.items():
@@ -144,8 +146,8 @@ def timed(calls: dict[str, Callable[[int], float]], tiny: bool) -> dict[str, Any
     }
 
 
-def torch_steps(job: Job) -> dict[str, Any]:
-    """PyTorch's plain step on the same net and sizes: eager and compiled, by precision."""
+def torch_steps(job: Job, *, compiled: bool) -> dict[str, Any]:
+    """PyTorch's plain step on the same net and sizes, by precision."""
     try:
         import torch
     except ImportError:
@@ -154,6 +156,7 @@ def torch_steps(job: Job) -> dict[str, Any]:
 
     record = open_split(job.data, "train")[0]["image"]
     width, batch = (4, 4) if job.tiny else (64, 16)
-    return {"version": torch.__version__} | torch_steps.measure(
-        width=width, shape=(batch, *record.shape[:2]), tiny=job.tiny, seconds=job.seconds / 3
-    )
+    shape = batch, *record.shape[:2]
+    steps = 2 if job.tiny else 20
+    found = torch_steps.measure(width=width, shape=shape, steps=steps, compiled=compiled)
+    return {"version": torch.__version__} | found
