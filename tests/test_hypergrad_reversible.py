@@ -47,18 +47,41 @@ def test_the_buffer_holds_the_bits_that_the_momentum_loses():
 
 @pytest.mark.parametrize("factor", [Fraction(9, 10), Fraction(10, 9), Fraction(1, 3)])
 def test_times_is_the_product_up_to_its_remainder_and_has_an_inverse(factor):
-    x = jnp.asarray([-12345, -1, 0, 7, 99999], jnp.int32)
+    x = jnp.asarray([[-12345, -1, 0, 7, 99999], [0, 1, 65535, 77, 4096]], jnp.int32)
     buffer = jnp.full((2, 5), 17, jnp.uint32)
     product, kept = times(x, factor, buffer, 1)
-    np.testing.assert_allclose(product, np.asarray(x) * float(factor), atol=factor.numerator + 1)
+    whole, parts = np.asarray(product, float)
+    expected = (np.asarray(x[0], float) + np.asarray(x[1], float) / 2**16) * float(factor)
+    np.testing.assert_allclose(
+        whole + parts / 2**16, expected, rtol=0, atol=(factor.numerator + 1) / 2**16
+    )
+    assert (parts >= 0).all() and (parts < 2**16).all()
     again, restored = times(product, 1 / factor, kept, 1)
     np.testing.assert_array_equal(again, x)
     np.testing.assert_array_equal(restored, buffer)
 
 
 def test_floats_survive_fixed_point():
-    x = jnp.asarray([1.5, -0.25, 1e-3, 100.0], jnp.float32)
-    np.testing.assert_allclose(to_float(to_fixed(x)), x, atol=2.0**-25)
+    x = jnp.asarray([1.5, -0.25, 1e-3, -1e-5, 100.0], jnp.float32)
+    np.testing.assert_allclose(to_float(to_fixed(x)), x, rtol=2e-7, atol=2.0**-41)
+
+
+def test_momentum_near_1_rounds_no_more_than_float32():
+    """A product with 99/100 brings in a random number below 99, of units that float32 has not."""
+    ball, steps = HeavyBall(0.01, Fraction(99, 100)), 500
+    start = {"w": jnp.asarray(np.random.default_rng(0).normal(size=20) / 10, jnp.float32)}
+
+    def advance(fixed, word):
+        at = jax.tree.map(to_float, fixed.position)
+        return ball.advance(fixed, {"w": at["w"] + at["w"] ** 3}, word), None
+
+    fixed = ball.start(start, jax.tree.map(jnp.zeros_like, start), steps)
+    fixed, _ = jax.jit(lambda x: jax.lax.scan(advance, x, jnp.asarray(ball.words(steps))))(fixed)
+    w, v = np.asarray(start["w"], float), 0.0
+    for _ in range(steps):
+        v = 0.99 * v + w + w**3
+        w = w - 0.01 * v
+    np.testing.assert_allclose(to_float(fixed.position["w"]), w, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("size, fits", [(80.0, True), (130.0, False), (1e12, False)])

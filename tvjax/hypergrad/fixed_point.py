@@ -3,11 +3,13 @@
     v' = gamma v + g(theta),    theta' = theta - eta v'
     theta = theta' + eta v',    v = (v' - g(theta)) / gamma
 
-In floating point the inverse loses digits, by 1/gamma a step. Here theta and v are integers in
-units of 2^-24 (int32, for float32) or 2^-52 (int64, for float64). Their sums are exact, and a
-product with gamma = n/d loses only the remainder of a division by d. An information buffer keeps
-it: one number of mixed radix per parameter, log2(d/n) bits longer each step. Integers end at 128
-in float32 and at 2048 in float64, and wrap around there: `Fixed.fits` tells.
+In floating point the inverse loses digits, by 1/gamma a step. Here theta and v are integers, two
+each: a number of units of 2^-24 (int32, for float32) or 2^-52 (int64, for float64), and one below
+2^16 of units 2^-16 as large. Their sums are exact, and a product with gamma = n/d loses only the
+remainder of a division by d. An information buffer keeps it: one number of mixed radix per
+parameter, log2(d/n) bits longer each step. What the buffer gives back in the remainder's place is
+random below n: the second integer keeps that, 99 units for 0.99, below float32's own rounding.
+Integers end at 128 in float32 and at 2048 in float64, and wrap around there: `Fixed.fits` tells.
 
 Source: Maclaurin, Duvenaud, Adams (2015), arXiv:1502.03492, Algorithm 3. Differs from the paper:
 the buffer's words are counted in advance, from the number of steps, so that programs compile.
@@ -23,12 +25,16 @@ import numpy as np
 
 from tvjax.types import PyTree
 
+_PARTS = 1 << 16
+
 
 class Fixed(NamedTuple):
     """Position, velocity, and the information buffer."""
 
     position: PyTree
+    """Integers `[2, ...]` for each parameter: units, and their 2^-16ths."""
     velocity: PyTree
+    """The same."""
     buffer: PyTree
     """Unsigned integers `[words, ...]` for each parameter."""
     fits: jax.Array
@@ -46,7 +52,7 @@ class HeavyBall(NamedTuple):
         words = 1 + int(self.words(steps)[-1])
         floats = params, velocity
         position, velocity = jax.tree.map(to_fixed, floats)
-        buffer = jax.tree.map(lambda p: jnp.zeros((words, *p.shape), f"u{p.dtype}"), position)
+        buffer = jax.tree.map(lambda p: jnp.zeros((words, *p.shape[1:]), f"u{p.dtype}"), position)
         return Fixed(position, velocity, buffer, in_range(floats))
 
     def words(self, steps: int) -> np.ndarray:
@@ -56,8 +62,8 @@ class HeavyBall(NamedTuple):
     def advance(self, fixed: Fixed, gradient: PyTree, word: Any) -> Fixed:
         """One step, given the gradient at the position."""
         slowed, buffer = times(fixed.velocity, self.momentum, fixed.buffer, word)
-        velocity = jax.tree.map(lambda v, g: v + to_fixed(g), slowed, gradient)
-        position = jax.tree.map(lambda p, v: p - self._move(v), fixed.position, velocity)
+        velocity = jax.tree.map(lambda v, g: _carried(v + to_fixed(g)), slowed, gradient)
+        position = jax.tree.map(lambda p, v: _carried(p - self._move(v)), fixed.position, velocity)
         # The same sums in floating point, which neither wrap around nor saturate.
         floats = jax.tree.map(lambda v, g: to_float(v) + g, slowed, gradient)
         moves = jax.tree.map(lambda v: self.learning_rate * v, floats)
@@ -67,11 +73,13 @@ class HeavyBall(NamedTuple):
 
     def position_before(self, fixed: Fixed) -> PyTree:
         """The position from which the step to `fixed` was taken."""
-        return jax.tree.map(lambda p, v: p + self._move(v), fixed.position, fixed.velocity)
+        return jax.tree.map(
+            lambda p, v: _carried(p + self._move(v)), fixed.position, fixed.velocity
+        )
 
     def retreat(self, fixed: Fixed, gradient: PyTree, word: Any) -> Fixed:
         """The inverse of `advance`, given the gradient at `position_before`."""
-        velocity = jax.tree.map(lambda v, g: v - to_fixed(g), fixed.velocity, gradient)
+        velocity = jax.tree.map(lambda v, g: _carried(v - to_fixed(g)), fixed.velocity, gradient)
         velocity, buffer = times(velocity, 1 / self.momentum, fixed.buffer, word)
         return fixed._replace(
             position=self.position_before(fixed), velocity=velocity, buffer=buffer
@@ -85,14 +93,16 @@ def times(x: PyTree, factor: Fraction, buffer: PyTree, word: Any) -> tuple[PyTre
     """`(x * factor, buffer)` on integers; `times(_, 1 / factor, _, word)` gives both back.
 
     The remainder of x by the denominator is pushed into the word, and what the product leaves
-    free below the numerator is filled from it.
+    free below the numerator is filled from it. The integers of x are `[2, ...]`.
     """
     n, d = factor.numerator, factor.denominator
 
     def one(x, words):
-        store = words[word] * d + (x % d).astype(words.dtype)
-        x = (x // d) * n + (store % n).astype(x.dtype)
-        return x, words.at[word].set(store // n)
+        whole, part = x
+        part = (whole % d) * _PARTS + part  # below 2^26, for d up to 1000
+        store = words[word] * d + (part % d).astype(words.dtype)
+        part = (part // d) * n + (store % n).astype(x.dtype)
+        return _carried(jnp.stack([(whole // d) * n, part])), words.at[word].set(store // n)
 
     pairs = jax.tree.map(one, x, buffer)
     return jax.tree.transpose(jax.tree.structure(x), jax.tree.structure((0, 0)), pairs)
@@ -108,17 +118,23 @@ def in_range(tree: PyTree) -> Any:
 
 
 def to_fixed(x: Any) -> Any:
-    """Floats to integers in units of 2^-24, or of 2^-52 for float64."""
-    if x.dtype == jnp.float64:
-        return jnp.round(x * 2.0**52).astype(jnp.int64)
-    return jnp.round(x.astype(jnp.float32) * 2.0**24).astype(jnp.int32)
+    """Floats `[...]` to integers `[2, ...]`, see the module; for less than float32, of float32."""
+    wide = x.dtype == jnp.float64
+    x = x * 2.0**52 if wide else x.astype(jnp.float32) * 2.0**24
+    whole = jnp.floor(x)
+    parts = jnp.stack([whole, jnp.round((x - whole) * _PARTS)])
+    return _carried(parts.astype(jnp.int64 if wide else jnp.int32))
 
 
 def to_float(x: Any) -> Any:
     """The inverse of `to_fixed`."""
-    if x.dtype == jnp.int64:
-        return x.astype(jnp.float64) * 2.0**-52
-    return x.astype(jnp.float32) * 2.0**-24
+    dtype, unit = (jnp.float64, 2.0**-52) if x.dtype == jnp.int64 else (jnp.float32, 2.0**-24)
+    return x[0].astype(dtype) * unit + x[1].astype(dtype) * (unit / _PARTS)
+
+
+def _carried(x: Any) -> Any:
+    """The same numbers, with parts from 0 to 2^16 - 1."""
+    return jnp.stack([x[0] + x[1] // _PARTS, x[1] % _PARTS])
 
 
 @lru_cache

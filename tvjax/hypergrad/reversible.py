@@ -35,7 +35,7 @@ def reversible(
     paper: the step is optax's, with the velocity along the gradient.
 
     Cost: 15F K + 3F for any number of hyperparameters: forward 3F, and back 3F for the gradient
-    again and 9F for its pullback. Memory: one state, one step's pullback, and a buffer of
+    again and 9F for its pullback. Memory: two states, one step's pullback, and a buffer of
     log2(1/gamma) bits per parameter and step (0.15 for 0.9), in whole words. The model state,
     usually small, is kept at each step, since it does not run backwards.
 
