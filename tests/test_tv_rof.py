@@ -398,3 +398,21 @@ def test_errors_name_the_value():
         with pytest.raises(ValueError, match=match):
             denoise_tv(*arguments, **options)
     assert set(SOLVERS) == {"fista", "primal_dual", "chambolle", "lbfgs"}
+
+
+def test_the_derivative_is_linear_however_small_the_cotangent():
+    """A solve that squares what it gets loses it from 1e-19 on, without a word."""
+    rng = np.random.default_rng(0)
+    image, along = (jnp.asarray(rng.normal(size=(1, 8, 8, 1)), jnp.float32) for _ in range(2))
+
+    @jax.jit
+    def gradient(scale):
+        def loss(image):
+            u = denoise_tv(image, 0.5, kind="isotropic", tolerance=1e-4, max_iterations=1000)[0]
+            return scale * jnp.sum(along * u)
+
+        return jax.grad(loss)(image)
+
+    expected = gradient(1.0)
+    for scale in (1e-18, 1e-30):
+        np.testing.assert_allclose(gradient(scale) / scale, expected, atol=1e-5)

@@ -90,7 +90,7 @@ def until_significant(
         zero = jnp.zeros_like(mean)
         step, inner = optimizer.update(mean.astype(g.dtype), state.inner, param)
         moved = step, SignificanceState(zero, zero, zero, inner)
-        waits = jnp.zeros_like(step), SignificanceState(count, mean, norm, state.inner)
+        waits = jnp.zeros_like(g), SignificanceState(count, mean, norm, state.inner)
         return jax.tree.map(partial(jnp.where, ready), moved, waits)
 
     def update(updates, state, params=None):
