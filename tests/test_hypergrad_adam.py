@@ -76,3 +76,76 @@ def test_first_step_has_no_cancellation_in_float32():
     )
     exact = -1e-8 / (np.abs(np.asarray(g, np.float64)) + 1e-8) ** 2
     np.testing.assert_allclose(slope, exact, rtol=2e-5)
+
+
+# Settings that are arrays, as `optax.inject_hyperparams` makes them.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_injected_settings_give_the_values_of_optax_bit_for_bit(name, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        rng = np.random.default_rng(0)
+        params = jnp.asarray(rng.normal(size=7), dtype)
+        gradients = [jnp.asarray(rng.normal(size=7), dtype) for _ in range(4)]
+        rate = optax.linear_schedule(0.0, 0.1, 3)
+        ours, theirs = (
+            run(optax.inject_hyperparams(f)(rate, b1=0.8, eps_root=1e-9), gradients, params)
+            for f in (getattr(hypergrad, name), getattr(optax, name))
+        )
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        jax.tree.map(np.testing.assert_array_equal, ours[1].inner_state, theirs[1].inner_state)
+
+
+@pytest.mark.parametrize("setting", ["b1", "b2", "eps", "eps_root"])
+def test_derivative_in_a_setting_is_the_finite_difference(x64, setting):
+    gradients = list(jnp.asarray(np.random.default_rng(1).normal(size=(3, 4))))
+    settings = {"b1": 0.9, "b2": 0.99, "eps": 0.1, "eps_root": 0.01}
+
+    def end(t):
+        optimizer = hypergrad.adam(0.1, **(settings | {setting: settings[setting] + t}))
+        return run(optimizer, gradients, jnp.zeros(4))[0]
+
+    h, zero = 1e-5, jnp.asarray(0.0)
+    difference = (end(zero + h) - end(zero - h)) / (2 * h)
+    np.testing.assert_allclose(jax.jvp(end, (zero,), (zero + 1,))[1], difference, rtol=1e-7)
+    np.testing.assert_allclose(jax.jacrev(end)(zero), difference, rtol=1e-7)
+
+
+# Sizes whose squares overflow, or are 0.
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-30, 1e-12, 1e15, 1e18, 1e20, 1e30, 1e37])
+@pytest.mark.parametrize("count", [0, 1, 100])
+def test_derivative_in_float32_is_that_in_float64_at_any_size(x64, size, count):
+    optimizer = hypergrad.scale_by_adam()
+    v = np.float32(size) ** 2 / 2 if count and 1e-18 < size < 1e18 else 0.0
+
+    def slopes(dtype):
+        def direction(g, m, v):
+            state = optax.ScaleByAdamState(jnp.asarray(count), m, v)
+            return optimizer.update(g, state)[0]
+
+        at = [jnp.asarray(x, dtype) for x in (-0.3 * size, 0.7 * size * (count > 0), v)]
+        along = [jnp.asarray(x, dtype) for x in (0.4 * size, 0.2 * size, 0.1 * v)]
+        forward = jax.jvp(direction, at, along)[1]
+        return [forward, *jax.grad(direction, argnums=(0, 1))(*at)]
+
+    tiny = np.finfo(np.float32).tiny
+    np.testing.assert_allclose(slopes("float32"), slopes("float64"), rtol=1e-4, atol=4 * tiny)
+
+
+def test_a_second_moment_that_overflowed_stays_without_a_derivative():
+    def end(g):
+        return run(hypergrad.adam(0.1), [g, g / 1e20, g / 1e20], jnp.zeros(1))[0][0]
+
+    g = jnp.asarray([3e20])
+    assert jnp.isinf(run(hypergrad.adam(0.1), [g], jnp.zeros(1))[1][0].nu).all()
+    for slope in (jax.jvp(end, (g,), (g,))[1], jax.grad(end)(g)[0]):
+        assert abs(slope) < 1e-6  # the sign of g, in the first step; nothing after it
+
+
+def test_complex_gradients_are_refused_when_differentiated():
+    optimizer, g = hypergrad.adam(0.1), jnp.asarray([1.0 + 2.0j])
+    with pytest.raises(ValueError, match="real gradients only, got complex64"):
+        jax.jvp(lambda g: optimizer.update(g, optimizer.init(g))[0], (g,), (g,))

@@ -534,45 +534,7 @@ def test_memory_of_reversible_grows_by_the_bits_of_its_buffer():
     assert many - few < 4 * words * 8 * 32 * 4
 
 
-# Optimisers without a derivative.
-
-
-CLIPPED_LION = optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-3))
-
-
-@pytest.mark.parametrize(
-    "optimizer, name",
-    [
-        (optax.sign_sgd(1e-3), "exact_forward"),
-        (optax.rprop(1e-3), "exact_reverse"),
-        (optax.lion(1e-3), "reverse"),
-        (CLIPPED_LION, "forward_online"),
-    ],
-    ids=["sign_sgd", "rprop", "lion", "clipped_lion"],
-)
-def test_flat_optimizers_warn(x64, optimizer, name):
-    s, estimator = setting("sgd"), ESTIMATORS[name]
-    problem = s.problem._replace(optimizer=optimizer)
-    state = problem.init(s.state.params, s.state.model_state)
-    f = jax.jit(lambda s_, h: estimator(problem, s_, h, s.batches[: estimator.steps], s.batches[0]))
-    with pytest.warns(UserWarning, match="identically zero and means nothing"):
-        f.trace(state, s.hyper)
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        hypergrad.adamw(1e-3),
-        optax.adafactor(1e-3),
-        optax.MultiSteps(hypergrad.adam(1e-3), 4),
-        optax.sgd(optax.linear_schedule(0.0, 1.0, 100)),
-    ],
-    ids=["adamw", "adafactor", "multi_steps", "warm_up"],
-)
-def test_other_optimizers_do_not_warn(optimizer):
-    from tvjax.hypergrad.degenerate import warn_if_flat
-
-    warn_if_flat(optimizer, {"w": jnp.ones((4, 3)), "b": jnp.ones(3)})
+# Adam's first step.
 
 
 def test_the_first_step_of_adam_is_recognised():

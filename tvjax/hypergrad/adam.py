@@ -12,6 +12,9 @@ is given in closed form, with D = s + eps:
     du/dm = b1 / (c1 D)
     du/dv = -mhat b2 / (2 c2 s D^2)
 
+evaluated as ratios to s and D, since squares overflow or vanish (in float32 outside about 1e-19 to
+1e19). A second moment that has overflowed makes every later step 0, and its derivative too.
+
 The terms in g^2 cancel exactly in du/dg. Automatic differentiation of the forward formula keeps
 them, which loses 14 % in float32 at the first step, and divides by s: where g = m = v = 0 (a dead
 unit, a zero head) it gives NaN, while the limit along g is (1-b1)/(c1 eps).
@@ -90,22 +93,30 @@ def adamw(
 def scale_by_adam(
     *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0
 ) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` with the derivative of this module; the state is optax's own."""
-    stock = optax.scale_by_adam(b1, b2, eps, eps_root)
+    """`optax.scale_by_adam` with the derivative of this module; the state is optax's own.
+
+    Arguments that are JAX arrays, as `optax.inject_hyperparams` makes them, are differentiated too.
+
+    Raises:
+      ValueError: when differentiated at complex gradients, for which the formula is not made.
+    """
+    settings: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+    # Plain numbers stay outside, where they are rounded as optax rounds them; arrays may be tracers
+    # and must come in as arguments.
+    arrays = {name: x for name, x in settings.items() if isinstance(x, jax.Array)}
 
     @jax.custom_jvp
-    def step(gradient, state) -> tuple[Any, Any]:
-        return stock.update(gradient, state)
+    def step(arrays, gradient, state) -> tuple[Any, Any]:
+        return optax.scale_by_adam(**(settings | arrays)).update(gradient, state)
 
     @step.defjvp
     def _step_jvp(primals, tangents):
-        (gradient, old), (dgradient, dold) = primals, tangents
-        u, new = step(gradient, old)
-        c1, c2 = 1 - b1**new.count, 1 - b2**new.count
+        (arrays, gradient, old), (darrays, dgradient, dold) = primals, tangents
+        u, new = step(arrays, gradient, old)
+        tangent = partial(_tangent, settings | arrays, darrays, new.count)
         columns = jax.tree.map(
-            partial(_tangent, b1, b2, eps, eps_root, c1, c2),
-            gradient, old.mu, old.nu, new.mu, new.nu, dgradient, dold.mu, dold.nu,
-        )  # fmt: skip
+            tangent, u, new.mu, new.nu, gradient, old.mu, old.nu, dgradient, dold.mu, dold.nu
+        )
         du, dmu, dnu = jax.tree.transpose(
             jax.tree.structure(gradient), jax.tree.structure((0, 0, 0)), columns
         )
@@ -113,9 +124,9 @@ def scale_by_adam(
 
     def update(updates, state, params=None):
         del params
-        return step(updates, state)
+        return step(arrays, updates, state)
 
-    return optax.GradientTransformation(stock.init, update)
+    return optax.GradientTransformation(optax.scale_by_adam(**settings).init, update)
 
 
 def adam_scaling(*, b2: float = 0.999, eps: float = 1e-8) -> Callable[[PyTree], PyTree]:
@@ -156,17 +167,51 @@ def _adam_states(opt_state: PyTree) -> list[optax.ScaleByAdamState]:
     return [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
 
 
-def _tangent(b1, b2, eps, eps_root, c1, c2, g, m, v, new_m, new_v, dg, dm, dv):
+def _tangent(settings, dsettings, count, u, new_m, new_v, g, m, v, dg, dm, dv):
     """`(du, dm', dv')` of one array."""
-    c1, c2 = c1.astype(g.dtype), c2.astype(g.dtype)
-    s = jnp.sqrt(new_v / c2 + eps_root)
-    big = s + eps
-    # s = 0 means that no gradient was ever seen (or that its square underflowed): there the terms
-    # over s vanish with their numerators and the limit (1-b1)/(c1 eps) remains.
-    over_s = jnp.where(s > 0, 1 / jnp.where(s > 0, s, 1), 0)
-    moments = ((1 - b1) * b2 * v - b1 * (1 - b2) * g * m) / (c1 * c2)
-    du_dg = ((moments + (1 - b1) / c1 * eps_root) * over_s + (1 - b1) / c1 * eps) / (big * big)
-    du_dm = b1 / (c1 * big)
-    du_dv = -0.5 * (new_m / c1) * (b2 / c2) * over_s / (big * big)
-    du = du_dg * dg + du_dm * dm + du_dv * dv
-    return du, (1 - b1) * dg + b1 * dm, 2 * (1 - b2) * g * dg + b2 * dv
+    if jnp.iscomplexobj(g):
+        raise ValueError(f"hypergrad.adam differentiates real gradients only, got {g.dtype}")
+    b1, b2, eps, eps_root = (settings[k] for k in ("b1", "b2", "eps", "eps_root"))
+    c1, c2 = (1 - b1**count).astype(g.dtype), (1 - b2**count).astype(g.dtype)
+    full = v == jnp.inf  # overflowed: the step is 0 from then on
+    v = jnp.where(full, 0, v)
+    s = _root(g, v, b2, c2, eps_root)
+    d = s + eps
+
+    def over_s(x):
+        # s = 0 means that no gradient was ever seen: there the terms over s vanish with their
+        # numerators, and the limit (1-b1)/(c1 eps) along g remains.
+        return jnp.where(s > 0, x / jnp.where(s > 0, s, 1), 0)
+
+    # Ratios to s and d, which are about 1, in place of squares, which overflow in float32.
+    moments = ((1 - b1) * b2 * over_s(over_s(v)) - b1 * (1 - b2) * over_s(g) * over_s(m)) / c1 / c2
+    du_dg = (moments + (1 - b1) / c1 * over_s(over_s(eps_root))) * (s / d) + (1 - b1) / c1 * eps / d
+    du = du_dg * (dg / d) + b1 / c1 * (dm / d) - b2 / c1 / c2 / 2 * over_s(new_m) * (dv / d / d)
+    dm, dv = (1 - b1) * dg + b1 * dm, 2 * (1 - b2) * g * dg + b2 * dv
+    if dsettings:
+        more = _tangent_in_settings(settings, dsettings, count, c1, c2, new_m, g, m, v, s, over_s)
+        du, dm, dv = du + more[0], dm + more[1], dv + more[2]
+    du, dv = jnp.where(full, 0, du), jnp.where(new_v == jnp.inf, 0, dv)
+    return du.astype(u.dtype), dm.astype(new_m.dtype), dv.astype(new_v.dtype)
+
+
+def _tangent_in_settings(settings, dsettings, count, c1, c2, new_m, g, m, v, s, over_s):
+    """The share of `(du, dm', dv')` that comes from b1, b2, eps and eps_root."""
+    b1, b2, eps, eps_root = (settings[k] for k in ("b1", "b2", "eps", "eps_root"))
+    db1, db2, deps, deps_root = (dsettings.get(k, 0) for k in ("b1", "b2", "eps", "eps_root"))
+    dc1, dc2 = -count * b1 ** (count - 1) * db1, -count * b2 ** (count - 1) * db2
+    dmhat = ((m - g) * db1 - new_m / c1 * dc1) / c1
+    dvhat_over_s = ((over_s(v) - over_s(g) * g) * db2 - (s - over_s(eps_root)) * dc2) / c2
+    ds = (dvhat_over_s + over_s(deps_root)) / 2
+    d = s + eps
+    du = (dmhat - new_m / c1 / d * (ds + deps)) / d
+    return du, (m - g) * db1, (v - g * g) * db2
+
+
+def _root(g, v, b2, c2, eps_root):
+    """s = sqrt([b2 v + (1-b2) g^2] / c2 + eps_root), without a square that overflows or is 0."""
+    parts = jnp.sqrt(v), jnp.abs(g), jnp.sqrt(jnp.asarray(eps_root, g.dtype))
+    scale = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2]))
+    scale = jnp.where(scale > 0, scale, 1)
+    v, g, root = ((x / scale) ** 2 for x in parts)
+    return scale * jnp.sqrt((b2 * v + (1 - b2) * g) / c2 + root)

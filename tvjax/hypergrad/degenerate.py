@@ -1,68 +1,116 @@
-"""Optimisers through which no hypergradient flows, recognised instead of returning 0."""
+"""Optimisers that no hypergradient can use, refused with the reason.
 
+Those without a slope are recognised by what their update does, not by name: it is traced, and
+nothing is computed. Each pair of an optimiser and a state's shapes is looked at once.
+"""
+
+import contextlib
 import functools
-import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from tvjax.types import PyTree
 
-_PROBES = 8
+
+def first_state(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """`optimizer.init(params)`; a ValueError with the reason where it cannot be."""
+    with _refusing():
+        return optimizer.init(params)
 
 
-def warn_if_flat(optimizer: optax.GradientTransformation, params: PyTree) -> None:
-    """Warns where the optimiser's step does not depend on the size of the gradient.
+def take_step(
+    optimizer: optax.GradientTransformation, gradient: PyTree, opt_state: PyTree, params: PyTree
+) -> tuple[PyTree, PyTree]:
+    """`(params', opt_state')`; a ValueError with the reason where the optimiser takes no step.
 
-    The step of Lion, sign-SGD and Rprop is the gradient's sign times something: its derivative is
-    zero wherever it exists, and so is every hypergradient through it. Recognised by its behaviour,
-    not by its name: the derivative of 8 steps along random gradients is exactly zero. Each pair
-    of an optimiser and shapes of parameters is probed once, at trace time.
+    That is where its update asks for more than the gradient, its state and the parameters, or does
+    not make updates of the parameters' shapes (`optax.polyak_sgd`, `optax.contrib.dpsgd`).
     """
-    leaves, treedef = jax.tree.flatten(params)
-    # Small arrays of the same rank are enough, and make the probe cheap for any net.
-    shapes = tuple(tuple(min(d, 2) for d in jnp.shape(leaf)) for leaf in leaves)
+    with _refusing():
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, params):
+            raise ValueError("its updates have other shapes than the parameters")
+        return optax.apply_updates(params, updates), opt_state
+
+
+def check_slope(optimizer: optax.GradientTransformation, params: PyTree, opt_state: PyTree) -> None:
+    """Raises ValueError if the derivative of the steps is identically zero in every gradient."""
+    leaves, treedef = jax.tree.flatten((params, opt_state))
+    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), _dtype(x)) for x in leaves)
     if _is_flat(optimizer, treedef, shapes):
-        warnings.warn(
-            "the optimiser's step does not depend on the size of the gradient: its derivative was "
-            f"zero in {_PROBES} random steps, as it is for Lion, sign-SGD and Rprop. Every "
-            "hypergradient through its steps is identically zero and means nothing; differentiate "
-            "through another optimiser, or use an implicit estimator.",
-            stacklevel=3,
+        raise ValueError(
+            "the optimiser's step does not depend on the size of the gradient, as in Lion, "
+            "sign-SGD and Rprop: every hypergradient through its steps is identically zero and "
+            "means nothing; take another optimiser, or an implicit estimator such as hypergrad.cg"
         )
 
 
 @functools.lru_cache(maxsize=256)
 def _is_flat(optimizer: optax.GradientTransformation, treedef: Any, shapes: tuple) -> bool:
-    rng = np.random.default_rng(0)
-
-    def draw(*leading: int) -> PyTree:
-        return treedef.unflatten(
-            [jnp.asarray(rng.normal(size=leading + shape), jnp.float32) for shape in shapes]
-        )
-
-    # Evaluated now, even while a program that uses the estimator is being traced.
-    with jax.ensure_compile_time_eval():
-        params, gradients, directions = draw(), draw(_PROBES), draw(_PROBES)
-        walk = jax.jit(lambda t: _walk(optimizer, params, gradients, directions, t))
+    """Whether no step depends on any earlier gradient by way of a derivative."""
+    params = len(jax.tree.leaves(treedef.unflatten(shapes)[0]))
+    reached = [False] * len(shapes)
+    while True:
         try:
-            _, slope = jax.jvp(walk, (0.0,), (1.0,))
-        except (TypeError, ValueError):
-            return False  # made for the shapes of these very parameters: it cannot be probed
-        return all(bool((x == 0).all()) for x in jax.tree.leaves(slope))
+            new = _reached(optimizer, treedef, shapes, reached)
+        except jax.errors.ConcretizationTypeError:
+            return False  # its steps depend on values: they cannot be judged by shapes
+        if any(new[:params]):
+            return False
+        if new == reached:
+            return True
+        reached = new
 
 
-def _walk(optimizer, params: PyTree, gradients: PyTree, directions: PyTree, t: Any) -> PyTree:
-    """The parameters after a step along `gradient + t direction` for each pair of the two."""
+def _reached(optimizer, treedef: Any, shapes: tuple, before: Sequence[bool]) -> list[bool]:
+    """Which leaves of `(params, state)` depend on a gradient after one more step."""
+    seen = [False] * len(shapes)
 
-    def step(carry, pair):
-        params, state = carry
-        gradient = jax.tree.map(lambda g, d: g + t * d, *pair)
-        updates, state = optimizer.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), None
+    @jax.custom_jvp
+    def observe(leaves):
+        return leaves
 
-    start = params, optimizer.init(params)
-    return jax.lax.scan(step, start, (gradients, directions))[0][0]
+    def observe_jvp(primals, tangents):
+        zero = jax.custom_derivatives.SymbolicZero
+        seen[:] = [not isinstance(t, zero) for t in tangents[0]]
+        return primals[0], tangents[0]
+
+    observe.defjvp(observe_jvp, symbolic_zeros=True)
+
+    def run(gradient, leaves):
+        def step(gradient, part):
+            whole = [p if b else x for p, x, b in zip(part, leaves, before, strict=True)]
+            params, opt_state = treedef.unflatten(whole)
+            after = take_step(optimizer, gradient, opt_state, params)
+            return observe(jax.tree.leaves(after))
+
+        part = [x if b else None for x, b in zip(leaves, before, strict=True)]
+        return jax.jvp(step, (gradient, part), (gradient, part))
+
+    jax.eval_shape(run, treedef.unflatten(shapes)[0], list(shapes))
+    return seen
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Turns what an optimiser objects to into a line that says what it is about."""
+    try:
+        yield
+    except jax.errors.ConcretizationTypeError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            "the optimiser takes no step with the gradient, its state and the parameters alone: "
+            f"{reason}; one that asks for the loss's value or function (optax.lbfgs), for a "
+            "gradient per example (optax.contrib.dpsgd) or for parameters of its own kind "
+            "(optax.lookahead) has no hypergradient here: take another"
+        ) from error
+
+
+def _dtype(x: Any) -> Any:
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

@@ -4,8 +4,12 @@ Let g = grad L_in(theta, hyper), theta' = theta + step(g) and H = dL_out(theta')
 of one forward pass F of the net (a pullback or a tangent costs 2F), a plain step costs 3F.
 """
 
-from tvjax.hypergrad.derivatives import value_and_gradient
-from tvjax.hypergrad.problem import Estimate, Estimator
+import jax
+
+from tvjax.hypergrad.derivatives import few, floats, tangents
+from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
+from tvjax.hypergrad.pullback import step_pullback
+from tvjax.hypergrad.unrolled import outer_pullback
 
 
 def exact(*, mode: str | None = None) -> Estimator:
@@ -52,15 +56,39 @@ def exact(*, mode: str | None = None) -> Estimator:
         raise ValueError(f"mode must be None, 'forward' or 'reverse', got {mode!r}")
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
-        def loss_after_step(hyper):
-            new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
-            loss, outer_aux = problem.outer(new.params, outer_batch, new.model_state)
-            return loss, (new, inner_aux, outer_aux)
-
-        (loss, (new, inner_aux, outer_aux)), gradient = value_and_gradient(
-            loss_after_step, mode=mode, has_aux=True
-        )(hyper)
-        loss, outer_aux, gradient = problem.mean((loss, outer_aux, gradient))
-        return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
+        along = mode == "forward" or (mode is None and few(hyper))
+        one_step = _by_tangents if along else _by_pullbacks
+        loss, gradient, new, aux = one_step(problem, state, hyper, inner_batches[0], outer_batch)
+        loss, outer_aux, gradient = problem.mean((loss, aux[1], gradient))
+        return Estimate(gradient, loss, new, (aux[0], outer_aux), carry)
 
     return Estimator(estimate)
+
+
+def _by_tangents(problem: Bilevel, state: InnerState, hyper, inner_batch, outer_batch):
+    """`(L_out, H, new state, (inner aux, outer aux))` by a tangent per hyperparameter."""
+
+    def loss_after_step(hyper):
+        new, inner_aux = problem.inner_step(state, hyper, inner_batch)
+        loss, outer_aux = problem.outer(new.params, outer_batch, new.model_state)
+        return loss, (new, (inner_aux, outer_aux))
+
+    (loss, (new, aux)), gradient = tangents(loss_after_step, has_aux=True)(hyper)
+    return loss, gradient, new, aux
+
+
+def _by_pullbacks(problem: Bilevel, state: InnerState, hyper, inner_batch, outer_batch):
+    """The same by the pullbacks of outer loss, optimiser's step and inner gradient in turn."""
+
+    def gradient_of(hyper):
+        gradient, (model_state, aux) = problem.inner_gradient(state, hyper, inner_batch)
+        return (gradient, floats(model_state)), (model_state, aux)
+
+    (slope, _), pull_gradient, (model_state, inner_aux) = jax.vjp(gradient_of, hyper, has_aux=True)
+    step = problem.optimizer, slope, state.opt_state, state.params
+    (params, opt_state), pull_step = step_pullback(*step)
+    new = InnerState(params, opt_state, model_state)
+    loss, outer_aux, q = outer_pullback(problem, new, outer_batch)
+    through, _, _ = pull_step(q.params, q.opt_state)
+    (gradient,) = pull_gradient((through, q.model_state))
+    return loss, gradient, new, (inner_aux, outer_aux)

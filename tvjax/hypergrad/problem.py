@@ -25,7 +25,7 @@ from tvjax.hypergrad.checks import (
     check_loss,
     check_real,
 )
-from tvjax.hypergrad.degenerate import warn_if_flat
+from tvjax.hypergrad.degenerate import check_slope, first_state, take_step
 from tvjax.hypergrad.derivatives import floats, merge
 from tvjax.types import PyTree
 
@@ -53,7 +53,9 @@ class Bilevel(NamedTuple):
     the hypergradient after the inner product with a step that is already global.
 
     The optimiser's update is given the gradient, its state and the parameters, and nothing else:
-    one that asks for the loss (`optax.lbfgs`, `optax.polyak_sgd`) cannot be used.
+    one that asks for the loss (`optax.lbfgs`, `optax.polyak_sgd`) is refused by the estimators,
+    and so is one whose derivative is identically zero (`optax.lion`, `optax.sign_sgd`), by those
+    that differentiate through its steps. All others of optax and its contrib are tested.
 
     Make it once, outside the loop: its functions are hashed, and compiled steps belong to these
     very functions. A problem made anew at each call is compiled anew at each call, and a callable
@@ -70,12 +72,13 @@ class Bilevel(NamedTuple):
         """The state before the first step.
 
         Raises:
-          ValueError: for parameters that are not real floats, or a model state that is complex.
+          ValueError: for parameters that are not real floats, or a model state that is complex;
+            with the optimiser's reason, if it has no state for such parameters.
         """
         check_floats(params=params)
         check_real(model_state=model_state)
         params, model_state = arrays((params, model_state))
-        return InnerState(params, self.optimizer.init(params), model_state)
+        return InnerState(params, first_state(self.optimizer, params), model_state)
 
     def inner(self, params: PyTree, hyper: PyTree, batch: PyTree, model_state: PyTree):
         """`inner_loss` in the stateful form, whichever form it was given in."""
@@ -113,8 +116,8 @@ class Bilevel(NamedTuple):
     def inner_step(self, state: InnerState, hyper: PyTree, batch: PyTree):
         """One step of the optimiser: `(state, aux)`. Differentiable in `state` and `hyper`."""
         gradient, (model_state, aux) = self.inner_gradient(state, hyper, batch)
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
-        return InnerState(optax.apply_updates(state.params, updates), opt_state, model_state), aux
+        params, opt_state = take_step(self.optimizer, gradient, state.opt_state, state.params)
+        return InnerState(params, opt_state, model_state), aux
 
     def outer_gradient(self, state: InnerState, batch: PyTree):
         """`((L_out, aux), grad_theta L_out)`, averaged over devices."""
@@ -167,18 +170,17 @@ class Estimator(NamedTuple):
         Raises:
           ValueError: if the number of inner batches is not `steps`, an array of a batch is empty,
             `hyper` or the parameters hold other numbers than real floats or none, the rest of
-            the state is complex, or a loss is no real scalar.
-
-        Warns:
-          UserWarning: if it differentiates through an optimiser whose derivative is identically
-            zero (Lion, sign-SGD, Rprop).
+            the state is complex, or a loss is no real scalar; for an optimiser that asks for the
+            loss's value (`optax.lbfgs`, `optax.polyak_sgd`); and, where the estimator
+            differentiates through its steps, for one whose derivative is identically zero
+            (Lion, sign-SGD, Rprop).
         """
         check_floats(params=state.params, hyper=hyper)
         check_real(state=state, carry=carry)
         check_batches(inner_batches, self.steps, outer_batch)
         state, hyper = arrays((state, hyper))
         if self.through_steps:
-            warn_if_flat(problem.optimizer, state.params)
+            check_slope(problem.optimizer, state.params, state.opt_state)
         if carry is None:
             carry = self.init(problem, state, hyper)
         return self.estimate(problem, state, hyper, inner_batches, outer_batch, carry)

@@ -10,6 +10,7 @@ from tvjax.hypergrad.checks import check_least
 from tvjax.hypergrad.derivatives import floats, merge, zeros
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
+from tvjax.hypergrad.pullback import step_pullback
 from tvjax.types import PyTree
 
 
@@ -106,12 +107,8 @@ def _pullback(problem, state, hyper, batch, cotangent):
     whole = merge(part, state)
     gradient, _ = problem.inner_gradient(whole, hyper, batch)
 
-    def update(gradient, opt_state, params):
-        updates, new = problem.optimizer.update(gradient, merge(opt_state, state.opt_state), params)
-        return optax.apply_updates(params, updates), floats(new)
-
-    _, pull = jax.vjp(update, gradient, part.opt_state, whole.params)
-    along, opt_state, params = pull((cotangent.params, cotangent.opt_state))
+    _, pull = step_pullback(problem.optimizer, gradient, whole.opt_state, whole.params)
+    along, opt_state, params = pull(cotangent.params, cotangent.opt_state)
     through, model_state, share = gradient_pullback(
         problem, whole, hyper, batch, along, cotangent.model_state
     )
