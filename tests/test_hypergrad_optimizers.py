@@ -151,6 +151,7 @@ PARTS = {
     "multi_transform": lambda f: f({"a": ADAM, "b": SGD}, {"w": "a", "b": "b"}),
     "named_chain": lambda f: f(("clip", optax.clip(0.3)), ("adam", ADAM)),
     "scale": lambda f: f(0.5),
+    "scale_by_distance_over_gradients": lambda f: f(reps_rel=0.1),
     "scale_by_learning_rate": lambda f: f(RATE),
     "scale_by_schedule": lambda f: f(WARM_UP),
     "selective_transform": lambda f: f(ADAM, freeze_mask={"w": False, "b": True}),
@@ -163,7 +164,7 @@ PARTS = {
     """
     centralize identity keep_params_nonnegative normalize_by_update_norm scale_by_adadelta
     scale_by_adam scale_by_adamax scale_by_adan scale_by_amsgrad scale_by_belief
-    scale_by_distance_over_gradients scale_by_factored_rms scale_by_lbfgs scale_by_novograd
+    scale_by_factored_rms scale_by_lbfgs scale_by_novograd
     scale_by_optimistic_gradient scale_by_param_block_norm scale_by_param_block_rms scale_by_radam
     scale_by_rms scale_by_rss scale_by_sm3 scale_by_stddev scale_by_trust_ratio scale_by_yogi
     zero_nans contrib.normalize contrib.scale_by_acprop contrib.scale_by_ademamix
