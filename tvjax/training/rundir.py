@@ -57,7 +57,7 @@ def _compare(
     if stored is None:
         return
     wanted = _flat(json.loads(json.dumps(config.to_dict())))  # as it comes back: lists, no tuples
-    found = _flat(stored)
+    found = _flat(as_now(stored))
     for field in sorted(found.keys() | wanted.keys()):
         if found.get(field) != wanted.get(field) and not field.startswith(may_change):
             raise UserError(
