@@ -1,20 +1,25 @@
 """Checkpoints: the whole training state and what resuming needs, by orbax."""
 
 import contextlib
+import gc
 import json
+import logging
 import re
 import shutil
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as keeping
 
 from tvjax.errors import Outage, UserError
-from tvjax.training import parallel
+from tvjax.training import checksums, parallel
 from tvjax.training.state import TrainState
 
 _NOT_EVALUATED = -1.0  # below any IoU; orbax wants each checkpoint to have its metric
@@ -46,11 +51,12 @@ class Checkpoints:
             get_metric_fn=_val_iou, n=keep_best, keep_checkpoints_without_metrics=False
         )
         newest = keeping.LatestN(n=keep)
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._directory,
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "run": ocp.JsonCheckpointHandler(),
+                checksums.ITEM: ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
                 best_fn=_val_iou,  # makes orbax write the metrics
@@ -77,7 +83,10 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the one with the best validation IoU, if any was saved with its IoU."""
-        scores = {step: _val_iou(self._manager.metrics(step)) for step in self.steps}
+        metrics = {step: self._manager.metrics(step) for step in self.steps}
+        for step in (step for step, found in metrics.items() if found is None):
+            _warn(f"the validation IoU of checkpoint {self._directory / str(step)} cannot be read")
+        scores = {step: _val_iou(found) for step, found in metrics.items()}
         best = max(scores, key=lambda step: scores[step], default=None)
         return best if best is not None and scores[best] != _NOT_EVALUATED else None
 
@@ -127,10 +136,15 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        metrics = {"val_iou": _NOT_EVALUATED if val_iou is None else val_iou}
+        sums = checksums.take(_arrays(state), run, **metrics) if parallel.is_first() else {}
         # A copy: the next step reuses the state's memory while the save still reads it.
         state = jax.tree.map(jnp.copy, state)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        metrics = {"val_iou": _NOT_EVALUATED if val_iou is None else val_iou}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            run=ocp.args.JsonSave(run),
+            checksums=ocp.args.JsonSave(sums),  # written by the first process, as `run` is
+        )
         self._finish(lambda: self._manager.save(step, args=args, metrics=metrics))
         if wait:
             self._finish(self._manager.wait_until_finished)
@@ -166,7 +180,8 @@ class Checkpoints:
         broken: list[int] = []
         steps = self.choose(which)
         while (step := _newest_but(broken, steps)) is not None:
-            restored, reason = self._read(step, like)
+            with _without_tasks_told_of():
+                restored, reason = self._read(step, like)
             if parallel.in_all(restored is not None):  # all take the same one
                 for bad in () if self._read_only else broken:
                     self._set_aside(bad)
@@ -194,13 +209,21 @@ class Checkpoints:
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
         reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
         try:
-            self._check_shapes(step, like)
             folder, wanted = self._directory / str(step), jax.tree.map(_abstract, like)
+            sums = checksums.read(folder)
+            shapes = _saved_shapes(handler, folder) if sums is None else checksums.shapes(sums)
+            _check_shapes(folder, shapes, like)
             state = reader.restore(folder / "state", args=ocp.args.StandardRestore(wanted))
-            return (state, json.loads((folder / "run" / "metadata").read_text())), ""
+            run = _read_run(folder)
+            if sums is None:
+                _note_unchecked(folder)
+            else:
+                checksums.check(sums, _arrays(state), run)
+            return (state, run), ""
         except UserError:
             raise
         except Exception as error:  # a damaged file can raise almost anything in tensorstore
+            time.sleep(0.2)  # its other threads end meanwhile, unheard
             return None, _reason(error)
 
     def _set_aside(self, step: int) -> None:
@@ -214,18 +237,19 @@ class Checkpoints:
         parallel.wait_for_all("set aside")
         self._manager.reload()
 
-    def _check_shapes(self, step: int, like: TrainState) -> None:
-        saved = self._manager.item_metadata(step)["state"]
-        if saved is None:
-            raise FileNotFoundError("its metadata are missing")
-        found, wanted = _shapes(saved), _shapes(like)
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                raise UserError(
-                    f"{self._directory / str(step)} is of another architecture: {name} has shape "
-                    f"{found.get(name)} there and {wanted.get(name)} here; use another --workdir "
-                    f"or the config that wrote it"
-                )
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which reads metrics as it opens the folder, and ends where one file is damaged."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """`{"val_iou": ...}`, or None where that cannot be read."""
+        folder = Path(self.directory) / str(step)
+        try:
+            sums = checksums.read(folder)
+            found = json.loads((folder / "metrics" / "metrics").read_bytes()) if not sums else sums
+            return {"val_iou": float(found["val_iou"])}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
 
 
 def _newest_but(broken: list[int], steps: list[int]) -> int | None:
@@ -250,9 +274,57 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 
+@contextlib.contextmanager
+def _without_tasks_told_of() -> Iterator[None]:
+    """Where an array cannot be read, orbax drops the tasks of the others: each prints a traceback
+    when it is collected, or when tensorstore comes back to it."""
+    log = logging.getLogger("asyncio")
+    before = sys.excepthook, sys.unraisablehook, log.disabled
+    sys.excepthook = sys.unraisablehook = lambda *_: None
+    log.disabled = True
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.excepthook, sys.unraisablehook, log.disabled = before
+
+
 def _warn(message: str) -> None:
     if parallel.is_first():
         print(f"warning: {message}", file=sys.stderr)
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    run = json.loads((folder / "run" / "metadata").read_bytes())
+    if not isinstance(run, dict):
+        raise checksums.Damaged("run/metadata is not as it was saved")
+    return run
+
+
+def _saved_shapes(
+    handler: ocp.StandardCheckpointHandler, folder: Path
+) -> dict[str, tuple[int, ...]]:
+    saved = handler.metadata(epath.Path(folder / "state"))
+    return _shapes(getattr(saved, "item_metadata", saved))
+
+
+def _check_shapes(folder: Path, found: dict[str, tuple[int, ...]], like: TrainState) -> None:
+    wanted = _shapes(like)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"{folder} is of another architecture: {name} has shape {found.get(name)} there "
+                f"and {wanted.get(name)} here; use another --workdir or the config that wrote it"
+            )
+
+
+def _note_unchecked(folder: Path) -> None:
+    if parallel.is_first():
+        print(
+            f"note: checkpoint {folder} was saved by a version of tvjax that kept no checksums; "
+            f"damage to its arrays would not be seen",
+            file=sys.stderr,
+        )
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -260,8 +332,12 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in _arrays(tree).items()}
+
+
+def _arrays(tree: Any) -> dict[str, Any]:
     leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    return {_name(path): tuple(x.shape) for path, x in leaves if hasattr(x, "shape")}
+    return {_name(path): x for path, x in leaves if hasattr(x, "shape")}
 
 
 def _name(path: tuple[Any, ...]) -> str:
