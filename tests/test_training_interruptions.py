@@ -19,7 +19,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from tvjax import program
+from tvjax import program, provenance
 from tvjax.data import records, workspace
 from tvjax.errors import Outage, UserError
 from tvjax.hypergrad import InnerState
@@ -198,6 +198,21 @@ def test_a_disk_that_becomes_read_only_ends_a_run_in_one_line(config, tmp_path, 
     monkeypatch.setattr(ocp.CheckpointManager, "save", refuse)
     with pytest.raises(Outage, match=r"Read-only file system\); checkpoint 4 is kept"):
         loop.run(config, tmp_path / "run")
+
+
+def test_a_run_that_goes_on_with_other_cores_says_so(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PJRT_NPROC", "3")  # XLA has counted its threads already
+    config.train.steps = 4
+    assert loop.run(config, tmp_path / "run")["visible_cores"] == 3
+    for steps, cores, notes in ((6, "3", 0), (8, "4", 1)):
+        monkeypatch.setenv("PJRT_NPROC", cores)
+        config.train.steps = steps
+        loop.run(config, tmp_path / "run")
+        told = capsys.readouterr().err
+        assert told.count("trained on 3 CPU cores up to here and goes on with 4") == notes
+    monkeypatch.delenv("PJRT_NPROC")
+    if hasattr(os, "sched_getaffinity"):
+        assert provenance.visible_cores() == len(os.sched_getaffinity(0))
 
 
 def test_where_the_file_system_knows_no_locks_work_goes_on_without(tmp_path, monkeypatch):

@@ -22,7 +22,21 @@ def describe(seed: int) -> dict[str, Any]:
         "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "hardware": f"{jax.device_count()} x {_kind(device)}, {os.cpu_count()} CPU cores",
+        "visible_cores": visible_cores(),
     }
+
+
+def visible_cores() -> int:
+    """The CPU cores that this process may use, as XLA counts them for its threads.
+
+    On a CPU the last bits of sums depend on it: each thread adds up a part.
+    """
+    for name in ("PJRT_NPROC", "NPROC"):  # XLA takes their word for it
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

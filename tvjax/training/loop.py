@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,7 @@ def train(
         restored = checkpoints.restore(state)
         if restored is not None:
             state, run = restored[0], run | restored[1]
+            _note_other_cores(setup, run)
         start = int(state.step)
         first = parallel.is_first()
         work = dispatches(config, setup, splits, start)
@@ -186,6 +188,18 @@ def train(
         with logs, stop.between_steps():
             state = session.steps(state, work, stop)
     return state, session.seconds()
+
+
+def _note_other_cores(setup: Setup, run: dict[str, Any]) -> None:
+    """On a CPU the last bits depend on the number of threads that share a sum."""
+    before, now = run.get("visible_cores"), provenance.visible_cores()
+    on_cpu = setup.layout.devices[0].platform == "cpu"
+    if on_cpu and before not in (None, now) and parallel.is_first():
+        print(
+            f"note: this run was trained on {before} CPU cores up to here and goes on with {now}: "
+            f"from here on its last bits are others than without the interruption",
+            file=sys.stderr,
+        )
 
 
 def parameters_sha256(state: TrainState) -> str:
@@ -308,7 +322,12 @@ class _Session:
                     f"step {step}: {jax.tree_util.keystr(path)} is not finite, training stops; "
                     f"earlier checkpoints in {self.workdir} are kept"
                 )
-        run = {"seconds": self.seconds(), "sums": self.sums, "best_val_iou": self.best}
+        run = {
+            "seconds": self.seconds(),
+            "sums": self.sums,
+            "best_val_iou": self.best,
+            "visible_cores": provenance.visible_cores(),
+        }
         self.checkpoints.save(state, run, val_iou=val_iou, wait=wait)
 
 
