@@ -261,7 +261,7 @@ def test_interrupted_build_is_never_read(source, tmp_path, number):
         "from tvjax.data import coco, prepare\n"
         "load = coco.Tile.load\n"
         "def slow(tile):\n"
-        "    if tile.id == 90: print('half', flush=True); time.sleep(60)\n"
+        "    if tile.id == 90: print('half', flush=True); time.sleep(1)\n"
         "    return load(tile)\n"
         "coco.Tile.load = slow\n"
         # A job in the background starts deaf to it.

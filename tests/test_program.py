@@ -15,8 +15,8 @@ from tvjax.errors import UserError
 from tvjax.program import field_paths
 from tvjax.training import rundir
 from tvjax.training.augment import make_augment
-from tvjax.training.setup import make_hyper_plan, make_losses, make_regularizer, make_setup
-from tvjax.training.state import make_optimizer, make_schedule
+from tvjax.training.setup import make_hyper_plan, make_regularizer, make_setup
+from tvjax.training.state import make_schedule
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
@@ -54,12 +54,8 @@ def test_a_mistyped_field_of_a_config_is_refused(name):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: make_regularizer(1, **regularizer(weight=-1.0)), "regularizer.weight=-1.0"),
         (lambda: make_regularizer(1, **regularizer(weight=0.0)), "must be positive"),
-        (lambda: make_regularizer(1, **regularizer(kind="iso")), "regularizer.kind='iso'"),
         (lambda: make_regularizer(1, **regularizer(per_class=True)), "model.head='softmax'"),
-        (lambda: plan(method="exat"), "hypergrad.method='exat'"),
-        (lambda: plan(every=0), "hypergrad.every=0"),
         (lambda: plan(method="forward_online", every=2), "every=2"),
         (lambda: plan(warmup=0), "hypergrad.warmup=0 must be at least 1"),
         (lambda: plan("sgd", method="preconditioned"), "optimizer.name='sgd'"),
@@ -67,18 +63,11 @@ def test_a_mistyped_field_of_a_config_is_refused(name):
             lambda: make_regularizer(1, **regularizer(blocks=2, place="head")),
             "regularizer.blocks=2",
         ),
-        (lambda: make_optimizer(**optimizer(name="adamm")), "optimizer.name='adamm'"),
-        (lambda: make_schedule(0.1, **schedule(name="cos")), "schedule.name='cos'"),
         (lambda: make_schedule(0.1, **schedule(warmup=10)), "schedule.warmup=10"),
-        (lambda: make_schedule(0.1, **schedule(final=2.0)), "schedule.final=2.0"),
-        (lambda: make_losses(**loss(train="mse")), "loss.train: 'mse'"),
-        (lambda: make_losses(**loss(validation="iou")), "loss.validation: 'iou'"),
-        (lambda: make_losses(**loss(focal_gamma=-1.0)), "focal_gamma=-1.0"),
-        (lambda: make_augment(**augmentation(brightness=1.0)), "augmentation.brightness=1.0"),
         (lambda: make_augment(**augmentation(turns=True)), "augmentation.turns=True.*4x5"),
     ],
 )
-def test_a_wrong_value_names_its_field(call, words):
+def test_values_that_contradict_each_other_are_named(call, words):
     with pytest.raises(UserError, match=words):
         call()
 
@@ -92,6 +81,7 @@ MISTAKES = {
     "--config=configs/unet.py --config.train.stpes=3": "did you mean --config.train.steps?",
     "--config=configs/unet.py --config.train.steps=x": "--config.train.steps=x",
     "--config=configs/lunet_bilevel.py:papr": "configs/lunet_bilevel.py:papr: there is no preset",
+    "--config=configs/unet.py --config.train.log_every=0": "train.log_every=0 must be an integer",
     "--config=BROKEN": "SyntaxError",
     "--config=configs/unet.py fast": "unexpected argument 'fast'",
     "--config.train.steps=3": "--config is missing",
@@ -138,10 +128,6 @@ def optimizer(**changes):
 
 def schedule(**changes):
     return config("unet").schedule.to_dict() | {"steps": 10} | changes
-
-
-def loss(**changes):
-    return config("unet").loss.to_dict() | changes
 
 
 def augmentation(**changes):

@@ -28,6 +28,7 @@ from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.interrupt import Interrupted
 from tvjax.training.logs import Logs, read_metrics
 from tvjax.training.state import TrainState
+from tvjax.training.steps import Regularizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -234,6 +235,39 @@ def test_only_a_last_line_of_the_log_may_be_damaged(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
         Logs(tmp_path, start=2, steps=9)
     assert lines[2] in log.read_text()
+
+
+@pytest.mark.parametrize("warmup", [5, 7])  # found at the next step, and after the last
+def test_an_infinite_lambda_stops_a_run_which_then_goes_on_with_what_its_error_advises(
+    config, tmp_path, monkeypatch, warmup
+):
+    config.hypergrad.update(method="training_loss", warmup=warmup, learning_rate=1.0)
+    config.train.steps = 8
+    with monkeypatch.context() as patch:
+        patch.setattr(Regularizer, "project", lambda self, alpha: alpha + 1000)
+        with pytest.raises(UserError, match="lambda is inf, training stops") as error:
+            loop.run(config, tmp_path / "run")
+    assert "checkpoint 4 is kept" in str(error.value) and "\n" not in str(error.value)
+    assert "smaller hypergrad.learning_rate" in str(error.value)
+    assert not (tmp_path / "run" / "summary.json").exists() and lives.saved(tmp_path / "run") == 4
+    other = config.copy_and_resolve_references()
+    other.optimizer.learning_rate = 1e-4
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate.*use another --workdir"):
+        loop.run(other, tmp_path / "run")
+    config.hypergrad.learning_rate = 1e-3
+    summary = loop.run(config, tmp_path / "run")
+    change = {"step": 4, "field": "hypergrad.learning_rate", "from": 1.0, "to": 1e-3}
+    assert summary["changes"] == [change] and np.isfinite(summary["lambda"])
+
+
+def test_a_loss_that_is_not_finite_names_what_the_same_workdir_takes(config, tmp_path):
+    config.optimizer.update(name="sgd", learning_rate=1e30)
+    for rate in (1e25, 1e20):  # nothing was saved: all may change
+        with pytest.raises(UserError, match=r"no checkpoint was saved yet; try a smaller optimiz"):
+            loop.run(config, tmp_path / "run")
+        config.optimizer.learning_rate = rate
+    config.optimizer.learning_rate, config.train.steps = 1e-3, 4
+    loop.run(config, tmp_path / "run")
 
 
 @pytest.mark.cluster

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from tvjax import interruption
+
 LEAST = 6
 """Images for a p-value and an interval: of fewer, however they differ, the test's smallest p-value
 is above 0.05, and their spread tells too little."""
@@ -110,6 +112,7 @@ def interval(
     rng, rows = np.random.default_rng(seed), max(1, (1 << 20) // n)
     found = []
     for start in range(0, resamples, rows):
+        interruption.check()
         drawn = change[rng.integers(0, n, (min(rows, resamples - start), n))]
         spreads = drawn.std(axis=1, ddof=1)
         kept = spreads > least

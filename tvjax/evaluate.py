@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from tvjax import program, scores
+from tvjax import interruption, program, scores
 from tvjax.comparison import compare, describe, warn_of_data
 from tvjax.data import coco
 from tvjax.errors import UserError
@@ -74,6 +74,7 @@ def main(argv: list[str]) -> None:
     )
     found, reports, trained_on = [], [], []
     for number, workdir in enumerate(_WORKDIR.value, 1):
+        interruption.check()
         net, step, config = open_net(Path(workdir))
         trained_on.append(rundir.read_data(Path(workdir)))
         if examples is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tvjax import program
+from tvjax import interruption, program
 from tvjax.errors import UserError
 from tvjax.predictor import KNOWN, PLATFORMS, Predictor
 from tvjax.rasters import writer
@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"--size=symbolic: this net needs a fixed size, e.g. --size=512 ({first})"
         ) from error
+    interruption.check()
     content = exported.mlir_module().encode() if _MLIR.value else bytes(exported.serialize())
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)

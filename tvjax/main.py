@@ -18,9 +18,6 @@ _CONFIG = program.define_config_flag()
 _MULTIHOST = cluster.define_flags()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
 
-INTERRUPTED = 75
-"""Exit status after Ctrl-C or SIGTERM: saved, run the same command again (EX_TEMPFAIL)."""
-
 
 def main(argv: list[str]) -> None:
     """Trains, evaluates, writes and prints the summary."""
@@ -34,7 +31,7 @@ def main(argv: list[str]) -> None:
     except interrupt.Interrupted as interrupted:
         if parallel.is_first():
             print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(interrupt.INTERRUPTED)
     if not parallel.is_first():
         return
     print(rundir.format_summary(summary, workdir))
@@ -42,4 +39,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, interrupted=INTERRUPTED)
+    program.run(main, interrupted=interrupt.INTERRUPTED)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from tvjax import polygons
+from tvjax import interruption, polygons
 from tvjax.data import pictures, workspace
 from tvjax.data.pictures import Raster
 from tvjax.errors import UserError
@@ -181,6 +181,7 @@ def predict_images(
     skipped: list[str] = []
     sizes, objects = {}, 0
     for number, path in images:
+        interruption.check()
         with _skipping(path, skipped), reader.open_raster(path, white=options.white) as raster:
             small = reader.scaled(raster, options.scale)
             if not raster.is_plain:
@@ -196,6 +197,7 @@ def predict_images(
         tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
     ):
         for number, path in sizes:
+            interruption.check()
             mark = results.mark()
             try:
                 with (

@@ -8,7 +8,6 @@ import contextlib
 import difflib
 import re
 import runpy
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from tvjax import fields, interruption
 from tvjax.errors import UserError, exit_with_one_line
 from tvjax.types import Config
 
@@ -40,19 +40,22 @@ def define_checkpoint_flag() -> flags.FlagHolder[str]:
 def run(main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED) -> None:
     """Runs a program's `main`, which gets no arguments but the program's name.
 
-    SIGTERM raises `KeyboardInterrupt` as Ctrl-C does, so that what is half written is removed on
-    the way out. A `main` may raise it anew with a word on what stays.
+    Ctrl-C and SIGTERM are noted, and end the program where `interruption.check` is called next, so
+    that what is half written is removed on the way out. A `main` may raise its `KeyboardInterrupt`
+    anew with a word on what stays.
 
     Args:
       main: of the program.
-      interrupted: the exit status after either.
+      interrupted: the exit status after either, and after a second one, which ends it at once.
     """
 
     def guarded(argv: list[str]) -> Any:
         logging.set_verbosity(logging.WARNING)  # orbax and tfds log what they do as they do it
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A file's name need not be text; it must not end the program that prints it.
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore
         try:
-            return main(argv)
+            with interruption.noted(interrupted):
+                return main(argv)
         except KeyboardInterrupt as interrupt:
             what = f": {interrupt}" if str(interrupt) else ""
             print(f"\ninterrupted{what}; run the same command again", file=sys.stderr)
@@ -80,8 +83,10 @@ def _parse(argv: list[str]) -> list[str]:
         NameError, SyntaxError,
     ) as error:  # fmt: skip
         raise UserError(_explain(error, _given(argv))) from error
-    if "config" in flags.FLAGS and config is None:
-        raise UserError(_no_config())
+    if "config" in flags.FLAGS:
+        if config is None:
+            raise UserError(_no_config())
+        fields.check(config)
     if len(rest) > 1:
         raise UserError(
             f"unexpected argument {rest[1]!r}; all are flags, see --help (a glob needs quotes)"

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from tvjax import polygons
+from tvjax import interruption, polygons
 from tvjax.average_precision import average_precision
 from tvjax.errors import UserError
 from tvjax.examples import Example, Examples
@@ -77,6 +77,7 @@ def score(
         raise UserError("there is no image to score")
     rows, results, truth = [], [], []
     for k in tqdm(range(len(examples.sizes)), "evaluating", leave=False, delay=3):
+        interruption.check()
         example = examples.get(k)
         found = probabilities(example, net, tiling, scale=scale)
         values = of_image(found[..., 0] > 0.5, example.mask[..., 0] > 0)

@@ -22,7 +22,7 @@ from absl import flags
 from jax import lax
 from tqdm import tqdm
 
-from tvjax import program, provenance
+from tvjax import fields, interruption, program, provenance
 from tvjax.data import pipeline
 from tvjax.data.records import Split
 from tvjax.data.sets import open_sets
@@ -68,11 +68,11 @@ def pairs(lambdas: Sequence[str], seeds: Sequence[str], config: Config) -> list[
     ):  # fmt: skip
         for value in values:
             try:
-                good = least <= kind(value) < float("inf")
+                good = least <= kind(value) < 2**31
             except ValueError:
                 good = False
             if not good:
-                raise UserError(f"--{name}: {value!r} must be a number, at least {least}")
+                raise UserError(f"--{name}: {value!r} must be a number in [{least}, 2^31)")
         if not values:
             raise UserError(f"--{name} must be given: numbers with commas between them")
     if config.regularizer.place == "none":
@@ -173,16 +173,18 @@ class Trainer:
         with tqdm(total=count * len(group), desc=f"{len(group)} runs", unit="step") as bar:
             for start in range(0, count, CHUNK):
                 part = jax.tree.map(lambda x: x[start : start + CHUNK], slots)  # noqa: B023
+                interruption.check()
                 states, losses = self.run(states, (self.tiles, seeds), part)
                 self._check(group, np.asarray(losses))
                 bar.update(len(losses) * len(group))
+        lams = np.asarray(self.functions.regularizer.weight(states.hyper))
+        self._check(group, lams.reshape(1, len(group), -1))
         scores = {
             name: members.evaluate(
                 self.evaluate, states, tiles, batch_size=self.config.evaluation.batch_size
             )
             for name, tiles in self.arrays.items()
         }
-        lams = np.asarray(self.functions.regularizer.weight(states.hyper))
         seconds = (time.perf_counter() - began) / len(group)
         return [
             line(pair, float(np.mean(lams[i])), {k: v[i] for k, v in scores.items()}, seconds)
@@ -230,8 +232,8 @@ class Trainer:
         if bad:
             pair = group[bad[0]]
             raise UserError(
-                f"lambda {pair.lam:g}, seed {pair.seed}: the loss is not finite; leave it out of "
-                f"--lambdas, or try a smaller optimizer.learning_rate"
+                f"lambda {pair.lam:g}, seed {pair.seed}: the loss or lambda is not finite; leave "
+                f"it out of --lambdas or try a smaller optimizer.learning_rate in another --workdir"
             )
 
 
@@ -312,7 +314,10 @@ def main(argv: list[str]) -> None:
     args: Any = flags.FLAGS
     config = args.config.copy_and_resolve_references()
     workdir = Path(args.workdir or Path("runs") / f"{config.name}_sweep")
+    fields.check(config)
     wanted = pairs(args.lambdas, args.seeds, config)
+    for pair in wanted:
+        fields.check(config_of(config, pair))
     rundir.check_sweep(workdir, config)
     with rundir.lock(workdir) as free:
         if not free:
@@ -343,7 +348,7 @@ def _train(config: Config, todo: list[Pair], workdir: Path, args: Any):
 if __name__ == "__main__":
     define_flags()
     try:
-        program.run(main, interrupted=75)
+        program.run(main, interrupted=interrupt.INTERRUPTED)
     except interrupt.Interrupted as interrupted:
         print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(75)
+        sys.exit(interrupt.INTERRUPTED)

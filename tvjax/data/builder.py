@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from tvjax import interruption
 from tvjax.data import (
     area,
     coco,
@@ -77,6 +78,7 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for k in np.flatnonzero(self._assigned == split):
+            interruption.check()
             yield (
                 int(k),
                 {
@@ -231,6 +233,7 @@ def _decode(
     hashes = np.empty((len(tiles), 8), np.uint64)
     size, good = arrays.shape[1:3], []
     for tile in tqdm(tiles, "preparing tiles", unit="tile", disable=not progress):
+        interruption.check()
         for file in tile.files:
             sources.read(file)
         try:

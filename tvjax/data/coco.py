@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tvjax import interruption
 from tvjax.data import pictures, regions
 from tvjax.data.faults import Faults
 from tvjax.errors import UserError
@@ -104,6 +105,7 @@ def read(
     _check_categories(annotations, content, categories)
     found, crowds = defaultdict(list), defaultdict(list)
     for position, annotation in enumerate(content["annotations"]):
+        interruption.check()
         image_id = _image_of(annotations, position, annotation, records)
         if categories and annotation.get("category_id") not in categories:
             continue
@@ -118,6 +120,7 @@ def read(
         crowds[image_id].append(bool(annotation.get("iscrowd")))
     tiles = []
     for image_id, record in sorted(records.items()):
+        interruption.check()
         file = images / record["file_name"]
         if not file.is_file():
             collected.add(file, f"{file}: image id {image_id} of {annotations} has no such file")

@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 
+from tvjax import interruption
 from tvjax.data import area
 
 SIDE = 32
@@ -134,6 +135,7 @@ def clusters(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
 def _near_pairs(hashes: np.ndarray, block: int):
     """Yields the pairs of rows of uint64 `[N, 8]` within MAX_DISTANCE, in one order or both."""
     for start in range(0, len(hashes), block):
+        interruption.check()
         ours = hashes[start : start + block, :1]
         near = np.zeros((len(ours), len(hashes)), bool)
         for view in hashes.T:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tvjax import interruption
 from tvjax.data import manifest, records, splits, stamps
 
 FILE = "identity.json"
@@ -27,6 +28,7 @@ def digest(sets: Mapping[str, Iterable[tuple[np.ndarray, np.ndarray]]]) -> str:
     found = hashlib.sha256()
     for name, pairs in sets.items():
         for image, mask in pairs:
+            interruption.check()
             found.update(f"{name} {image.shape}\n".encode())
             found.update(image.tobytes())
             found.update(mask.tobytes())

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tvjax import interruption
 from tvjax.data import mask_files, pictures
 from tvjax.data.faults import Faults
 from tvjax.errors import UserError
@@ -91,6 +92,7 @@ def read(
             collected.add(file, f"{file}: is the mask of no image in {images}")
     tiles, met = [], Counter()
     for number, (stem, file) in enumerate(sorted(pictures_by_stem.items())):
+        interruption.check()
         if file in collected.reasons:
             continue
         try:

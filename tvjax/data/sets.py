@@ -48,6 +48,18 @@ def is_prepared(directory: str | None) -> bool:
     return directory is not None and (Path(directory).expanduser() / manifest.FILE).exists()
 
 
+def tile_shape(directory: str | None, size: int) -> tuple[int, int]:
+    """Height and width of the tiles that `open_sets` will open; no record is read.
+
+    Raises:
+      UserError: the folder is no set of prepared tiles that this version reads.
+    """
+    if not is_prepared(directory):
+        return size, size
+    height, width = manifest.read(Path(str(directory)).expanduser())["request"]["size"]
+    return height, width
+
+
 def absolute(place: str | None) -> str | None:
     """A folder as every working directory names it; None and nothing stay as they are."""
     return os.path.abspath(os.path.expanduser(place)) if place else place

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tvjax import interruption
+
 Stamp = list[Any]
 
 RECENT = 2_000_000_000
@@ -86,6 +88,7 @@ def keep(path: Path, content: Any) -> None:
 
 
 def _renew(stamp: Stamp | None, file: Path) -> Stamp | None:
+    interruption.check()
     with contextlib.suppress(OSError):
         if stamp and signature(file) == stamp[:3]:
             return stamp

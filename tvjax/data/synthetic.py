@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tvjax import interruption
 from tvjax.data import paint, scenes, workspace
 from tvjax.errors import UserError
 
@@ -77,6 +78,7 @@ def _write(directory: Path, info: dict[str, Any], progress: bool) -> None:
     images, annotations = [], []
     numbers = tqdm(range(info["tiles"]), "drawing tiles", unit="tile", disable=not progress)
     for k in numbers:
+        interruption.check()
         picture, outlines = draw(info["seed"], k, info["size"])
         name = f"{k:06d}.jpg"
         picture.save(directory / IMAGES / name, quality=90)

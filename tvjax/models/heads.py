@@ -39,16 +39,7 @@ def make_loss(
       dice_smoothing: `smoothing` of `tvjax.losses.dice`.
       focal_gamma: `gamma` of `tvjax.losses.focal`.
       focal_alpha: `alpha` of `tvjax.losses.focal`.
-
-    Raises:
-      ValueError: for another name, or a parameter that cannot be so.
     """
-    if dice_smoothing <= 0:
-        raise ValueError(f"dice_smoothing={dice_smoothing} must be positive")
-    if focal_gamma < 0:
-        raise ValueError(f"focal_gamma={focal_gamma} must be at least 0")
-    if focal_alpha is not None and not 0 <= focal_alpha <= 1:
-        raise ValueError(f"focal_alpha={focal_alpha} must be in [0, 1], or None")
     losses: dict[str, Loss] = {
         "bce": lambda head, logits, lam, mask: head.cross_entropy(logits, lam, mask),
         "dice": lambda head, logits, lam, mask: dice(
@@ -58,8 +49,6 @@ def make_loss(
             head.log_odds(logits, lam), mask, gamma=focal_gamma, alpha=focal_alpha
         ),
     }
-    if name not in losses:
-        raise ValueError(f"{name!r} is unknown; choose one of {', '.join(losses)}")
     return losses[name]
 
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from tvjax import arguments
-from tvjax.errors import UserError
 from tvjax.models.layers import BatchNorm, max_pool_with_indices, max_unpool
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -48,14 +47,8 @@ class SegNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """`[B, H, W, 3]` in [0, 1] -> logits `[B, H, W, channels]`, for any H and W.
-
-        Raises:
-          UserError: for a depth beyond VGG16's.
-        """
+        """`[B, H, W, 3]` in [0, 1] -> logits `[B, H, W, channels]`, for any H and W."""
         images = arguments.tiles("images", images)
-        if self.depth > len(FACTORS):
-            raise UserError(f"model.depth={self.depth} of a segnet can be {len(FACTORS)} at most")
         conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype, precision=self.precision)
         norm = partial(BatchNorm, momentum=self.momentum, axis_name=self.axis_name)
 

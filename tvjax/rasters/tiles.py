@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tvjax import interruption
 from tvjax.data.pictures import Raster
 from tvjax.errors import UserError
 from tvjax.rasters import reader
@@ -151,6 +152,7 @@ def strips(
     for k, row in enumerate(rows):
         bottom = min(row.start + tiling.tile[0], height)
         for group in _batches(columns, tiling.batch):
+            interruption.check()
             images = np.zeros((tiling.batch, *tiling.tile, 3), np.float32)
             for place, column in enumerate(group):
                 right = min(column.start + tiling.tile[1], width)

@@ -51,10 +51,8 @@ def make_augment(
       axis_name: the axis over which the batch is spread, if any.
 
     Raises:
-      UserError: naming the field that cannot be so.
+      UserError: turns are asked for, and the tiles are not square.
     """
-    if not 0 <= brightness < 1:
-        raise UserError(f"augmentation.brightness={brightness} must be in [0, 1)")
     height, width = image_shape
     if turns and height != width:
         raise UserError(f"augmentation.turns=True needs square tiles; these are {height}x{width}")

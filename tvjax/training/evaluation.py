@@ -44,7 +44,6 @@ def evaluate(
       `true_tv`); `pooled_iou` and `pooled_f1` over all pixels; `images`, their number.
     """
     layout = setup.layout
-    layout.check_batch("evaluation.batch_size", batch_size)
     weight_of_tv = None if denoise is None else layout.replicate(jnp.float32(denoise))
     batches = eval_batches(split, batch_size=batch_size, **layout.share)
 

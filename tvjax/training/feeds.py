@@ -138,7 +138,6 @@ def _feed(
     config: Config, setup: Setup, split: Split, field: str, batch_size: int, position: int
 ) -> tuple[PyTree, Iterator[Any]]:
     """What resides on the device of a split, and its batches (or their rows) from a position."""
-    setup.layout.check_batch(field, batch_size)
     options = {"batch_size": batch_size, "seed": config.seed}
     try:
         indices = pipeline.train_indices(len(split), **options)

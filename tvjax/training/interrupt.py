@@ -3,9 +3,12 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
 
+from tvjax import interruption
 from tvjax.training import parallel
+
+INTERRUPTED = 75
+"""Exit status after Ctrl-C or SIGTERM: saved, run the same command again (EX_TEMPFAIL)."""
 
 
 class Interrupted(BaseException):
@@ -21,37 +24,32 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Ends a run on Ctrl-C or SIGTERM; a context manager. A second one is immediate.
+    """Ends a run on Ctrl-C or SIGTERM, where it is asked for; a context manager.
 
-    One process ends at once, by `Interrupted`; `between_steps` lets it be asked for instead. Of
-    several processes, JAX notes SIGTERM itself and agrees with the others on when: they are always
-    asked for. Ctrl-C is passed on to it.
+    The signals are noted as in `tvjax.interruption`. Of several processes, JAX notes SIGTERM itself
+    and agrees with the others on when; Ctrl-C is passed on to it.
     """
 
     def __init__(self):
-        self._noted, self._deferred, self._calls = False, False, 0
-        self._signals = (signal.SIGINT, signal.SIGTERM) if parallel.is_alone() else (signal.SIGINT,)
+        self._calls, self._held = 0, contextlib.ExitStack()
 
     def __enter__(self) -> "Stop":
-        self._before = {s: signal.signal(s, self._note) for s in self._signals}
+        if parallel.is_alone():
+            self._held.enter_context(interruption.noted(INTERRUPTED))
+        else:
+            before = signal.signal(signal.SIGINT, _pass_on)
+            self._held.callback(signal.signal, signal.SIGINT, before)
         return self
 
-    def __exit__(self, *_) -> None:
-        self._restore()
-
-    @contextlib.contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """Within it nothing is raised: `asked` tells."""
-        self._deferred = True
-        yield
-        self._deferred = False
-        if self._noted:  # after it was last asked for
-            raise Interrupted
+    def __exit__(self, kind, *_) -> None:
+        self._held.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):  # while data were prepared
+            raise Interrupted from None
 
     def asked(self) -> bool:
         """Whether to save and end here; to be asked equally often in all processes."""
         self._calls += 1
-        return self._noted if parallel.is_alone() else parallel.preempted(self._calls)
+        return interruption.came() if parallel.is_alone() else parallel.preempted(self._calls)
 
     def check(self) -> None:
         """Ends here if that is asked for.
@@ -62,14 +60,7 @@ class Stop:
         if self.asked():
             raise Interrupted
 
-    def _note(self, *_) -> None:
-        self._noted = True
-        self._restore()
-        if not parallel.is_alone():
-            os.kill(os.getpid(), signal.SIGTERM)
-        elif not self._deferred:
-            raise Interrupted
 
-    def _restore(self) -> None:
-        for s, handler in self._before.items():
-            signal.signal(s, handler)
+def _pass_on(*_) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGTERM)

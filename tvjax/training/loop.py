@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from tvjax import program, provenance
+from tvjax import fields, program, provenance
 from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.data.sets import open_sets
@@ -24,7 +24,7 @@ from tvjax.training.evaluation import baselines, choose_denoising, evaluate
 from tvjax.training.feeds import Dispatch, dispatches, passes, streamed_if_large
 from tvjax.training.interrupt import Interrupted, Stop
 from tvjax.training.logs import Logs, NoLogs, read_metrics
-from tvjax.training.setup import Setup, make_setup
+from tvjax.training.setup import Setup, check_sizes, make_setup
 from tvjax.training.state import TrainState
 from tvjax.types import Config, PyTree
 
@@ -47,7 +47,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
       Interrupted: after saving, on Ctrl-C or SIGTERM.
       UserError: for a config, data or workdir that cannot be so; an `Outage` for a full disk.
     """
-    with _full_disk(workdir), Stop() as stop, contextlib.ExitStack() as held:
+    fields.check(config)
+    with _outages(workdir), Stop() as stop, contextlib.ExitStack() as held:
         config = _placed(config)
         rundir.check(workdir, config)
         finished = rundir.read_summary(workdir, config)
@@ -55,20 +56,26 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
             if parallel.is_first():
                 _check_data_of_finished(config, workdir)
             return finished or {}
+        shape = sets.tile_shape(config.data.directory, config.data.size)
+        setup = make_setup(config, shape)  # refuses what cannot be before anything is made
+        check_sizes(config, setup.layout, shape)
         free = not parallel.is_first() or held.enter_context(rundir.lock(workdir))
         if not parallel.as_the_first(free):  # an outage: it may be one of this run that is ending
             raise Outage(f"--workdir={workdir} is in use by another training; choose another")
         program.cache_compilations(Path(config.data.cache) / "compiled")
         splits = _open_sets(config)
+        stop.check()
         data = _identify(config, splits)
         rundir.check_data(workdir, data, advice=_OTHER_DATA)
-        config = streamed_if_large(config, splits)
-        setup = make_setup(config, splits["train"][0]["image"].shape[:2])
+        streamed = streamed_if_large(config, splits)
+        if streamed is not config:
+            config, setup = streamed, make_setup(streamed, shape)
         if parallel.is_first():
             rundir.write_data(workdir, data)
-        state, seconds = train(config, setup, splits, workdir, stop)
+        state, seconds, changes = train(config, setup, splits, workdir, stop)
         began = time.perf_counter()
         summary = _scores(config, setup, state, splits, stop)
+        stop.check()
         if parallel.is_first():
             if "denoising_val_iou" in summary:
                 figures.sweep(summary["denoising_val_iou"], workdir / "sweep.png")
@@ -81,6 +88,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
                     splits["test"], batch_size=config.evaluation.batch_size
                 ),
                 "precision": config.model.precision,
+                **({"changes": changes} if changes else {}),
                 **provenance.describe(config.seed),
             }
             rundir.write_summary(workdir, summary)
@@ -161,17 +169,19 @@ def _scores(
 
 def train(
     config: Config, setup: Setup, splits: dict[str, Split], workdir: Path, stop: Stop
-) -> tuple[TrainState, float]:
+) -> tuple[TrainState, float, list[dict[str, Any]]]:
     """Trains to `config.train.steps`, resuming from the newest checkpoint in `workdir`.
 
     Returns:
-      The final state, and the seconds of training and evaluation over all sessions of the run.
+      The final state, the seconds of training and evaluation over all sessions of the run, and
+      what was changed between them after a loss or lambda that was not finite.
 
     Raises:
       Interrupted: after saving, on Ctrl-C or SIGTERM.
-      UserError: on a loss that is not finite; the last good checkpoint stays.
+      UserError: on a loss or lambda that is not finite; the last good checkpoint stays.
     """
-    state, run = setup.create(), {"seconds": 0.0, "sums": {}, "best_val_iou": -1.0}
+    state = setup.create()
+    run = {"seconds": 0.0, "sums": {}, "best_val_iou": -1.0, "changes": []}
     keep = {name: config.checkpoint[name] for name in ("keep", "keep_best")}
     with Checkpoints(workdir / "checkpoints", **keep) as checkpoints:
         restored = checkpoints.restore(state)
@@ -180,14 +190,17 @@ def train(
             _note_other_cores(setup, run)
         start = int(state.step)
         first = parallel.is_first()
+        run["changes"] += [{"step": start} | c for c in rundir.changes(workdir, config)]
+        stop.check()
         work = dispatches(config, setup, splits, start)
         if first:
             rundir.write_config(workdir, config)
         logs = Logs(workdir, start=start, steps=config.train.steps) if first else NoLogs()
         session = _Session(config, setup, splits, workdir, checkpoints, logs, run)
-        with logs, stop.between_steps():
+        with logs:
             state = session.steps(state, work, stop)
-    return state, session.seconds()
+        stop.check()
+    return state, session.seconds(), session.changes
 
 
 def _note_other_cores(setup: Setup, run: dict[str, Any]) -> None:
@@ -220,6 +233,7 @@ class _Session:
         # Sums of metrics since the last line of the log: saved, so that a resumed run logs the same
         self.sums = {name: tuple(pair) for name, pair in run["sums"].items()}
         self.best: float = run["best_val_iou"]
+        self.changes: list[dict[str, Any]] = run["changes"]
         self.shown: dict[str, str] = {}
 
     def seconds(self) -> float:
@@ -246,6 +260,7 @@ class _Session:
             if evaluates or saves:
                 self._log(*pending)
                 pending = None
+                self._check(state, step)
             val_iou = self._evaluate(state, step) if evaluates else None
             best = val_iou is not None and val_iou > self.best
             self.best = val_iou if val_iou is not None and best else self.best
@@ -268,14 +283,10 @@ class _Session:
             before = after
 
     def _log_step(self, before: int, step: int, values: dict[str, float]) -> None:
-        bad = [k for k, v in values.items() if not math.isfinite(v)]
+        # An infinite lambda makes all else so.
+        bad = [k for k in ("lambda", *values) if not math.isfinite(values[k])]
         if bad:
-            last = next(iter(self.checkpoints.steps), None)
-            kept = "no checkpoint was saved yet" if last is None else f"checkpoint {last} is kept"
-            raise UserError(
-                f"step {step}: {bad[0]} is {values[bad[0]]}, training stops ({kept} in "
-                f"{self.workdir}); try a smaller optimizer.learning_rate or regularizer.weight"
-            )
+            self._fail(step, bad[0], values[bad[0]])
         for name, value in values.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = (total + value, count + 1)
@@ -315,27 +326,57 @@ class _Session:
         self.logs.image(step, "val/predictions", figures.pixels(figure))
         figures.save(figure, self.workdir / "predictions.png")
 
+    def _check(self, state: TrainState, step: int) -> None:
+        """Ends the run where the state could neither be scored nor resumed."""
+        checked = {"lambda": self.setup.regularizer.weight(state.hyper), "": state.inner}
+        for path, leaf in jax.tree.leaves_with_path(checked):
+            bad = np.asarray(leaf)[~np.isfinite(np.asarray(leaf))]
+            if bad.size:
+                name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+                self._fail(step, name.lstrip("/"), bad.flat[0])
+
+    def _fail(self, step: int, name: str, value: float) -> NoReturn:
+        """Ends the run, and lets the next command change what may have been too large."""
+        learned = self.setup.plan.estimator is not None
+        rates = [] if name == "lambda" else ["optimizer.learning_rate"]
+        rates += ["hypergrad.learning_rate"] if learned else []
+        last, smaller = next(iter(self.checkpoints.steps), None), " or ".join(rates)
+        advice = f"no checkpoint was saved yet; try a smaller {smaller} or regularizer.weight"
+        if last is not None:
+            advice = (
+                f"checkpoint {last} is kept in {self.workdir}; the same command goes on from it "
+                f"with a smaller {smaller}, or try a smaller regularizer.weight in another "
+                f"--workdir"
+            )
+            if parallel.is_first():
+                rundir.let_change(self.workdir, rates)
+        raise UserError(f"step {step}: {name} is {value}, training stops; {advice}")
+
     def _save(self, state: TrainState, step: int, val_iou: float | None, *, wait: bool) -> None:
-        for path, leaf in jax.tree.leaves_with_path(state.inner):
-            if not np.all(np.isfinite(np.asarray(leaf))):
-                raise UserError(
-                    f"step {step}: {jax.tree_util.keystr(path)} is not finite, training stops; "
-                    f"earlier checkpoints in {self.workdir} are kept"
-                )
         run = {
             "seconds": self.seconds(),
             "sums": self.sums,
             "best_val_iou": self.best,
+            "changes": self.changes,
             "visible_cores": provenance.visible_cores(),
         }
         self.checkpoints.save(state, run, val_iou=val_iou, wait=wait)
 
 
 @contextlib.contextmanager
-def _full_disk(workdir: Path) -> Iterator[None]:
-    """A file of the run that cannot be written is the user's to mend: one line, no traceback."""
+def _outages(workdir: Path) -> Iterator[None]:
+    """A file of the run that cannot be written, or a device that is too small, is the user's to
+    mend: one line, no traceback."""
     try:
         yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the device's memory is too small for this training ({_first_line(error)}); try "
+            f"more devices, data.resident=False, or in a new run a smaller train.batch_size, "
+            f"hypergrad.batch_size or model.width"
+        ) from error
     except OSError as error:
         # A failed write to an open file names none.
         named = Path(str(error.filename or workdir / "log")).absolute()
@@ -347,3 +388,7 @@ def _full_disk(workdir: Path) -> Iterator[None]:
             f"--workdir={workdir} cannot be written ({error.strerror}); the newest checkpoint is "
             f"kept. Make room, or the folder writable, and run the same command again"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:160]

@@ -108,10 +108,13 @@ class Layout(NamedTuple):
         Raises:
           UserError: naming the config's field.
         """
-        if size % len(self.devices):
+        count = len(self.devices)
+        if size % count:
+            fewer = max(n for n in range(1, count) if size % n == 0)
+            alone = f", or parallel.devices={fewer}" if self.processes == 1 else ""
             raise UserError(
-                f"{field}={size} cannot be shared equally by {len(self.devices)} devices; "
-                f"choose a multiple"
+                f"{field}={size} cannot be shared equally by {count} devices; choose a multiple "
+                f"in a new run{alone}"
             )
 
     def _over_axis(self, step: Callable, batches: int, donated: tuple[int, ...]) -> Callable:
@@ -157,10 +160,8 @@ def make_layout(*, map: str, devices: int | None = None) -> Layout:
       devices: how many to use; None: all. Of several processes all are used.
 
     Raises:
-      UserError: for another name, or devices that there are not.
+      UserError: for devices that there are not.
     """
-    if map not in ("pmap", "jit"):
-        raise UserError(f"parallel.map={map!r} is unknown; choose 'pmap' or 'jit'")
     # Neighbours in a batch are neighbours in a process: each reads its own rows and no others.
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if jax.process_count() > 1:
@@ -174,7 +175,7 @@ def make_layout(*, map: str, devices: int | None = None) -> Layout:
                 f"process {jax.process_index()} has {jax.local_device_count()} of {len(found)} "
                 f"devices: each of the {jax.process_count()} processes must have as many"
             )
-    elif devices is not None and not 1 <= devices <= len(found):
+    elif devices is not None and devices > len(found):
         raise UserError(f"parallel.devices={devices}: there are 1 to {len(found)} to choose from")
     return Layout(map, tuple(found[:devices]))
 

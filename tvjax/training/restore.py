@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from tvjax import program
+from tvjax import fields, interruption, program
 from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
@@ -74,19 +74,23 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, S
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir} holds no run (no readable config.json)") from error
     config: Config = ConfigDict(rundir.as_now(stored))
-    program.cache_compilations(Path(config.data.cache) / "compiled")
     try:
-        setup = make_setup(config, ANY_SHAPE)
-    except (AttributeError, KeyError, TypeError) as error:
+        fields.check(config)
+    except UserError as error:
         raise UserError(
-            f"{workdir}/config.json is of another version of tvjax ({error}); train anew"
+            f"{workdir}/config.json is damaged, or of another version of tvjax ({error}); train "
+            f"anew"
         ) from error
+    program.cache_compilations(Path(config.data.cache) / "compiled")
+    setup = make_setup(config, ANY_SHAPE)
+    interruption.check()
     # Nothing is made where nothing was: orbax would create the folder.
     folder = workdir / "checkpoints"
     restored = None
     if folder.is_dir():
         with Checkpoints(folder, read_only=True) as checkpoints:
             restored = checkpoints.restore(setup.create(), checkpoint)
+    interruption.check()
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
     return config, setup, restored[0]

@@ -18,6 +18,10 @@ _MAY_CHANGE = (
     "train.steps_per_dispatch", "data.directory", "data.cache", "data.resident",
 )  # fmt: skip
 
+# What a run may change after it was ended by a number that is not finite, if its end says so.
+_MAY_BE_LESS = ("optimizer.learning_rate", "hypergrad.learning_rate")
+_STOPPED = "stopped.json"
+
 # Fields that were added since, and what runs without them had.
 _ADDED = {"model": {"precision": "default"}}
 
@@ -36,7 +40,33 @@ def check(workdir: Path, config: Config) -> None:
       UserError: it holds a run of another config.
     """
     stored = _read(workdir / "config.json") if _holds_run(workdir) else None
-    _compare(workdir, stored, config, _MAY_CHANGE)
+    _compare(workdir, stored, config, (*_MAY_CHANGE, *_let(workdir)))
+
+
+def let_change(workdir: Path, names: list[str]) -> None:
+    """Lets the next command change these fields: those that its error names."""
+    with _writing(workdir):
+        _write(workdir / _STOPPED, {"may_change": names})
+
+
+def changes(workdir: Path, config: Config) -> list[dict[str, Any]]:
+    """What is other now, of the fields that an error named: its name, and from what to what."""
+    names = _let(workdir)
+    old = _flat(_read(workdir / "config.json") or {}) if names else {}
+    new = _flat(config.to_dict())
+    return [
+        {"field": name, "from": old.get(name), "to": new[name]}
+        for name in names
+        if old.get(name) != new[name]
+    ]
+
+
+def _let(workdir: Path) -> list[str]:
+    try:
+        named = json.loads((workdir / _STOPPED).read_text())["may_change"]
+        return [name for name in _MAY_BE_LESS if name in named]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
 
 
 def check_sweep(workdir: Path, config: Config) -> None:
@@ -140,6 +170,7 @@ def write_config(workdir: Path, config: Config) -> None:
     """
     with _writing(workdir):
         _write(workdir / "config.json", config.to_dict())
+        (workdir / _STOPPED).unlink(missing_ok=True)
 
 
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:

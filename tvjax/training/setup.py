@@ -9,6 +9,7 @@ import optax
 
 from tvjax import hypergrad
 from tvjax.errors import UserError
+from tvjax.fields import TINY
 from tvjax.hypergrad import Bilevel, Estimator
 from tvjax.models import make_model
 from tvjax.models.heads import Loss, make_loss
@@ -67,7 +68,7 @@ def make_hyper_plan(
       statistics: of BatchNorm in the outer loss, `"batch"` or `"running"`.
 
     Raises:
-      UserError: naming the field that cannot be so.
+      UserError: naming the field that cannot be so with others.
     """
     rate, is_adam = inner_optimizer["learning_rate"], inner_optimizer["name"] in ("adam", "adamw")
     scaling = hypergrad.adam_scaling(b2=inner_optimizer["b2"], eps=inner_optimizer["eps"])
@@ -83,14 +84,6 @@ def make_hyper_plan(
         "forward_online": hypergrad.forward_online,
         "training_loss": hypergrad.training_loss,
     }
-    _choose("hypergrad.method", method, methods)
-    _choose("hypergrad.statistics", statistics, ("batch", "running"))
-    for name, value, least in (
-        ("warmup", warmup, 0), ("every", every, 1), ("steps", steps, 1),
-        ("significance", significance, 0),
-    ):  # fmt: skip
-        if value < least:
-            raise UserError(f"hypergrad.{name}={value} must be at least {least}")
     if method == "forward_online" and every != 1:
         raise UserError(
             f"hypergrad.every={every} must be 1 with forward_online: its tangent rides through "
@@ -129,24 +122,16 @@ def make_regularizer(
       **fields: `place`, `kind`, `reduction` and `parametrization`, as in `Regularizer`.
 
     Raises:
-      UserError: naming the field that cannot be so.
+      UserError: naming the field that cannot be so with others.
     """
-    choices = {
-        "place": ("none", "loss", "head"),
-        "kind": ("anisotropic", "isotropic", "huber"),
-        "reduction": ("sum", "image", "pixel"),
-        "parametrization": ("log", "linear"),
-    }
-    for name, value in fields.items():
-        _choose(f"regularizer.{name}", value, choices[name])
     regularizer = Regularizer(**fields)
     log = fields["parametrization"] == "log"
-    if weight < 0 or (log and weight == 0 and fields["place"] != "none"):
+    if log and weight < TINY and fields["place"] != "none":
         raise UserError(
-            f"regularizer.weight={weight} must be {'positive' if log else 'at least 0'} with "
-            f"regularizer.parametrization={fields['parametrization']!r}"
+            f"regularizer.weight={weight} must be positive (at least {TINY:.3g}) with "
+            f"regularizer.parametrization='log'"
         )
-    if blocks < 1 or (blocks > 1 and fields["place"] != "loss"):
+    if blocks > 1 and fields["place"] != "loss":
         raise UserError(
             f"regularizer.blocks={blocks} must be 1, or more with regularizer.place='loss'"
         )
@@ -162,6 +147,30 @@ def make_regularizer(
     return regularizer, jnp.full(shape, jnp.log(weight) if log else weight, jnp.float32)
 
 
+def check_sizes(config: Config, layout: parallel.Layout, image_shape: tuple[int, int]) -> None:
+    """Checks that batches suit the devices, and tiles the net and the map of lambda.
+
+    Of training: a net that was trained predicts on any number of devices, and images of any size.
+
+    Raises:
+      UserError: naming the field that cannot be so.
+    """
+    for section in ("train", "evaluation", *["hypergrad"] * (config.hypergrad.method != "none")):
+        layout.check_batch(f"{section}.batch_size", config[section].batch_size)
+    side, size = min(image_shape), "x".join(map(str, image_shape))
+    name, depth, blocks = config.model.name, config.model.depth, config.regularizer.blocks
+    if name in ("unet", "segnet") and 2**depth > side:
+        raise UserError(
+            f"model.depth={depth} cannot be with tiles of {size} pixels, which can be halved "
+            f"{side.bit_length() - 1} times"
+        )
+    if blocks > side:
+        raise UserError(
+            f"regularizer.blocks={blocks} cannot be with tiles of {size} pixels; it must be at "
+            f"most {side}"
+        )
+
+
 def make_losses(*, train: str, validation: str, **parameters: Any) -> tuple[Loss, Loss]:
     """The losses of the inner and of the outer problem.
 
@@ -169,18 +178,8 @@ def make_losses(*, train: str, validation: str, **parameters: Any) -> tuple[Loss
       train: name of the first, see `make_loss`.
       validation: name of the second.
       **parameters: `dice_smoothing`, `focal_gamma` and `focal_alpha`, as in `make_loss`.
-
-    Raises:
-      UserError: naming the field that cannot be so.
     """
-
-    def make(field: str, name: str) -> Loss:
-        try:
-            return make_loss(name=name, **parameters)
-        except ValueError as error:
-            raise UserError(f"{field}: {error}") from error
-
-    return make("loss.train", train), make("loss.validation", validation)
+    return make_loss(name=train, **parameters), make_loss(name=validation, **parameters)
 
 
 class Functions(NamedTuple):
@@ -323,7 +322,7 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
     on_device = config.data.resident and layout.processes == 1
     several = 16 if on_device and layout.devices[0].platform == "gpu" else 1
     most = several if config.train.steps_per_dispatch is None else config.train.steps_per_dispatch
-    if most < 1 or (most > 1 and not on_device):
+    if most > 1 and not on_device:
         raise UserError(
             f"train.steps_per_dispatch={most} must be 1, or more with data.resident=True in one "
             f"process"
@@ -358,8 +357,3 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
         predict=lambda state, images: predict(layout.local(state), images),
         prediction=predict,
     )
-
-
-def _choose(field: str, value: Any, choices: Any) -> None:
-    if value not in choices:
-        raise UserError(f"{field}={value!r} is unknown; choose one of {', '.join(choices)}")

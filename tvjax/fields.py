@@ -1,0 +1,184 @@
+"""What each field of a config may be; `configs/base.py` says what it means, and its usual value.
+
+One table for all: a field without a line in it is refused, and so is a line without its field.
+What several fields must be together is checked where they meet (`tvjax.training.setup`).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from tvjax.errors import UserError
+from tvjax.types import Config
+
+TINY, HUGE = 2.0**-126, 2.0**127
+"""Smaller numbers are 0 in float32 and larger ones infinite."""
+
+
+class Range(NamedTuple):
+    """What a value may be."""
+
+    words: str
+    """It goes on after "must be"."""
+    holds: Callable[[Any], bool]
+    """Whether a value is so; of any type."""
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Range:
+    """An integer of this range."""
+    words = f"an integer of at least {least}" if most == 2**31 - 1 else f"one of {least} to {most}"
+    return Range(words, lambda x: type(x) is int and least <= x <= most)
+
+
+def real(least: float, most: float = HUGE, *, below: bool = False) -> Range:
+    """A finite number of this range; with `below` its upper end is left out."""
+    if most < HUGE:
+        words = f"a number in [{least:g}, {most:g}{')' if below else ']'}"
+    else:
+        words = "a positive number" if least == TINY else f"a number of at least {least:g}"
+
+    def holds(x: Any) -> bool:
+        number = isinstance(x, (int, float)) and not isinstance(x, bool)
+        return number and least <= x <= most and not (below and x == most)
+
+    return Range(words + ", and finite" * (most == HUGE), holds)
+
+
+def one_of(*names: str) -> Range:
+    """One of these words."""
+    return Range("one of " + ", ".join(names), lambda x: isinstance(x, str) and x in names)
+
+
+def text(*, empty: bool = False) -> Range:
+    """A text that can be a path."""
+
+    def holds(x: Any) -> bool:
+        return isinstance(x, str) and (empty or bool(x)) and "\0" not in x
+
+    return Range("a text" if empty else "a text, and not empty", holds)
+
+
+def or_none(given: Range) -> Range:
+    """The same, or None."""
+    return Range(f"{given.words}, or None", lambda x: x is None or given.holds(x))
+
+
+def many(each: Range) -> Range:
+    """A tuple (in JSON a list) whose members are so; it may be empty."""
+    return Range(
+        f"a tuple, each of it {each.words}",
+        lambda x: isinstance(x, (tuple, list)) and all(map(each.holds, x)),
+    )
+
+
+TRUTH = Range("True or False", lambda x: isinstance(x, bool))
+SEED = whole(0)
+COUNT = whole(1)
+POSITIVE = real(TINY)
+AT_LEAST_0 = real(0)
+SHARE = real(0, 1)
+DECAY = real(0, 1, below=True)
+
+FIELDS = {
+    "name": text(),
+    "seed": SEED,
+    "data.directory": or_none(text(empty=True)),
+    "data.cache": text(),
+    "data.size": whole(1, 2**14),
+    "data.limit": or_none(COUNT),
+    "data.seed": SEED,
+    "data.resident": TRUTH,
+    "model.name": text(),  # of a net of `models.NETS`, to which others may be added
+    "model.head": one_of("sigmoid", "softmax", "tv_softmax"),
+    "model.head_iterations": or_none(whole(0)),
+    "model.head_kind": one_of("anisotropic", "isotropic"),
+    "model.width": whole(1, 4096),
+    "model.depth": whole(1, 64),
+    "model.momentum": DECAY,
+    "model.dtype": or_none(one_of("float32", "bfloat16")),
+    "model.precision": one_of("highest", "high", "default"),
+    "regularizer.place": one_of("none", "loss", "head"),
+    "regularizer.weight": AT_LEAST_0,
+    "regularizer.blocks": COUNT,
+    "regularizer.per_class": TRUTH,
+    "regularizer.kind": one_of("anisotropic", "isotropic", "huber"),
+    "regularizer.reduction": one_of("sum", "image", "pixel"),
+    "regularizer.parametrization": one_of("log", "linear"),
+    "optimizer.name": one_of("adam", "adamw", "sgd"),
+    "optimizer.learning_rate": AT_LEAST_0,
+    "optimizer.b1": DECAY,
+    "optimizer.b2": DECAY,
+    "optimizer.eps": POSITIVE,
+    "optimizer.weight_decay": AT_LEAST_0,
+    "optimizer.momentum": DECAY,
+    "schedule.name": one_of("constant", "cosine", "linear"),
+    "schedule.warmup": whole(0),
+    "schedule.final": SHARE,
+    "loss.train": one_of("bce", "dice", "focal"),
+    "loss.validation": one_of("bce", "dice", "focal"),
+    "loss.dice_smoothing": POSITIVE,
+    "loss.focal_gamma": AT_LEAST_0,
+    "loss.focal_alpha": or_none(SHARE),
+    "augmentation.flips": TRUTH,
+    "augmentation.turns": TRUTH,
+    "augmentation.brightness": DECAY,
+    "hypergrad.method": one_of(
+        "none", "exact", "sgd_formula", "paper", "preconditioned", "darts", "reverse", "forward",
+        "forward_online", "training_loss",
+    ),
+    "hypergrad.steps": whole(1, 1000),
+    "hypergrad.learning_rate": AT_LEAST_0,
+    "hypergrad.warmup": whole(0),
+    "hypergrad.every": COUNT,
+    "hypergrad.significance": AT_LEAST_0,
+    "hypergrad.batch_size": COUNT,
+    "hypergrad.statistics": one_of("batch", "running"),
+    "denoise.weights": many(AT_LEAST_0),
+    "denoise.kind": one_of("anisotropic", "isotropic"),
+    "train.steps": whole(0),
+    "train.batch_size": COUNT,
+    "train.log_every": COUNT,
+    "train.steps_per_dispatch": or_none(whole(1, 10_000)),
+    "evaluation.every": COUNT,
+    "evaluation.batch_size": whole(1, 2**16),
+    "evaluation.panels": whole(0, 100),
+    "checkpoint.every": COUNT,
+    "checkpoint.keep": COUNT,  # the newest: what is trained would be lost without it
+    "checkpoint.keep_best": whole(0),
+    "parallel.map": one_of("pmap", "jit"),
+    "parallel.devices": or_none(COUNT),
+}  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Checks every field of a config by itself; opens nothing and makes nothing.
+
+    Raises:
+      UserError: naming the first field that is missing, unknown, or cannot be so, with its value
+        and what is allowed.
+    """
+    found = dict(flat(config))
+    for name in sorted(found.keys() | FIELDS.keys(), key=str):
+        if name not in FIELDS:
+            raise UserError(f"{name}: there is no such field; see configs/base.py and {__name__}")
+        if name not in found:
+            raise UserError(f"{name} is missing in the config; see configs/base.py")
+    for name, allowed in FIELDS.items():
+        if not allowed.holds(found[name]):
+            raise UserError(f"{name}={shown(found[name])} must be {allowed.words}")
+
+
+def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`("train.steps", 400)` and so on."""
+    for key, value in config.items():
+        if isinstance(value, (ConfigDict, dict)):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def shown(value: Any) -> str:
+    """A value in one short line."""
+    line = repr(value)
+    return line if len(line) <= 60 else f"{line[:57]}..."
