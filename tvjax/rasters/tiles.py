@@ -152,12 +152,12 @@ def strips(
     for k, row in enumerate(rows):
         bottom = min(row.start + tiling.tile[0], height)
         for group in _batches(columns, tiling.batch):
-            interruption.check()
             images = np.zeros((tiling.batch, *tiling.tile, 3), np.float32)
             for place, column in enumerate(group):
                 right = min(column.start + tiling.tile[1], width)
                 images[place] = _padded(read(row.start, bottom, column.start, right), tiling.tile)
             probabilities = _checked(np.asarray(net(images)), images.shape)
+            interruption.check()
             for column, tile in zip(group, probabilities, strict=False):
                 weights = row.weights[:, None, None] * column.weights[None, :, None]
                 tall[:, column.start : column.start + tiling.tile[1]] += weights * tile
