@@ -34,7 +34,7 @@ def test_its_python_runs_as_written(make_predictor, monkeypatch, capsys):
 def flags_of(module):
     """The flags that a program and the modules that it shares them with define."""
     files = [ROOT / (module.replace(".", "/") + ".py")]
-    if module == "tvjax.main":
+    if module in ("tvjax.main", "tvjax.sweep"):
         files += [ROOT / "tvjax/program.py", ROOT / "tvjax/training/cluster.py"]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
