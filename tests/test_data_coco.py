@@ -199,7 +199,7 @@ def test_bad_files(tmp_path):
             coco.read(file, folder)
         assert "\n" not in str(error.value)
 
-    fails("none.json: cannot read the annotations", file=tmp_path / "none.json")
+    fails("none.json: cannot be read .No such file", file=tmp_path / "none.json")
     fails("nowhere: no such directory of images", folder=tmp_path / "nowhere")
     fails(r"annotation.json: the annotations are not JSON", content="{'images': ")
     fails("a JSON object with a list 'images'", content="[]")

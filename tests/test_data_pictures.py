@@ -254,9 +254,9 @@ BAD = {
     "four.tif": (tiff(PIXELS, photometric="MINISBLACK", alpha="no"), "has 4 bands"),
     "nrg.tif": (tiff(RGB, interp="undefined red green"), "has 3 bands .undefined, red, green"),
     "pages.tif": ((".tif", animation), "holds 2 pictures"),
-    "moving.png": ((".png", animation), "holds 2 pictures"),
-    "moving.gif": ((".gif", animation), "holds 2 pictures"),
-    "moving.webp": ((".webp", animation), "holds 2 pictures"),
+    "moving.png": ((".png", animation), "holds several pictures"),
+    "moving.gif": ((".gif", animation), "holds several pictures"),
+    "moving.webp": ((".webp", animation), "holds several pictures"),
     "place_turned.tif": (
         picture(
             JPEG, ".tif",

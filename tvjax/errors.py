@@ -1,7 +1,12 @@
 """The error that a user can mend, and how programs print it."""
 
+import reprlib
 import sys
 from collections.abc import Callable
+from typing import Any
+
+SHOWN = 60
+"""Characters of a value from a file that a message shows."""
 
 
 class UserError(ValueError):
@@ -13,11 +18,31 @@ class UserError(ValueError):
 
     status = 2
 
+    def __init__(self, message: object = ""):
+        super().__init__(escaped(str(message)))
+
 
 class Outage(UserError):
     """What may pass without a change of flags: a full disk, a network, a process that is gone."""
 
     status = 74  # EX_IOERR: a cluster starts such a job again, and one with a mistake not
+
+
+def escaped(text: str) -> str:
+    r"""The text in one line: what is no visible character becomes `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
+
+    Names of files may hold newlines, commands to the terminal, marks that turn the line around, and
+    bytes that are no characters.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escape(ord(letter)) for letter in text)
+
+
+def short(value: Any) -> str:
+    """A value from a file as a message shows it, without writing out the whole of a long one."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def exit_with_one_line(main: Callable[..., object]) -> Callable[..., object]:
@@ -31,3 +56,15 @@ def exit_with_one_line(main: Callable[..., object]) -> Callable[..., object]:
             sys.exit(error.status)
 
     return wrapped
+
+
+def _escape(code: int) -> str:
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a name that is no UTF-8
+        code -= 0xDC00
+    digits = 2 if code < 0x100 else 4 if code < 0x10000 else 8
+    return f"\\{'xuU'[(2, 4, 8).index(digits)]}{code:0{digits}x}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 16
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN

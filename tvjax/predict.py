@@ -1,8 +1,8 @@
 r"""Masks and polygons of images: `python -m tvjax.predict --workdir=RUN --images=DIR --out=OUT`.
 
 `--images` is a file, a directory or a quoted glob, and may be given more than once: PNG, JPEG,
-BMP, WebP, and with the extra `geo` GeoTIFF and what else GDAL reads, of any size (JPEGs are decoded
-whole). For `a.tif` it writes
+BMP, WebP, and with the extra `geo` GeoTIFF, and a virtual raster of local ones that is named by
+itself (`a.vrt`), of up to 2^36 pixels (JPEGs are decoded whole). For `a.tif` it writes
 
     a_mask.tif         255 where the probability is above --threshold, else 0
     a.geojson          an object a feature, with holes, its score (mean probability) and its pixels

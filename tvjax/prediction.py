@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tvjax import interruption, polygons
-from tvjax.data import pictures, workspace
+from tvjax.data import coco, pictures, workspace
 from tvjax.data.pictures import Raster
-from tvjax.errors import UserError
+from tvjax.errors import UserError, escaped
 from tvjax.rasters import reader, tiles, writer
 
 
@@ -76,12 +76,14 @@ def number_images(paths: list[Path], annotations: str | None) -> list[tuple[int,
     if annotations is None:
         return list(enumerate(paths, 1))
     named: dict[str, list[tuple[int, str]]] = {}
+    content = coco.read_json(Path(annotations), ("images",))
     try:
-        for record in json.loads(Path(annotations).read_bytes())["images"]:
+        for record in content["images"]:
             name = record["file_name"]
             named.setdefault(_parts(name)[-1], []).append((int(record["id"]), name))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{annotations}: is no COCO file with images ({error})") from error
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        words = f"{annotations}: is no COCO file with images ({error})"
+        raise UserError(words) from error
     found = [_record(path, named, annotations) for path in paths]
     owners: dict[int, Path] = {}
     for (number, _), path in zip(found, paths, strict=True):
@@ -179,7 +181,7 @@ def predict_images(
     if options.simplify:
         polygons.require_shapely()
     skipped: list[str] = []
-    sizes, objects = {}, 0
+    sizes, written, objects = {}, {}, 0
     for number, path in images:
         interruption.check()
         with _skipping(path, skipped), reader.open_raster(path, white=options.white) as raster:
@@ -187,7 +189,14 @@ def predict_images(
             if not raster.is_plain:
                 writer.require_rasterio(path)
             sizes[number, path] = small.height, small.width
+            written[path] = raster.height, raster.width
     tiling = tiles.choose_tiling(set(sizes.values()), net, tile, batch)
+    for (number, path), size in list(sizes.items()):
+        with _skipping(path, skipped):
+            tiles.check_size(path, size, tiling)
+            tiles.check_size(path, written[path], tiling)
+            continue
+        del sizes[number, path]
     total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
     with (
         _writing(out),
@@ -289,7 +298,7 @@ def _skipping(path: Path, skipped: list[str]) -> Iterator[None]:
         reason = str(error)
         if not isinstance(error, UserError):
             reason = f"{path}: {type(error).__name__}: {reason.partition(chr(10))[0]}"
-        tqdm.write(f"skipped: {reason}", file=sys.stderr)
+        tqdm.write(f"skipped: {escaped(reason)}", file=sys.stderr)
         skipped.append(reason)
 
 
@@ -303,7 +312,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _note(words: str) -> None:
-    tqdm.write(f"note: {words}", file=sys.stderr)
+    tqdm.write(f"note: {escaped(words)}", file=sys.stderr)
 
 
 def _counting(raster: Raster) -> tuple[Raster, Callable[[], float]]:

@@ -32,7 +32,7 @@ from tvjax.data import (
 )
 from tvjax.data.faults import Faults
 from tvjax.data.sources import Sources
-from tvjax.errors import UserError
+from tvjax.errors import UserError, escaped
 
 Tile = coco.Tile | masks.Tile
 
@@ -154,7 +154,7 @@ def build(
             faults.check(total)
         arrays = arrays[: len(tiles)]
         for note in plausible.check(tiles, arrays[..., 3], annotations):
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {escaped(note)}", file=sys.stderr)
         labels = duplicates.clusters(hashes)
         assigned = splits.draw(labels, split, seed)
         finished = work / "finished"

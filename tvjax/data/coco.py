@@ -3,6 +3,10 @@
 Every annotation of the chosen categories counts as foreground, also with `iscrowd` set: a crowd
 region marks many objects of the category at once, and its pixels are theirs. An image without such
 annotations is a tile with an empty mask.
+
+A COCO file may come from anybody. What it names lies in the folder of images: names and links that
+lead out of it are refused, while the folder itself may be a link. Work that it asks for is bounded
+before it is done.
 """
 
 import json
@@ -16,9 +20,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvjax import interruption
-from tvjax.data import pictures, regions
+from tvjax.data import local, pictures, regions, vrt
 from tvjax.data.faults import Faults
-from tvjax.errors import UserError
+from tvjax.errors import UserError, short
+
+MOST_BYTES = 1 << 31
+"""Of a COCO file: in memory it takes ten times as many. 60,000 images have some 2^27."""
+
+MOST_REGIONS = 100_000
+"""Annotations of one image: each costs time, and no labelled picture has a tenth of it."""
+
+LISTED = 20
+"""Categories that a message lists."""
+
+
+class Outlines(NamedTuple):
+    """What is known of an image's annotations before their pixels are filled."""
+
+    segmentations: list[Any]
+    crowds: list[bool]
+    length: int = 0
+    """Of all outlines, in pixels."""
 
 
 class Tile(NamedTuple):
@@ -95,7 +117,7 @@ def read(
     """
     collected = Faults() if faults is None else faults
     annotations, images = Path(annotations), Path(images)
-    content = _read_json(annotations)
+    content = read_json(annotations)
     if not images.is_dir():
         raise UserError(f"{images}: no such directory of images")
     if not content["images"]:
@@ -103,34 +125,56 @@ def read(
     records = _images_by_id(annotations, content["images"])
     _check_names(annotations, images, records)
     _check_categories(annotations, content, categories)
-    found, crowds = defaultdict(list), defaultdict(list)
+    found: dict[int, Outlines] = defaultdict(lambda: Outlines([], []))
     for position, annotation in enumerate(content["annotations"]):
         interruption.check()
         image_id = _image_of(annotations, position, annotation, records)
         if categories and annotation.get("category_id") not in categories:
             continue
-        record, segmentation = records[image_id], annotation.get("segmentation")
+        record, before = records[image_id], found[image_id]
         try:
-            regions.check(segmentation, record["height"], record["width"])
+            found[image_id] = _with(before, annotation, record["height"], record["width"])
         except ValueError as error:
-            number = annotation.get("id", f"at position {position}")
+            number = short(annotation.get("id", f"at position {position}"))
             reason = f"{annotations}: annotation {number} of image id {image_id} {error}"
             collected.add(images / record["file_name"], reason)
-        found[image_id].append(segmentation)
-        crowds[image_id].append(bool(annotation.get("iscrowd")))
     tiles = []
     for image_id, record in sorted(records.items()):
         interruption.check()
         file = images / record["file_name"]
+        size = record["height"], record["width"]
+        if size[0] * size[1] > pictures.MOST:
+            declared = f"image id {image_id} of {annotations} is declared as {size[1]}x{size[0]}"
+            collected.add(file, f"{file}: {declared} pixels, too large for a tile; cut it up")
         if not file.is_file():
             collected.add(file, f"{file}: image id {image_id} of {annotations} has no such file")
         if file not in collected.reasons:
-            size = record["height"], record["width"]
-            regions_of = tuple(found[image_id]), tuple(crowds[image_id])
-            tiles.append(Tile(image_id, file, *size, *regions_of))
+            regions_of = found[image_id]
+            tiles.append(
+                Tile(
+                    image_id, file, *size,
+                    tuple(regions_of.segmentations), tuple(regions_of.crowds),
+                )
+            )  # fmt: skip
     if faults is None:
         collected.check(len(records))
     return tiles
+
+
+def _with(before: Outlines, annotation: dict[str, Any], height: int, width: int) -> Outlines:
+    """Adds an annotation to those of its image; a ValueError says what is wrong with it."""
+    segmentation = annotation.get("segmentation")
+    length = before.length + regions.check(segmentation, height, width)
+    if length > regions.MOST_OUTLINES:
+        raise ValueError(
+            f"makes the outlines of this image {length} pixels long; at most "
+            f"{regions.MOST_OUTLINES} are taken, cut the image up"
+        )
+    if len(before.segmentations) == MOST_REGIONS:
+        raise ValueError(f"is one of more than {MOST_REGIONS} of one image; cut the image up")
+    before.segmentations.append(segmentation)
+    before.crowds.append(bool(annotation.get("iscrowd")))
+    return before._replace(length=length)
 
 
 def choose_category(annotations: str | Path | None, chosen: int | None = None) -> int:
@@ -144,7 +188,7 @@ def choose_category(annotations: str | Path | None, chosen: int | None = None) -
     if chosen is not None or annotations is None:
         return 1 if chosen is None else chosen
     file = Path(annotations)
-    names = _names(file, _read_json(file, ("images",))) or {1: None}
+    names = _names(file, read_json(file, ("images",))) or {1: None}
     if len(names) > 1:
         listed = _listed(names, names)
         raise UserError(f"{file}: has the categories {listed}; choose one by --category=ID")
@@ -153,7 +197,16 @@ def choose_category(annotations: str | Path | None, chosen: int | None = None) -
 
 def _check_categories(file: Path, content: dict[str, list[Any]], categories: Sequence[int]) -> None:
     """Refuses to take trees for roofs without a word."""
-    used = {a.get("category_id") for a in content["annotations"] if isinstance(a, dict)} - {None}
+    used = set()
+    for position, annotation in enumerate(content["annotations"]):
+        category = annotation.get("category_id") if isinstance(annotation, dict) else None
+        if category is not None and type(category) is not int:
+            raise UserError(
+                f"{file}: annotations[{position}] has category_id={short(category)}, which is no "
+                "whole number"
+            )
+        used.add(category)
+    used -= {None}
     listed = _listed(_names(file, content), used)
     for category in categories:
         if category not in used:
@@ -170,22 +223,37 @@ def _check_categories(file: Path, content: dict[str, list[Any]], categories: Seq
 def _names(file: Path, content: dict[str, list[Any]]) -> dict[int, Any]:
     try:
         return {int(kind["id"]): kind.get("name") for kind in content.get("categories") or []}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"{file}: its list 'categories' is malformed") from error
 
 
 def _listed(names: dict[int, Any], used: Iterable[Any]) -> str:
-    ordered = sorted(used, key=lambda number: (type(number).__name__, number))
-    return ", ".join(f"{number} ({names.get(number)})" for number in ordered)
+    ordered = sorted(used)
+    shown = ", ".join(f"{short(k)} ({_label(names.get(k))})" for k in ordered[:LISTED])
+    return shown + (f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else "")
 
 
-def _read_json(
+def _label(name: Any) -> str:
+    return short(name)[1:-1] if isinstance(name, str) else short(name)
+
+
+def read_json(
     file: Path, lists: tuple[str, ...] = ("images", "annotations")
 ) -> dict[str, list[Any]]:
+    """The content of a COCO file, of which no more is known than that it has the lists.
+
+    Raises:
+      UserError: it is no such file, or too large.
+    """
+    local.check_regular(file)
     try:
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; cut it up by images")
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: cannot read the annotations ({error.strerror})") from error
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: the annotations are not JSON ({error})") from error
     for name in lists:
@@ -196,10 +264,10 @@ def _read_json(
 
 def _images_by_id(annotations: Path, images: list[Any]) -> dict[int, dict[str, Any]]:
     valid = {
-        "id": lambda value: type(value) is int,
+        "id": lambda value: type(value) is int and -(2**63) <= value < 2**63,
         "file_name": lambda value: isinstance(value, str) and value,
-        "height": lambda value: type(value) is int and value > 0,
-        "width": lambda value: type(value) is int and value > 0,
+        "height": lambda value: type(value) is int and 0 < value < 2**31,
+        "width": lambda value: type(value) is int and 0 < value < 2**31,
     }
     records = {}
     for position, record in enumerate(images):
@@ -207,8 +275,8 @@ def _images_by_id(annotations: Path, images: list[Any]) -> dict[int, dict[str, A
             value = record.get(name) if isinstance(record, dict) else None
             if not is_valid(value):
                 raise UserError(
-                    f"{annotations}: images[{position}] has {name}={value!r}; an image needs an "
-                    "integer id, a file_name, and height and width in pixels"
+                    f"{annotations}: images[{position}] has {name}={short(value)}; an image needs "
+                    "an integer id of 64 bits, a file_name, and height and width in pixels"
                 )
         if record["id"] in records:
             raise UserError(f"{annotations}: image id {record['id']} occurs twice in 'images'")
@@ -220,10 +288,22 @@ def _check_names(file: Path, images: Path, records: dict[int, dict[str, Any]]) -
     """Refuses one file under two ids: it would be two tiles, each lacking the other's objects.
 
     Names that differ in case, or in how accents are written, are of one file or of two, as the
-    file system has it.
+    file system has it. Refused are names, too, that no file can have, or that lead out of the
+    folder.
     """
     ids: dict[str, int] = {}
+    folder = local.Folder(images)
     for number, record in records.items():
+        wrong = local.wrong_name(record["file_name"])
+        if vrt.is_named(record["file_name"]):
+            wrong = "is of a list of other files (VRT); convert it to a TIFF"
+        if wrong:
+            name = short(record["file_name"])
+            raise UserError(f"{file}: image id {number} has file_name={name}, which {wrong}")
+        try:
+            folder.check_inside(record["file_name"])
+        except UserError as error:
+            raise UserError(f"{file}: image id {number}: {error}") from error
         name = os.path.normpath(record["file_name"])
         key = unicodedata.normalize("NFC", name).casefold()
         other = records[ids.setdefault(key, number)]["file_name"]
@@ -246,9 +326,11 @@ def _image_of(
 ) -> int:
     if not isinstance(annotation, dict):
         raise UserError(f"{file}: annotations[{position}] is no JSON object")
-    number, image_id = annotation.get("id", f"at position {position}"), annotation.get("image_id")
+    number = annotation.get("id", f"at position {position}")
+    image_id = annotation.get("image_id")
     if type(image_id) is not int or image_id not in records:
         raise UserError(
-            f"{file}: annotation {number} names image id {image_id!r}, which is not in 'images'"
+            f"{file}: annotation {short(number)} names image id {short(image_id)}, "
+            "which is not in 'images'"
         )
     return image_id

@@ -1,4 +1,10 @@
-"""Files that GDAL opens (rasterio, the extra `geo`), read in windows, and their place on a map."""
+"""Files that GDAL opens (rasterio, the extra `geo`), read in windows, and their place on a map.
+
+GDAL knows some 150 formats, of which many name other files, and addresses in the network, that it
+would open too. Here a file is opened as what it begins like, a TIFF, PNG or JPEG, and if its name
+ends in .vrt as a virtual raster of local ones (see `vrt`); files beside it that name others are
+refused.
+"""
 
 import contextlib
 import warnings
@@ -8,12 +14,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data import orientation, pillow
+from tvjax.data import local, orientation, pillow, vrt
 from tvjax.data.orientation import Read
 from tvjax.errors import UserError
 
 CACHE_MEGABYTES = 64
 """Of decoded blocks that GDAL keeps; by its own choice it would take a share of the machine."""
+
+OPTIONS = {
+    "GDAL_CACHEMAX": CACHE_MEGABYTES,
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # a folder of 60,000 files is not listed for each
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}",  # should an address get past the checks
+}
+"""Of GDAL."""
+
+DRIVERS = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", **dict.fromkeys(pillow.TIFF, "GTiff")}
+"""GDAL's names of what it may open, by how the files begin."""
+
+BESIDE = (".ovr", ".OVR", ".msk", ".MSK")
+"""Ends of files beside an image that GDAL opens too, by any driver: overviews and masks."""
+
+MOST_BESIDE = 1 << 24
+"""Bytes of a description beside an image (.aux.xml), which GDAL holds in memory."""
+
+MOST_BLOCK = 1 << 28
+"""Bytes of a block of pixels, which GDAL decodes at once."""
+
+MOST_BANDS = 1 << 10
+"""Of an image, whose names are looked at one by one; instruments have up to some 500."""
+
+LISTED = 12
+"""Names of bands that a message lists."""
 
 COLORS = ("red", "green", "blue")
 
@@ -46,17 +79,81 @@ def opening(path: Path) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        stack.enter_context(
-            rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES, GDAL_ERROR_ON_LIBJPEG_WARNING="YES")
-        )
+        stack.enter_context(rasterio.Env(**OPTIONS))
+        dataset, driver = None, _driver(path)
+        if driver is None and pillow.read_header(path) is None:
+            raise UserError(
+                f"{path}: cannot be decoded, it may be truncated or no image (it begins like no "
+                "picture and no TIFF)"
+            )
+        if driver is not None:
+            check_beside(path)
         with pillow.decoding(path):
             try:
-                dataset = stack.enter_context(rasterio.open(path))
+                if driver is not None:
+                    dataset = stack.enter_context(rasterio.open(path.absolute(), driver=driver))
             except RasterioIOError:
                 if pillow.read_header(path) is None:
                     raise
-                dataset = None
+            if dataset is not None:
+                _check_dataset(path, dataset)
         yield dataset
+
+
+def check_beside(path: Path) -> None:
+    """Refuses files beside an image by which it could name any other, or an address.
+
+    Raises:
+      UserError: there is one.
+    """
+    for end in BESIDE:
+        file = Path(f"{path}{end}")
+        if file.exists() and pillow.read_beginning(file)[:4] not in pillow.TIFF:
+            raise UserError(f"{file}: is no TIFF, and would be read as a part of {path}; remove it")
+    file = Path(f"{path}.aux.xml")
+    if file.exists():
+        local.check_regular(file)
+        if file.stat().st_size > MOST_BESIDE:
+            most = f"{MOST_BESIDE >> 20} MiB"
+            raise UserError(f"{file}: has more than {most}, which are read with {path}; remove it")
+
+
+def _driver(path: Path) -> str | None:
+    """By which GDAL may open a file; None: by none."""
+    begin = pillow.read_beginning(path)
+    if not vrt.is_named(path):
+        return next((name for magic, name in DRIVERS.items() if begin.startswith(magic)), None)
+    for source in vrt.sources(path):
+        if vrt.is_named(source) or _driver(source) is None:
+            raise UserError(f"{path}: names {source}, which is no TIFF, PNG or JPEG")
+        with opening(source):  # by which it is checked
+            pass
+    return "VRT"
+
+
+def _check_dataset(path: Path, dataset: Any) -> None:
+    """Before anything else is asked of it: most questions make GDAL look for masks."""
+    if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
+        raise UserError(
+            f"{path}: names another file as its overviews; remove that (gdal_translate, and the "
+            ".aux.xml beside it)"
+        )
+    if dataset.count > MOST_BANDS:
+        raise UserError(
+            f"{path}: has {dataset.count} bands, more than {MOST_BANDS}; choose three "
+            "(gdal_translate -b)"
+        )
+    from rasterio.enums import Interleaving
+
+    together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
+    rows, columns = map(max, zip(*dataset.block_shapes, strict=True))
+    size = rows * columns * together * max(np.dtype(kind).itemsize for kind in dataset.dtypes)
+    if size > MOST_BLOCK:
+        raise UserError(
+            f"{path}: is stored in blocks of {columns}x{rows} pixels, {size >> 20} MiB of which "
+            f"each is decoded at once, more than {MOST_BLOCK >> 20}; store it in tiles "
+            "(gdal_translate -co TILED=YES)"
+        )
 
 
 def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
@@ -152,6 +249,8 @@ def read_orientation(path: Path, dataset: Any) -> int:
 def georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
     """The transform to the map, and the map's CRS, which without a transform means nothing."""
     if not dataset.transform.is_identity:
+        if not (np.isfinite(dataset.transform).all() and dataset.transform.determinant):
+            raise UserError(f"{path}: its georeference is no map; remove it (gdal_edit -unsetgt)")
         return dataset.transform, dataset.crs
     points, crs = dataset.gcps
     if not points:
@@ -163,7 +262,7 @@ def georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
     found = np.array([(p.col, p.row) for p in points]) @ matrix + (transform.c, transform.f)
     error = float(np.abs(found - [(p.x, p.y) for p in points]).max())
     pixel = abs(transform.determinant) ** 0.5
-    if not 0 < pixel or error > pixel:
+    if not (0 < pixel < np.inf and error <= pixel):
         raise UserError(
             f"{path}: no affine map goes through its ground control points (it misses one by "
             f"{error:.3g}, a pixel is {pixel:.3g}); rectify it first (gdalwarp)"
@@ -184,10 +283,15 @@ def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
     if len(names) == 3 and all(name in ("gray", "undefined") for name in names):
         return 1, 2, 3
     raise UserError(
-        f"{path}: has {len(names)} bands ({', '.join(names) or 'none'}), of which none, or not "
+        f"{path}: has {len(names)} bands ({_listed(names)}), of which none, or not "
         "all, are named red, green and blue; name them (gdal_edit -colorinterp_1 red ...), or "
         "choose three (gdal_translate -b)"
     )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (", ".join(names[:LISTED]) or "none") + more
 
 
 def _table(dataset: Any, name: str, inverted: bool) -> np.ndarray | None:

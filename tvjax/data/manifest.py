@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tvjax.data import local
 from tvjax.data.sources import Sources
 from tvjax.errors import UserError
 
@@ -39,7 +40,9 @@ def request(
     try:
         digest = None
         if not annotations.is_dir():
-            digest = hashlib.sha256(annotations.read_bytes()).hexdigest()
+            local.check_regular(annotations)
+            with open(annotations, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         message = f"{annotations}: cannot read the annotations ({error.strerror})"
         raise UserError(message) from error

@@ -12,6 +12,9 @@ from tvjax.errors import UserError
 BACKGROUND = {0, "(0, 0, 0)"}
 """Values of masks that are background where nothing else is said."""
 
+TOGETHER = 1 << 22
+"""Pixels that are counted at once."""
+
 SHOWN = 8
 """Values that a message lists."""
 
@@ -73,9 +76,18 @@ def describe(found: Counter[int | str]) -> str:
 
 
 def _count(values: np.ndarray) -> Counter[int | str]:
-    """Numbers of pixels by value; a colour is named by its channels."""
-    if values.ndim == 2:
-        numbers = np.bincount(values.ravel())
-        return Counter({int(value): int(numbers[value]) for value in np.flatnonzero(numbers)})
-    colors, numbers = np.unique(values.reshape(-1, 3), axis=0, return_counts=True)
-    return Counter({str(tuple(c)): int(n) for c, n in zip(colors.tolist(), numbers, strict=True)})
+    """Numbers of pixels by value; a colour is named by its channels.
+
+    Some rows at a time: to count takes many times the memory of what is counted.
+    """
+    found: Counter[int | str] = Counter()
+    rows = max(1, TOGETHER // values.shape[1])
+    for top in range(0, len(values), rows):
+        part = values[top : top + rows].astype(np.int64)
+        if part.ndim == 3:  # below 256
+            part = part @ np.array([1 << 16, 1 << 8, 1])
+        for number, count in zip(*np.unique(part, return_counts=True), strict=True):
+            code = int(number)
+            color = (code >> 16, code >> 8 & 255, code & 255)
+            found[code if values.ndim == 2 else str(color)] += int(count)
+    return found

@@ -1,8 +1,10 @@
 """Image files as red, green and blue: the one reader of training, evaluation and prediction.
 
-Pillow decodes pictures whole (PNG, JPEG, BMP, WebP, GIF). GDAL reads all else in windows, and PNGs
-of more than 64 megapixels or of 16 bits per channel (rasterio, the extra `geo`). Without rasterio
-Pillow reads plain TIFFs too. The rules are the same everywhere:
+Pillow decodes pictures whole (PNG, JPEG, BMP, WebP, GIF). GDAL reads TIFFs in windows, and PNGs of
+more than 64 megapixels or of 16 bits per channel (rasterio, the extra `geo`); see `gdal` on virtual
+rasters. Without rasterio Pillow reads plain TIFFs too. Other formats are refused, and so is, before
+the work is done, what would take more memory than a file of its size can mean. The rules are the
+same everywhere:
 
 - images are upright, as viewers show them: EXIF's and TIFF's orientation counts;
 - grey, palettes, fewer bits than 8, and 0 for white become what a viewer shows; colour profiles and
@@ -32,6 +34,10 @@ WHOLE = 1 << 26
 
 MOST = 1 << 29
 """Pixels of the largest image that is decoded whole."""
+
+HOLLOW = 100
+"""Pixels of an image decoded whole, of more than `WHOLE`, for each byte of its file: a picture of
+something has below 30, and a bomb, which is one colour, hundreds."""
 
 NEEDS_RASTERIO = "which is read by rasterio only; pip install 'tvjax[geo]'"
 
@@ -112,8 +118,20 @@ def read_whole(raster: Raster) -> tuple[np.ndarray, np.ndarray | None]:
     if raster.height * raster.width > MOST:
         size = f"{raster.width}x{raster.height}"
         raise UserError(f"{raster.path}: is {size} pixels, too large for a tile; cut it up")
+    _check_hollow(raster.path, raster.height, raster.width)
     window = (0, raster.height, 0, raster.width)
     return raster.read(*window), None if raster.valid is None else raster.valid(*window)
+
+
+def _check_hollow(path: Path, height: int, width: int) -> None:
+    """See `HOLLOW`."""
+    pixels, size = height * width, path.stat().st_size
+    if pixels > WHOLE and pixels > HOLLOW * size:
+        raise UserError(
+            f"{path}: is {width}x{height} pixels in {size} bytes, which can be little but one "
+            f"colour; images of more than {WHOLE} pixels need a byte for {HOLLOW} of them, cut it "
+            "up or convert it to a TIFF"
+        )
 
 
 def _is_for_gdal(header: pillow.Header) -> bool:
@@ -136,6 +154,7 @@ def _open_whole(path: Path, header: pillow.Header) -> Raster:
     if header.height * header.width > MOST:
         size = f"{header.width}x{header.height}"
         raise UserError(f"{path}: is {size} pixels, too large for a picture; convert it to a TIFF")
+    _check_hollow(path, header.height, header.width)
     decoded: list[tuple[np.ndarray, np.ndarray | None]] = []
 
     def get() -> tuple[np.ndarray, np.ndarray | None]:

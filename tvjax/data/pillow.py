@@ -6,10 +6,12 @@ not blended where a pixel is half transparent.
 """
 
 import contextlib
+import itertools
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -20,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from tvjax.data import orientation
+from tvjax.data import local, orientation
 from tvjax.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -35,8 +37,20 @@ KINDS = {
 }
 """Readers by how files begin. Chosen here, they do not guess, nor refuse large images."""
 
+MOST_SCANS = 200
+"""Of a JPEG, which is decoded as often as it has scans; progressive ones have some ten."""
+
+MOST_CHUNKS = 1 << 18
+"""Of a PNG: as many as a picture of 2^29 pixels has at the 8 KiB that are usual."""
+
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How TIFFs begin."""
+
+ENTRIES = ("HHI4x", "HHQ8x")
+"""Tag, type and number of values of an entry, of TIFFs and of big ones."""
+
+BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Of a number in a TIFF's tag, by its type; others have one."""
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
 """Pillow's names of the pixels that become red, green and blue without loss of range."""
@@ -86,12 +100,15 @@ def read_header(path: Path) -> Header | None:
     kind = _kind(path)
     if kind is None:
         return None
-    with decoding(path), kind(path) as image:
+    if kind is JpegImageFile:
+        _check_scans(path)
+    with decoding(path):
         chunks = dict(_png_chunks(path)) if kind is PngImageFile else {}
+    with decoding(path), kind(path) as image:
         bits = chunks[b"IHDR"][8] if b"IHDR" in chunks else 8
-        frames = 1 if kind is JpegImageFile else getattr(image, "n_frames", 1)
-        if frames > 1:
-            raise UserError(f"{path}: holds {frames} pictures; save one of them by itself")
+        # Not how many: of a GIF Pillow would decode them all to tell.
+        if kind is not JpegImageFile and getattr(image, "is_animated", False):
+            raise UserError(f"{path}: holds several pictures; save one of them by itself")
         if image.mode not in MODES and bits <= 8:
             raise UserError(f"{path}: has pixels of kind {image.mode}; convert it to RGB")
         return Header(
@@ -158,8 +175,23 @@ def tiff_tags(path: Path) -> ImageFileDirectory_v2 | None:
             return None
         tags = ImageFileDirectory_v2(begin + (file.read(8) if 43 in begin[2:4] else b""))
         file.seek(tags.next)
+        _check_tags(path, file, begin)
+        file.seek(tags.next)
         tags.load(file)
         return tags
+
+
+def _check_tags(path: Path, file: BinaryIO, begin: bytes) -> None:
+    """Refuses tags that lie in one another: a small file could ask for any amount of memory."""
+    order, is_big = "<" if begin[:2] == b"II" else ">", 43 in begin[2:4]
+    number, entry = struct.Struct(order + "HQ"[is_big]), struct.Struct(order + ENTRIES[is_big])
+    (count,) = number.unpack(file.read(number.size))
+    size = os.fstat(file.fileno()).st_size
+    content = file.read(entry.size * min(count, size // entry.size))
+    found = entry.iter_unpack(content[: len(content) // entry.size * entry.size])
+    total = sum(BYTES.get(kind, 1) * length for _, kind, length in found)
+    if total > 2 * size + 4096:  # some programs let tags of the same value share it
+        raise UserError(f"{path}: cannot be decoded (its tags are larger than the file)")
 
 
 def read_plain_tiff(path: Path) -> Header | None:
@@ -201,12 +233,22 @@ def _required(path: Path) -> Header:
     return header
 
 
-def _kind(path: Path) -> type[ImageFile.ImageFile] | None:
+def read_beginning(path: Path) -> bytes:
+    """The first bytes of a regular file, by which it is told what it is.
+
+    Raises:
+      UserError: it is no regular file, or cannot be read.
+    """
+    local.check_regular(path)
     try:
         with open(path, "rb") as file:
-            begin = file.read(12)
+            return file.read(12)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _kind(path: Path) -> type[ImageFile.ImageFile] | None:
+    begin = read_beginning(path)
     if begin[:4] == b"RIFF" and begin[8:] != b"WEBP":
         return None
     return next((kind for magic, kind in KINDS.items() if begin.startswith(magic)), None)
@@ -238,12 +280,27 @@ def _orientation(image: Image.Image, exif: bytes | None) -> int:
     return number if number in orientation.TURNS else 1
 
 
+def _check_scans(path: Path) -> None:
+    """Counts the marks of scans, which stand nowhere else but in pictures within the picture."""
+    scans, last = 0, b""
+    with decoding(path), open(path, "rb") as file:
+        while scans <= MOST_SCANS and (block := file.read(1 << 20)):
+            scans += (last + block).count(b"\xff\xda")
+            last = block[-1:] if block[-1:] == b"\xff" else b""
+    if scans > MOST_SCANS:
+        raise UserError(f"{path}: has more than {MOST_SCANS} scans; save it anew as a JPEG")
+
+
 def _png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
     """Names and contents of a PNG's chunks as far as it is whole, without its pixels."""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         file.seek(8)
-        while len(begin := file.read(8)) == 8:
+        for number in itertools.count(1):
+            if number > MOST_CHUNKS:
+                raise UserError(f"{path}: has more than {MOST_CHUNKS} chunks; save it anew")
+            if len(begin := file.read(8)) < 8:
+                return
             length, name = struct.unpack(">I4s", begin)
             if file.tell() + length + 4 > size:
                 return

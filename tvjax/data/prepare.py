@@ -6,6 +6,10 @@ r"""Prepares a COCO file, or images with mask PNGs of the same names, for traini
 Images are read by the rules of `tvjax.data.pictures`, as in prediction. Masks hold 0 and one other
 value, which is the objects'; if they hold more, `--category=VALUE` says which values are objects.
 
+What a COCO file names lies in the folder of images: a `file_name` or a link that leads out of it is
+refused (the folder itself may be a link). Files of the two folders may be links to anywhere with
+`--masks`, where nothing but the folders' user names them.
+
 It may be interrupted and run again: DATA_DIR appears when it is complete, and not before.
 """
 

@@ -5,33 +5,55 @@ Masks are bool `[H, W]`. `check` is cheap and touches no pixel, `rasterise` fill
 those of the crowdAI challenge are wrong in every annotation.
 """
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from tvjax.errors import short
+
 FAR = 16
 """A coordinate more than this many image sizes outside the image is taken for a mistake."""
 
+MOST_OUTLINE = 1 << 21
+"""Pixels that the outline of a polygon may be long. pycocotools walks along it in fifths of a pixel
+and needs some 100 bytes for each pixel: 200 MB. An outline of 10,000 buildings has half of it."""
 
-def check(segmentation: Any, height: int, width: int) -> None:
-    """Raises a ValueError that says what is wrong with a `segmentation`, if anything is.
+MOST_OUTLINES = 1 << 24
+"""Pixels that all outlines of an image may be long: a second's work. A city of 50,000 buildings has
+half of it."""
+
+TOGETHER = 64
+"""Regions that are united before their pixels are filled."""
+
+GROUPS = 7
+"""Characters of a count of a run-length code: the 32 bits of pycocotools's counts need as many."""
+
+
+def check(segmentation: Any, height: int, width: int) -> int:
+    """Checks a `segmentation`, in a time that its own length and the image's size bound.
 
     Args:
       segmentation: a list of polygons `[x0, y0, x1, y1, ...]` in pixels, or a run-length code
         `{"size": [height, width], "counts": ...}` with a list or a compressed string of counts.
       height: of the image, in pixels.
       width: of the image, in pixels.
+
+    Returns:
+      Pixels that its outlines are long; see `MOST_OUTLINES`.
+
+    Raises:
+      ValueError: says what is wrong with it.
     """
     if isinstance(segmentation, dict):
         _check_run_lengths(segmentation, height, width)
-    elif isinstance(segmentation, list) and segmentation:
-        for polygon in segmentation:
-            _check_polygon(polygon, height, width)
-    else:
-        raise ValueError("has no segmentation: give polygons or a run-length code")
+        return 0
+    if isinstance(segmentation, list) and segmentation:
+        return sum(_check_polygon(polygon, height, width) for polygon in segmentation)
+    raise ValueError("has no segmentation: give polygons or a run-length code")
 
 
 def rasterise(segmentations: Sequence[Any], height: int, width: int) -> np.ndarray:
@@ -40,12 +62,9 @@ def rasterise(segmentations: Sequence[Any], height: int, width: int) -> np.ndarr
     Every segmentation must have passed `check`: on malformed codes pycocotools gives wrong masks.
     """
     mask = np.zeros((height, width), bool)
-    for segmentation in segmentations:
-        code: Any = segmentation
-        if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
-            code = coco_mask.frPyObjects(code, height, width)
-        for part in code if isinstance(code, list) else [code]:
-            mask |= decode(part)
+    parts = itertools.chain.from_iterable(_codes(s, height, width) for s in segmentations)
+    while group := list(itertools.islice(parts, TOGETHER)):
+        mask |= decode(coco_mask.merge(group))
     return mask
 
 
@@ -57,52 +76,75 @@ def decode(code: Any) -> np.ndarray:
         return coco_mask.decode(code).astype(bool)
 
 
-def _check_polygon(polygon: Any, height: int, width: int) -> None:
+def _codes(segmentation: Any, height: int, width: int) -> Iterator[Any]:
+    """Compressed run-length codes of a segmentation's parts."""
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            yield from coco_mask.frPyObjects([polygon], height, width)
+        return
+    code: Any = {"size": [height, width], "counts": segmentation["counts"]}
+    is_plain = isinstance(code["counts"], list)
+    yield coco_mask.frPyObjects(code, height, width) if is_plain else code
+
+
+def _check_polygon(polygon: Any, height: int, width: int) -> int:
     if not isinstance(polygon, list):
-        raise ValueError(f"has a polygon that is no list of numbers: {_short(polygon)}")
+        raise ValueError(f"has a polygon that is no list of numbers: {short(polygon)}")
+    if not set(map(type, polygon)) <= {int, float}:
+        raise ValueError(f"has a polygon with values that are no numbers: {short(polygon)}")
+    if len(polygon) % 2:
+        raise ValueError(
+            f"has a polygon with an odd count of {len(polygon)} numbers; x and y must alternate"
+        )
+    if len(polygon) < 6:
+        raise ValueError(
+            f"has a polygon with fewer than 3 points ({len(polygon) // 2}): {short(polygon)}"
+        )
     try:
-        numbers = np.asarray(polygon)
-    except ValueError:
-        numbers = np.empty((), object)
-    if numbers.size and (numbers.ndim != 1 or numbers.dtype.kind not in "iuf"):
-        raise ValueError(f"has a polygon with values that are no numbers: {_short(polygon)}")
-    if numbers.size % 2:
-        raise ValueError(
-            f"has a polygon with an odd count of {numbers.size} numbers; x and y must alternate"
-        )
-    if numbers.size < 6:
-        raise ValueError(
-            f"has a polygon with fewer than 3 points ({numbers.size // 2}): {_short(polygon)}"
-        )
-    points = numbers.reshape(-1, 2)
-    limit = FAR * np.array([width, height])
-    # Written so that NaN fails too. The rasteriser walks the outline pixel by pixel, so that a
-    # coordinate of 1e9 would exhaust the memory; a moderate overhang it clips exactly.
-    if not np.all(np.abs(points) <= limit):
+        points = np.array(polygon, float).reshape(-1, 2)
+    except OverflowError:  # a whole number of hundreds of digits
+        points = np.full((1, 2), np.inf)
+    across, down = np.abs(points).max(axis=0)
+    # Written so that NaN fails too. A moderate overhang the rasteriser clips exactly.
+    if not (across <= FAR * width and down <= FAR * height):
         raise ValueError(
             f"has a polygon with a coordinate far outside the {width}x{height} image: "
-            f"{_short(polygon)}"
+            f"{short(polygon)}"
         )
+    length = int(np.abs(points[1:] - points[:-1]).max(axis=1).sum())
+    length += int(np.abs(points[0] - points[-1]).max())
+    if length > MOST_OUTLINE:
+        raise ValueError(
+            f"has a polygon whose outline is {length} pixels long; at most {MOST_OUTLINE} are "
+            "taken, write it as a run-length code"
+        )
+    return length
 
 
 def _check_run_lengths(code: dict[str, Any], height: int, width: int) -> None:
-    counts = code.get("counts")
-    if code.get("size") != [height, width]:
+    counts, size = code.get("counts"), code.get("size")
+    if size != [height, width]:
         raise ValueError(
-            f"has a run-length code of size {_short(code.get('size'))}; "
-            f"the image's is [{height}, {width}]"
+            f"has a run-length code of size {short(size)}; the image's is [{height}, {width}]"
+        )
+    if not isinstance(counts, (str, list)):
+        raise ValueError(f"has a run-length code with counts {short(counts)}")
+    # No count but the first needs to be 0.
+    most = (height * width + 1) * (GROUPS if isinstance(counts, str) else 1)
+    if len(counts) > most:
+        raise ValueError(
+            f"has a run-length code of length {len(counts)}, longer than the image of "
+            f"{height * width} pixels can need"
         )
     if isinstance(counts, str):
         counts = _decompress(counts)
-    if isinstance(counts, list):
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("has a run-length code with counts that are no whole numbers >= 0")
-        if sum(counts) != height * width:
-            raise ValueError(
-                f"has a run-length code of {sum(counts)} pixels; the image has {height * width}"
-            )
-    else:
-        raise ValueError(f"has a run-length code with counts {_short(counts)}")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("has a run-length code with counts that are no whole numbers >= 0")
+    total = sum(counts)
+    if total != height * width:
+        raise ValueError(
+            f"has a run-length code of {short(total)} pixels; the image has {height * width}"
+        )
 
 
 def _decompress(text: str) -> list[int]:
@@ -112,24 +154,22 @@ def _decompress(text: str) -> list[int]:
     with a sixth bit that says whether more follow; from the fourth on it is the difference from
     the count two places before.
     """
-    counts, value, shift = [], 0, 0
-    for character in text:
-        group = ord(character) - ord("0")
-        if not 0 <= group < 64:
-            raise ValueError(f"has a run-length code with the character {character!r}")
-        value |= (group & 31) << shift
-        shift += 5
-        if group & 32:
-            continue
-        if group & 16:  # negative
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    if shift:
+    if not text:
+        return []
+    groups = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) - ord("0")
+    wrong = np.flatnonzero(groups >= 64)  # smaller characters are larger numbers without a sign
+    if len(wrong):
+        raise ValueError(f"has a run-length code with the character {text[wrong[0]]!r}")
+    ends = np.flatnonzero((groups & 32) == 0)
+    if not len(ends) or ends[-1] != len(groups) - 1:
         raise ValueError("has a run-length code that is cut off")
-    return counts
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    starts = np.append(0, ends[:-1] + 1)
+    lengths = ends + 1 - starts
+    if lengths.max() > GROUPS:
+        raise ValueError(f"has a run-length code with a count of more than {5 * GROUPS} bits")
+    places = np.arange(len(groups)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((groups.astype(np.int64) & 31) << 5 * places, starts)
+    values -= np.where(groups[ends] & 16, np.int64(1) << 5 * lengths, 0)  # a sign
+    for first in (1, 2):
+        values[first::2] = np.cumsum(values[first::2])
+    return values.tolist()

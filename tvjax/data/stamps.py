@@ -10,10 +10,12 @@ read again, as git does.
 """
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import os
+import stat
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +46,13 @@ def take(file: Path) -> Stamp | None:
 
 
 def signature(file: Path) -> list[int]:
-    """Size and times (of contents and of the entry, in ns) of a file."""
+    """Size and times (of contents and of the entry, in ns) of a file; an `OSError` if it is none.
+
+    To open a pipe would wait for who writes into it.
+    """
     found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(file))
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 

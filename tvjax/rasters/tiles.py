@@ -6,8 +6,10 @@ the overlap leaves room for that; on a net that reaches everywhere it hides the 
 """
 
 import mmap
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,13 @@ ALIGNMENT = 32
 
 ROW = 1 << 22
 """Bytes of a row of tiles that is kept in memory; a longer one is kept in a temporary file."""
+
+MOST_ROW = 1 << 32
+"""Bytes of a row of tiles, which lie in a temporary file: those of an image two million pixels wide
+by tiles of 512. At most half of what is free is taken."""
+
+MOST_PIXELS = 1 << 36
+"""Of an image whose tiles are predicted one by one: a day's work of a processor."""
 
 Net = Callable[[np.ndarray], Any]
 """Images, float32 `[B, H, W, 3]` in [0, 1] -> probabilities `[B, H, W, 1]`."""
@@ -100,9 +109,8 @@ def windows(length: int, tile: int, overlap: int, reach: int) -> list[Window]:
     The last one ends with the image, whose length is rounded up to the alignment; an image smaller
     than a tile is one window.
     """
-    padded = -(-length // ALIGNMENT) * ALIGNMENT
-    last = max(0, padded - tile) if length > tile else 0
-    starts = [*range(0, last, max(1, tile - overlap)), last]
+    starts = _starts(length, tile, overlap)
+    padded, last = -(-length // ALIGNMENT) * ALIGNMENT, starts[-1]
     total = np.zeros(max(padded, last + tile), np.float32)
     ramps = []
     for start in starts:
@@ -176,8 +184,32 @@ def strips(
 def count(height: int, width: int, tiling: Tiling) -> int:
     """The number of tiles of an image."""
     sides = zip((height, width), tiling.tile, strict=True)
-    numbers = [len(windows(side, tile, tiling.overlap, tiling.reach)) for side, tile in sides]
+    numbers = [len(_starts(side, tile, tiling.overlap)) for side, tile in sides]
     return numbers[0] * numbers[1]
+
+
+def check_size(path: Path, size: tuple[int, int], tiling: Tiling) -> None:
+    """Checks, before any work, that an image of the size that a file declares can be predicted.
+
+    Raises:
+      UserError: it has more than `MOST_PIXELS`, or a row of its tiles has more than `MOST_ROW`, or
+        than half of the room for temporary files.
+    """
+    height, width = size
+    what = f"{path}: is {width}x{height} pixels"
+    if height * width > MOST_PIXELS:
+        raise UserError(f"{what}, more than {MOST_PIXELS}; cut it up (gdal_translate -srcwin)")
+    row = 4 * tiling.tile[0] * (width + tiling.tile[1])
+    most, why = MOST_ROW, "that are allowed"
+    if row > ROW:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free // 2
+        most, why = min((most, why), (free, f"that are half of the room in {folder}"))
+    if row > most:
+        raise UserError(
+            f"{what}, whose row of tiles needs {row >> 20} MiB for a while, more than the "
+            f"{most >> 20} MiB {why}; cut it up (gdal_translate -srcwin), or give a smaller --tile"
+        )
 
 
 def probabilities(
@@ -221,6 +253,12 @@ def choose_tiling(sizes: set[tuple[int, int]], net: Net, tile: int = 512, batch:
     if len(sizes) > 1:
         height, width = (-(-side // ALIGNMENT) * ALIGNMENT for side in (height, width))
     return Tiling((height, width), 0, 0, batch)
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    padded = -(-length // ALIGNMENT) * ALIGNMENT
+    last = max(0, padded - tile) if length > tile else 0
+    return [*range(0, last, max(1, tile - overlap)), last]
 
 
 def _row_of_tiles(height: int, width: int) -> tuple[np.ndarray, Callable[[], object]]:
