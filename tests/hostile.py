@@ -106,6 +106,8 @@ def coco_cases():
             f"size and code {size}",
             {**content({"size": list(size), "counts": [size[0] * size[1]]}, size=size)},
         )
+    yield "parts", content(SQUARE * (coco.MOST_REGIONS + 1))
+    yield "folders", content(name="a/" * 100_000 + "a.png")
     yield "many", many(coco.MOST_REGIONS + 1)
     yield "twice", {**content(), "images": content()["images"] * 2}
     yield "categories", of("category_id", [1])
@@ -312,7 +314,7 @@ def tried(read):
 
 
 def main(kind, folder):
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     lay_out(folder)
     warnings.simplefilter("ignore")
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -27,8 +27,9 @@ from tvjax.errors import UserError, short
 MOST_BYTES = 1 << 31
 """Of a COCO file: in memory it takes ten times as many. 60,000 images have some 2^27."""
 
-MOST_REGIONS = 100_000
-"""Annotations of one image: each costs time, and no labelled picture has a tenth of it."""
+MOST_REGIONS = 1 << 16
+"""Polygons and run-length codes of one image: each costs time, and crowded pictures of aerial sets
+have up to some 10,000."""
 
 LISTED = 20
 """Categories that a message lists."""
@@ -41,6 +42,8 @@ class Outlines(NamedTuple):
     crowds: list[bool]
     length: int = 0
     """Of all outlines, in pixels."""
+    parts: int = 0
+    """Polygons and run-length codes."""
 
 
 class Tile(NamedTuple):
@@ -146,7 +149,7 @@ def read(
         if size[0] * size[1] > pictures.MOST:
             declared = f"image id {image_id} of {annotations} is declared as {size[1]}x{size[0]}"
             collected.add(file, f"{file}: {declared} pixels, too large for a tile; cut it up")
-        if not file.is_file():
+        if not os.path.isfile(file):  # False too where the folder may not be entered
             collected.add(file, f"{file}: image id {image_id} of {annotations} has no such file")
         if file not in collected.reasons:
             regions_of = found[image_id]
@@ -164,17 +167,18 @@ def read(
 def _with(before: Outlines, annotation: dict[str, Any], height: int, width: int) -> Outlines:
     """Adds an annotation to those of its image; a ValueError says what is wrong with it."""
     segmentation = annotation.get("segmentation")
+    parts = before.parts + (len(segmentation) if isinstance(segmentation, list) else 1)
+    if parts > MOST_REGIONS:
+        raise ValueError(f"makes more than {MOST_REGIONS} polygons of one image; cut the image up")
     length = before.length + regions.check(segmentation, height, width)
     if length > regions.MOST_OUTLINES:
         raise ValueError(
             f"makes the outlines of this image {length} pixels long; at most "
             f"{regions.MOST_OUTLINES} are taken, cut the image up"
         )
-    if len(before.segmentations) == MOST_REGIONS:
-        raise ValueError(f"is one of more than {MOST_REGIONS} of one image; cut the image up")
     before.segmentations.append(segmentation)
     before.crowds.append(bool(annotation.get("iscrowd")))
-    return before._replace(length=length)
+    return before._replace(length=length, parts=parts)
 
 
 def choose_category(annotations: str | Path | None, chosen: int | None = None) -> int:

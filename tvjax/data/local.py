@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tvjax.errors import UserError, short
 
-MOST_BYTES = 255
-"""Of a part of a path; no file system in use takes longer ones."""
+MOST_BYTES, MOST_OF_ALL = 255, 4095
+"""Of a part of a path, and of a whole one; no system in use takes longer ones."""
 
 KINDS = {
     stat.S_IFDIR: "a directory",
@@ -42,7 +42,8 @@ def wrong_name(name: str) -> str | None:
         return "holds half a character"
     if b"\0" in name.encode():
         return "holds a character of number 0"
-    return "is too long for a file" if max(map(len, parts)) > MOST_BYTES else None
+    is_long = len(name.encode()) > MOST_OF_ALL or max(map(len, parts)) > MOST_BYTES
+    return "is too long for a file" if is_long else None
 
 
 class Folder:

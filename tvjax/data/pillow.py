@@ -37,6 +37,9 @@ KINDS = {
 }
 """Readers by how files begin. Chosen here, they do not guess, nor refuse large images."""
 
+TOGETHER = 1 << 22
+"""Pixels that are converted at once: all at once would take three times the memory."""
+
 MOST_SCANS = 200
 """Of a JPEG, which is decoded as often as it has scans; progressive ones have some ten."""
 
@@ -138,12 +141,22 @@ def decode(path: Path, header: Header) -> tuple[np.ndarray, np.ndarray | None]:
     Raises:
       UserError: the file is truncated or no picture.
     """
+    has_alpha = header.has_alpha and header.key is None
+    rgb = np.empty((header.height, header.width, 3), np.uint8)
+    valid = np.ones(rgb.shape[:2], bool) if header.has_alpha or header.key is not None else None
     with decoding(path), (_kind(path) or TiffImageFile)(path) as image:
-        if header.key is not None or not header.has_alpha:
-            rgb = np.asarray(image.convert("RGB"))
-            return rgb, None if header.key is None else rgb[..., 0] != header.key
-        rgba = np.asarray(image.convert("RGBA"))  # palettes too: Pillow warns of RGB at once
-    return rgba[..., :3], rgba[..., 3] > 0
+        if (image.height, image.width) != rgb.shape[:2]:
+            raise UserError(f"{path}: was changed while it was read")
+        rows = max(1, TOGETHER // image.width)
+        for top in range(0, image.height, rows):
+            part = image.crop((0, top, image.width, min(top + rows, image.height)))
+            # Palettes with alpha too by RGBA: Pillow warns of RGB at once.
+            values = np.asarray(part.convert("RGBA" if has_alpha else "RGB"))
+            rgb[top : top + rows] = values[..., :3]
+            if valid is not None:
+                opaque = values[..., 3] > 0 if has_alpha else values[..., 0] != header.key
+                valid[top : top + rows] = opaque
+    return rgb, valid
 
 
 def read_values(path: Path) -> np.ndarray:
