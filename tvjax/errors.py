@@ -1,5 +1,6 @@
 """The error that a user can mend, and how programs print it."""
 
+import errno
 import reprlib
 import sys
 from collections.abc import Callable
@@ -43,6 +44,24 @@ def short(value: Any) -> str:
     """A value from a file as a message shows it, without writing out the whole of a long one."""
     text = _SHORT.repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+_MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def unwritable(message: str, error: OSError) -> UserError:
+    """The error, to be raised, for what the system would not write.
+
+    Args:
+      message: that says what, with `{}` where the system's reason belongs.
+      error: the system's.
+
+    Returns:
+      An `Outage` for a full disk and the like, else a `UserError`.
+    """
+    kind = Outage if error.errno in _MAY_PASS else UserError
+    before, _, after = message.rpartition("{}")  # names before it may hold braces
+    return kind(f"{before}{error.strerror or error.__cause__ or error}{after}")
 
 
 def exit_with_one_line(main: Callable[..., object]) -> Callable[..., object]:

@@ -6,13 +6,15 @@ sibling directory that is renamed at the end, so that a half-built set is never 
 """
 
 import contextlib
+import errno
 import importlib.metadata
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -146,13 +148,13 @@ def build(
     if not tiles:
         faults.check(total)
     with workspace.beside(out) as work:
-        arrays = np.lib.format.open_memmap(
-            work / "arrays.npy", mode="w+", dtype=np.uint8, shape=(len(tiles), *size, 4)
-        )
-        tiles, hashes = _decode(tiles, arrays, faults, sources, skip_bad, progress)
+        # Written, and mapped when it is complete: a file mapped before would, on a full disk, end
+        # the process by SIGBUS.
+        with open(work / "arrays", "wb") as rows:
+            tiles, hashes = _decode(tiles, size, rows, faults, sources, skip_bad, progress)
         if not skip_bad or not tiles:
             faults.check(total)
-        arrays = arrays[: len(tiles)]
+        arrays = np.memmap(work / "arrays", np.uint8, "r", shape=(len(tiles), *size, 4))
         for note in plausible.check(tiles, arrays[..., 3], annotations):
             print(f"note: {escaped(note)}", file=sys.stderr)
         labels = duplicates.clusters(hashes)
@@ -219,19 +221,20 @@ def _check_sizes(tiles: list[Tile], size: tuple[int, int], faults: Faults) -> li
 
 def _decode(
     tiles: list[Tile],
-    arrays: np.ndarray,
+    size: tuple[int, int],
+    out: BinaryIO,
     faults: Faults,
     sources: Sources,
     skip_bad: bool,
     progress: bool,
 ) -> tuple[list[Tile], np.ndarray]:
-    """Fills the first rows of `arrays` (uint8 `[N, h, w, 4]`: image and mask).
+    """Writes image and mask of each tile, uint8 `[h, w, 4]`, one behind the other.
 
     Returns:
       The tiles that could be decoded, and their hashes, `[n, 8]`.
     """
     hashes = np.empty((len(tiles), 8), np.uint64)
-    size, good = arrays.shape[1:3], []
+    good = []
     for tile in tqdm(tiles, "preparing tiles", unit="tile", disable=not progress):
         interruption.check()
         for file in tile.files:
@@ -246,8 +249,8 @@ def _decode(
             continue  # nothing will be built: only look for more
         k = len(good)
         hashes[k] = duplicates.hashes(image)
-        arrays[k, :, :, :3] = area.shrink_image(image, size)
-        arrays[k, :, :, 3:] = area.shrink_mask(mask, size)
+        shrunk = area.shrink_image(image, size), area.shrink_mask(mask, size)
+        out.write(np.concatenate(shrunk, axis=2).tobytes())
         good.append(tile)
     return good, hashes[: len(good)]
 
@@ -259,7 +262,13 @@ def _write_records(
     builder = Tiles(data_dir=directory, ids=ids, names=names, arrays=arrays, assigned=assigned)
     # tfds prints the name of a directory that is about to be renamed, and bars of its own.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        builder.download_and_prepare(file_format="array_record")
+        try:
+            builder.download_and_prepare(file_format="array_record")
+        except (
+            RuntimeError
+        ) as error:  # of array_record; it tells in a long line what the system said
+            said = re.search(r"failed: ([^;]+);", str(error))
+            raise OSError(errno.ENOSPC, said[1] if said else str(error)) from error
 
 
 def _pairs(

@@ -37,7 +37,7 @@ def digest(sets: Mapping[str, Iterable[tuple[np.ndarray, np.ndarray]]]) -> str:
 
 def write(directory: Path, sha256: str) -> None:
     """Keeps the identity of finished records beside them."""
-    stamps.keep(directory / FILE, {"sha256": sha256, "files": stamps.take_all(_files(directory))})
+    stamps.write(directory / FILE, _content(directory, sha256))
 
 
 def of(directory: str | Path) -> str:
@@ -57,8 +57,12 @@ def of(directory: str | Path) -> str:
                 stamps.keep(directory / FILE, kept | {"files": today})
             return kept["sha256"]
     sha256 = digest({name: _pairs(records.open_split(directory, name)) for name in splits.NAMES})
-    write(directory, sha256)
+    stamps.keep(directory / FILE, _content(directory, sha256))
     return sha256
+
+
+def _content(directory: Path, sha256: str) -> dict[str, Any]:
+    return {"sha256": sha256, "files": stamps.take_all(_files(directory))}
 
 
 def _files(directory: Path) -> dict[str, Path]:

@@ -56,7 +56,7 @@ class Sources:
             if self._name(file) not in known:
                 self.read(file)
         content = {"read": self._stamps, "passed_over": sorted(passed_over)}
-        stamps.keep(directory / FILE, content)
+        stamps.write(directory / FILE, content)
 
     def changes(self, directory: Path) -> str:
         """What is other than when the records of a directory were made, in a few words.

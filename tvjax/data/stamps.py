@@ -83,15 +83,20 @@ def same(one: Stamp | None, two: Stamp | None) -> bool:
     return (one and one[3]) == (two and two[3])
 
 
-def keep(path: Path, content: Any) -> None:
-    """Writes JSON in one go, or not at all where the folder is another's: it can be made again."""
+def write(path: Path, content: Any) -> None:
+    """Writes JSON in one go, or not at all."""
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         hidden.write_text(json.dumps(content, separators=(",", ":")).replace("],", "],\n") + "\n")
         hidden.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            hidden.unlink()
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def keep(path: Path, content: Any) -> None:
+    """The same, but goes on where the folder is another's, or full: it can be made again."""
+    with contextlib.suppress(OSError):
+        write(path, content)
 
 
 def _renew(stamp: Stamp | None, file: Path) -> Stamp | None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tvjax.errors import UserError
+from tvjax.errors import unwritable
 
 LOCK = "lock"
 
@@ -22,7 +22,7 @@ def beside(target: Path) -> Iterator[Path]:
     directory, and the system drops the lock with the process.
 
     Raises:
-      UserError: the parent directory cannot be written.
+      UserError: the parent directory cannot be written, or, an `Outage`, has no room left.
     """
     prefix = f".{target.name}.building-"
     try:
@@ -31,12 +31,15 @@ def beside(target: Path) -> Iterator[Path]:
             _remove_if_abandoned(abandoned)
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     except OSError as error:
-        raise UserError(f"{target}: cannot write there ({error.strerror})") from error
+        raise unwritable(f"{target}: cannot write there ({{}})", error) from error
     try:
         with open(work / LOCK, "w") as lock:
             with contextlib.suppress(OSError):  # a file system without locks: nobody removes it
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield work
+    except OSError as error:
+        message = f"{target} cannot be written ({{}}); nothing of it stays: make room, and run the "
+        raise unwritable(message + "same command again", error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
