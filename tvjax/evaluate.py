@@ -14,22 +14,27 @@ Wilcoxon's signed-rank test and a bootstrap interval of the mean difference of I
 `--checkpoint` chooses what is scored of a run: `newest`, `best` by validation IoU, or a step.
 """
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from tvjax import interruption, program, scores
+from tvjax import files, interruption, program, scores
 from tvjax.comparison import compare, describe, warn_of_data
-from tvjax.data import coco
-from tvjax.errors import UserError
+from tvjax.data import coco, workspace
+from tvjax.errors import UserError, unwritable
 from tvjax.examples import Examples
 from tvjax.predictor import Predictor, own_denoising
 from tvjax.rasters import tiles
 from tvjax.training import restore, rundir
 from tvjax.types import Config
+
+KEPT = ("scores.json", "results.json", "per_image.csv", "grid.png")
+"""What is written of each run."""
 
 _WORKDIR = flags.DEFINE_multi_string("workdir", [], "Folder of the run; a second one to compare.")
 _CHECKPOINT = program.define_checkpoint_flag()
@@ -66,6 +71,9 @@ def main(argv: list[str]) -> None:
         )
     chosen = _CATEGORY.value[0] if _CATEGORY.value else None
     category = coco.choose_category(_ANNOTATIONS.value, chosen) if _OUT.value else 1
+    folders = [_folder(number) for number in range(1, len(_WORKDIR.value) + 1)]
+    for folder in filter(None, folders):
+        files.check_folder("out", folder)
     examples: Examples | None = None
     if _ANNOTATIONS.value and _IMAGES.value:
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value)
@@ -73,7 +81,7 @@ def main(argv: list[str]) -> None:
         {"split": _SPLIT.value} if examples is None else {"annotations": _ANNOTATIONS.value}
     )
     found, reports, trained_on = [], [], []
-    for number, workdir in enumerate(_WORKDIR.value, 1):
+    for workdir, folder in zip(_WORKDIR.value, folders, strict=True):
         interruption.check()
         net, step, config = open_net(Path(workdir))
         trained_on.append(rundir.read_data(Path(workdir)))
@@ -86,9 +94,11 @@ def main(argv: list[str]) -> None:
         result = scores.score(examples, net, tiling, scale=_SCALE.value, category=category)
         reports.append({"workdir": workdir, **source, "step": step, **result.summary})
         found.append(result)
-        if _OUT.value:
-            out = Path(_OUT.value) / (str(number) if len(_WORKDIR.value) > 1 else "")
-            keep(out, examples, net, tiling, result, reports[-1])
+        if folder:
+            with workspace.beside(folder / "scores.json") as work, _writing(folder):
+                keep(work, examples, net, tiling, result, reports[-1])
+                for name in KEPT:
+                    (work / name).replace(folder / name)
     if len(found) == 1:
         print(json.dumps(reports[0]))
         return
@@ -100,7 +110,24 @@ def main(argv: list[str]) -> None:
     print(describe(comparison, reports))
     print(json.dumps({"runs": reports, "comparison": comparison, "warning": warning}))
     if _OUT.value:
-        (Path(_OUT.value) / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+        with _writing(Path(_OUT.value)):
+            text = json.dumps(comparison, indent=2) + "\n"
+            files.write_text(Path(_OUT.value) / "comparison.json", text)
+
+
+def _folder(number: int) -> Path | None:
+    """Where the results of a run go."""
+    if not _OUT.value:
+        return None
+    return Path(_OUT.value) / (str(number) if len(_WORKDIR.value) > 1 else "")
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(f"--out={out} cannot be written: {{}}", error) from error
 
 
 def open_net(workdir: Path) -> tuple[Predictor, int, Config]:
@@ -139,10 +166,6 @@ def keep(
     """Writes what was found into a folder."""
     from tvjax.training import figures  # matplotlib is slow to load
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
     (out / "scores.json").write_text(json.dumps(report, indent=2) + "\n")
     (out / "results.json").write_text(json.dumps(result.results) + "\n")
     scores.write_csv(result.images, out / "per_image.csv")

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from absl import flags
 
-from tvjax import interruption, program
-from tvjax.errors import UserError
+from tvjax import files, interruption, program
+from tvjax.errors import UserError, unwritable
 from tvjax.predictor import KNOWN, PLATFORMS, Predictor
-from tvjax.rasters import writer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "File to write.")
@@ -46,6 +45,7 @@ def main(argv: list[str]) -> None:
     if unknown or not _PLATFORMS.value:
         raise UserError(f"--platforms={','.join(unknown)}: give some of {', '.join(KNOWN)}")
     size = None if _SIZE.value == "symbolic" else int(_SIZE.value)
+    files.check_file("out", Path(out))
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     try:
         exported = net.export(size=size, batch=_BATCH.value, platforms=_PLATFORMS.value)
@@ -62,10 +62,10 @@ def main(argv: list[str]) -> None:
     content = exported.mlir_module().encode() if _MLIR.value else bytes(exported.serialize())
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with writer.replacing(Path(out)) as temporary:
+        with files.replacing(Path(out)) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+        raise unwritable(f"--out={out} cannot be written: {{}}", error) from error
     shapes = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in exported.in_avals]
     taken = {"step": int(net.state.step), "images": shapes[0], "platforms": exported.platforms}
     print(json.dumps({"out": out, "bytes": len(content), **taken}))

@@ -23,8 +23,8 @@ read by the rules of `tvjax.data.pictures`, as training tiles are.
 Images are read by tiles, and results written by rows: memory is flat in an image's height and
 width, but for the outlines of objects that are not complete yet. Files appear when they are
 complete; Ctrl-C and SIGTERM leave none that is not. Exit status: 0; 1 if images were skipped, each
-with a line on stderr; 2 after a mistake in the flags, or if `--out` cannot be written; 130 after
-Ctrl-C or SIGTERM.
+with a line on stderr; 2 after a mistake in the flags, or if `--out` cannot be written; 74 if its
+disk is full; 130 after Ctrl-C or SIGTERM.
 """
 
 import json
@@ -33,7 +33,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tvjax import prediction, program
+from tvjax import files, prediction, program
 from tvjax.data import coco
 from tvjax.errors import UserError
 from tvjax.predictor import Predictor
@@ -77,6 +77,7 @@ def main(argv: list[str]) -> None:
     paths = prediction.find_images(_IMAGES.value)
     if any(path.parent.resolve() == Path(out).resolve() for path in paths):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
+    files.check_folder("out", Path(out))
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     options = prediction.Options(
         _SCALE.value, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value, _MIN_AREA.value,

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from tvjax import interruption, polygons
+from tvjax import files, interruption, polygons
 from tvjax.data import coco, pictures, workspace
 from tvjax.data.pictures import Raster
-from tvjax.errors import UserError, escaped
+from tvjax.errors import UserError, escaped, unwritable
 from tvjax.rasters import reader, tiles, writer
 
 
@@ -199,9 +199,9 @@ def predict_images(
         del sizes[number, path]
     total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
     with (
-        _writing(out),
         workspace.beside(out / "results.json") as work,
-        writer.replacing(out / "results.json", work) as temporary,
+        _writing(out),
+        files.replacing(out / "results.json", work) as temporary,
         writer.JsonList(temporary) as results,
         tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
     ):
@@ -251,7 +251,7 @@ def predict_raster(
 
         def create(name: str, dtype: Any) -> writer.Writer:
             target = out / f"{raster.path.stem}_{name}.{kind}"
-            path = stack.enter_context(writer.replacing(target, work))
+            path = stack.enter_context(files.replacing(target, work))
             size = raster.height, raster.width
             if raster.is_plain:
                 return stack.enter_context(writer.Png(path, *size, dtype))
@@ -274,7 +274,7 @@ def predict_raster(
                 yield strip
             _note_no_data(raster.path, share())
 
-        path = stack.enter_context(writer.replacing(out / f"{raster.path.stem}.geojson", work))
+        path = stack.enter_context(files.replacing(out / f"{raster.path.stem}.geojson", work))
         features = stack.enter_context(writer.JsonList(path, *_collection(raster)))
         for polygon in polygons.trace(
             written(), threshold=options.threshold, min_area=options.min_area
@@ -307,8 +307,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error.__cause__ or error
-        raise UserError(f"--out={out} cannot be written: {reason}") from error
+        raise unwritable(f"--out={out} cannot be written: {{}}", error) from error
 
 
 def _note(words: str) -> None:

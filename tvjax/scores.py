@@ -10,12 +10,12 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from tvjax import interruption, polygons
+from tvjax import files, interruption, polygons
 from tvjax.average_precision import average_precision
 from tvjax.errors import UserError
 from tvjax.examples import Example, Examples
 from tvjax.metrics import Counts
-from tvjax.rasters import reader, tiles, writer
+from tvjax.rasters import reader, tiles
 from tvjax.rasters.resample import Axis
 
 
@@ -133,7 +133,7 @@ def scaled_sizes(examples: Examples, scale: float) -> set[tuple[int, int]]:
 
 def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the scores of each image, a line an image."""
-    with writer.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with files.replacing(path) as temporary, open(temporary, "w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)

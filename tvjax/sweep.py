@@ -22,7 +22,7 @@ from absl import flags
 from jax import lax
 from tqdm import tqdm
 
-from tvjax import fields, interruption, program, provenance
+from tvjax import fields, files, interruption, program, provenance
 from tvjax.data import pipeline
 from tvjax.data.records import Split
 from tvjax.data.sets import open_sets
@@ -280,9 +280,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
 
 def write(workdir: Path, lines: list[dict[str, Any]]) -> None:
     """Writes all lines; an earlier file stays whole until the new one is."""
-    temporary = workdir / ".results.jsonl"
-    temporary.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    temporary.replace(workdir / "results.jsonl")
+    files.write_text(workdir / "results.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
 
 
 def table(lines: list[dict[str, Any]]) -> str:

@@ -1,11 +1,9 @@
 """Images written strip by strip, under another name until they are complete."""
 
-import contextlib
 import errno
 import json
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,21 +20,6 @@ class Writer(Protocol):
 
     def write(self, strip: np.ndarray) -> None:
         """Appends rows `[h, W]`."""
-
-
-@contextlib.contextmanager
-def replacing(path: Path, work: Path | None = None) -> Iterator[Path]:
-    """A temporary path, renamed to `path` at the end, or removed after an error.
-
-    It lies in `work`, a folder of the same file system, or beside `path` under a hidden name.
-    """
-    hidden = path.with_name(f".{path.stem}.part{path.suffix}")
-    temporary = hidden if work is None else work / path.name
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Png:

@@ -151,10 +151,14 @@ class Checkpoints:
 
     def _finish(self, write: Any) -> None:
         try:
-            write()
-            self._manager.check_for_errors()
+            with _without_tasks_told_of():
+                write()
+                self._manager.check_for_errors()
         except Exception as error:  # orbax and tensorstore pass on what the file system says
             self._manager.reload()
+            if parallel.is_alone():  # else another process may be writing there still
+                for folder in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(folder, ignore_errors=True)
             kept = next(iter(self.steps), None)
             left = "there is none before it" if kept is None else f"checkpoint {kept} is kept"
             raise Outage(
@@ -223,8 +227,10 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # a damaged file can raise almost anything in tensorstore
-            time.sleep(0.2)  # its other threads end meanwhile, unheard
-            return None, _reason(error)
+            reason = _reason(error)
+        gc.collect()  # its tasks, and its other threads end meanwhile, unheard
+        time.sleep(0.2)
+        return None, reason
 
     def _set_aside(self, step: int) -> None:
         # Out of the manager's sight, or it would not save that step again.
@@ -284,7 +290,6 @@ def _without_tasks_told_of() -> Iterator[None]:
     log.disabled = True
     try:
         yield
-        gc.collect()
     finally:
         sys.excepthook, sys.unraisablehook, log.disabled = before
 

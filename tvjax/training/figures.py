@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from tvjax import files
+
 COLORS = {"train": "#4c78a8", "val": "#f58518", "lambda": "#54a24b", "truth": "#00d0ff"}
 
 
@@ -126,10 +128,11 @@ def predictions(
 
 def save(figure: Figure, path: Path) -> None:
     """Writes and closes a figure; an earlier one stays whole until the new one is."""
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
-    plt.close(figure)
+    try:
+        with files.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+    finally:
+        plt.close(figure)
 
 
 def pixels(figure: Figure) -> np.ndarray:

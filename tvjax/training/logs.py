@@ -14,6 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tqdm import tqdm
 
+from tvjax import files
 from tvjax.errors import UserError
 
 
@@ -28,9 +29,7 @@ class Logs:
     def __init__(self, workdir: Path, *, start: int, steps: int):
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if start and line["step"] <= start]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
+        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._events = EventsWriter(str(workdir / "tensorboard" / "events"))

@@ -382,6 +382,11 @@ def _outages(workdir: Path) -> Iterator[None]:
         named = Path(str(error.filename or workdir / "log")).absolute()
         elsewhere = workdir.absolute() not in named.parents
         full = errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES
+        if not elsewhere and error.filename and error.errno not in full:
+            raise UserError(
+                f"{error.filename} cannot be read or written ({error.strerror}); move it away, and "
+                f"run the same command again"
+            ) from error
         if elsewhere or error.errno not in full:
             raise
         raise Outage(

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tvjax.errors import UserError
+from tvjax import files
+from tvjax.errors import UserError, unwritable
 from tvjax.training import parallel
 from tvjax.types import Config
 
@@ -148,10 +149,10 @@ def lock(workdir: Path) -> Iterator[bool]:
     Raises:
       UserError: the folder cannot be written.
     """
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as held:
         with _writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            file = files.enter_context((workdir / ".lock").open("w"))
+            file = held.enter_context((workdir / ".lock").open("w"))
         free = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -225,12 +226,12 @@ def _writing(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+        raise unwritable(f"--workdir={workdir} cannot be written: {{}}", error) from error
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        return files.read_object(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
@@ -238,9 +239,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

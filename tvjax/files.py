@@ -1,0 +1,85 @@
+"""Small files: written whole or not at all, and read without trust in what they hold."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tvjax.errors import UserError, unwritable
+
+
+@contextlib.contextmanager
+def replacing(path: Path, work: Path | None = None) -> Iterator[Path]:
+    """A temporary path, renamed to `path` at the end, or removed after an error.
+
+    It lies in `work`, a folder of the same file system, or beside `path` under a hidden name.
+    """
+    hidden = path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary = hidden if work is None else work / path.name
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file; an earlier one stays whole until the new one is.
+
+    Raises:
+      OSError: it cannot be written; nothing of it stays.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      OSError: there is no such file, or it cannot be read.
+      ValueError: it holds anything else.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    try:
+        content = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
+
+
+def check_folder(flag: str, folder: Path, within: str = "") -> None:
+    """Checks, before the work, that a folder can be written, or made; makes nothing.
+
+    Args:
+      flag: that names it.
+      folder: to be written.
+      within: the file of it that the flag names.
+
+    Raises:
+      UserError: it cannot be; an `Outage` for a full disk.
+    """
+    real = Path(os.path.realpath(folder))
+    try:
+        there = next(place for place in (real, *real.parents) if place.exists())
+        with tempfile.NamedTemporaryFile(dir=there) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        raise unwritable(f"--{flag}={folder / within} cannot be written: {{}}", error) from error
+
+
+def check_file(flag: str, path: Path) -> None:
+    """The same of a file to be written or replaced.
+
+    Raises:
+      UserError: it cannot be.
+    """
+    if path.is_dir():
+        raise UserError(f"--{flag}={path} cannot be written: it is a folder; name a file in it")
+    check_folder(flag, path.parent, path.name)
