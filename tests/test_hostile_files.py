@@ -192,6 +192,14 @@ def test_masks_and_overviews_beside_an_image_name_no_others(tmp_path, end):
         pictures.read_image(path)
 
 
+@pytest.mark.parametrize("name", ["a.tfw", "a.TFW", "a.wld", "a.tif.aux.xml", "a.tif.msk"])
+def test_pipes_beside_an_image_are_not_waited_for(tmp_path, name):
+    path = geotiff(tmp_path / "a.tif")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: cannot be read, it is a pipe and no file"):
+        pictures.read_image(path)
+
+
 def test_metadata_name_no_others(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     away = {"OVERVIEW_FILE": "/vsicurl/http://127.0.0.1:9/x.tif"}
@@ -230,6 +238,9 @@ def test_a_georeference_that_is_no_map_is_refused(tmp_path):
 
 
 def test_names_that_no_file_can_have_are_told():
+    for name in ("a\0", "x" * 5000):
+        with pytest.raises(UserError, match="no such image, or none in there"):
+            prediction.find_images([name])
     assert local.wrong_name("a/b.png") is None
     assert local.wrong_name("\u00e9" * 127 + "/" + "x" * 255) is None
     for name in ("\ud800.png", "a\0", "\u00e9" * 128, "a/" + "x" * 256):

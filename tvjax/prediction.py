@@ -47,10 +47,10 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     found: dict[Path, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
+        if os.path.isdir(path):  # False, too, of names that are too long
             inside = [p for p in path.iterdir() if p.suffix.lower() in pictures.SUFFIXES]
         else:
-            inside = [path] if path.exists() else [Path(p) for p in glob.glob(pattern)]
+            inside = [path] if os.path.exists(path) else [Path(p) for p in glob.glob(pattern)]
         if not inside:
             raise UserError(f"--images={pattern}: no such image, or none in there")
         for path in sorted(inside):

@@ -110,6 +110,11 @@ def check_beside(path: Path) -> None:
         file = Path(f"{path}{end}")
         if file.exists() and pillow.read_beginning(file)[:4] not in pillow.TIFF:
             raise UserError(f"{file}: is no TIFF, and would be read as a part of {path}; remove it")
+    kind = path.suffix[1:].lower()
+    for end in (kind[:1] + kind[-1:] + "w", kind + "w", "wld", "tab"):  # of places on a map
+        for file in (path.with_suffix("." + end), path.with_suffix("." + end.upper())):
+            if file.exists():
+                local.check_regular(file)
     file = Path(f"{path}.aux.xml")
     if file.exists():
         local.check_regular(file)
