@@ -38,19 +38,24 @@ def questions(job: Job) -> dict[str, Callable[[], dict[str, Any]]]:
     small = load_batches(job, *((16, 4) if tiny else (32, 8)))
     width, *sizes = (4, 16, 4) if tiny else (16, 64, 16)
     net = load_batches(job, *sizes)
-    asked = {
-        "total_variation": total_variation,
-        "rof": partial(rof, 16 if tiny else 128),
-        "tv_softmax": partial(tv_softmax, 16 if tiny else 64),
+    norms = {f"batch_norm_mean_over_std_{r}": partial(batch_norm, r, tiny) for r in (1, 5, 30, 100)}
+    nets = {
         "float64_hypergradient_is_finite_difference": partial(derivative, small, depth),
         "hypergradient_against_float64": partial(precisions, net, width, depth),
         "float32_step_is_that_of_the_cpu": partial(step_on_cpu, small, depth, jnp.float32, 2e-3),
         "float64_step_is_that_of_the_cpu": partial(step_on_cpu, small, depth, jnp.float64, 1e-9),
     }
     if tiny:  # it is the CPU, and compiling in float64 takes half a minute
-        del asked["float64_step_is_that_of_the_cpu"]
-    norms = {f"batch_norm_mean_over_std_{r}": partial(batch_norm, r, tiny) for r in (1, 5, 30, 100)}
-    return asked | norms
+        del nets["float64_step_is_that_of_the_cpu"]
+    return (
+        {
+            "total_variation": total_variation,
+            "rof": partial(rof, 16 if tiny else 128),
+            "tv_softmax": partial(tv_softmax, 16 if tiny else 64),
+        }
+        | norms
+        | nets
+    )
 
 
 def load_batches(job: Job, size: int, batch: int) -> tuple[Batch, Batch]:

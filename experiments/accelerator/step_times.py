@@ -23,37 +23,57 @@ from tvjax.types import Config
 HIGHEST = {"model.precision": "highest"}
 TF32 = {"model.precision": "default"}
 BFLOAT16 = {"model.precision": "default", "model.dtype": "bfloat16"}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": HIGHEST | {"hypergrad.method": "none"},
-    "exact": HIGHEST | {"hypergrad.method": "exact"},
-    "plain, TF32": TF32 | {"hypergrad.method": "none"},
-    "exact, TF32": TF32 | {"hypergrad.method": "exact"},
-    "plain, bfloat16": BFLOAT16 | {"hypergrad.method": "none"},
-    "exact, bfloat16": BFLOAT16 | {"hypergrad.method": "exact"},
-    "plain, 16 steps per dispatch": HIGHEST | {"hypergrad.method": "none", "most": 16},
-    "exact, 16 steps per dispatch": HIGHEST | {"hypergrad.method": "exact", "most": 16},
-    "printed": HIGHEST | {"hypergrad.method": "paper"},
-    "online": HIGHEST | {"hypergrad.method": "forward_online"},
-    "ten steps": HIGHEST
-    | {"hypergrad.method": "forward", "hypergrad.steps": 10, "hypergrad.every": 10},
-}
-"""Fields of the config; `most` is `train.steps_per_dispatch`. "ten steps" are ten per update."""
+PLAIN, EXACT = {"hypergrad.method": "none"}, {"hypergrad.method": "exact"}
+TEN = {"hypergrad.method": "forward", "hypergrad.steps": 10, "hypergrad.every": 10}
+GROUPS: tuple[dict[str, dict[str, Any]], ...] = (
+    {"plain": HIGHEST | PLAIN, "exact": HIGHEST | EXACT},
+    {"plain, TF32": TF32 | PLAIN, "exact, TF32": TF32 | EXACT},
+    {"plain, bfloat16": BFLOAT16 | PLAIN, "exact, bfloat16": BFLOAT16 | EXACT},
+    {
+        "plain, 16 steps per dispatch": HIGHEST | PLAIN | {"train.steps_per_dispatch": 16},
+        "exact, 16 steps per dispatch": HIGHEST | EXACT | {"train.steps_per_dispatch": 16},
+    },
+    {
+        "printed": HIGHEST | {"hypergrad.method": "paper"},
+        "online": HIGHEST | {"hypergrad.method": "forward_online"},
+    },
+    {"ten steps": HIGHEST | TEN},
+)
+"""Fields of the config by variant, the most telling group first. "ten steps" are ten per update."""
+TINY: tuple[dict[str, dict[str, Any]], ...] = (
+    {
+        "plain": GROUPS[0]["plain"],
+        "exact, 16 steps per dispatch": GROUPS[3]["exact, 16 steps per dispatch"],
+    },
+)
 
 
 def measure(report: Report, job: Job) -> None:
-    """Adds the ceilings of the device, our variants, and PyTorch's plain step where it is."""
+    """Adds the ceilings of the device, our variants, and PyTorch's plain step where it is.
+
+    A group is compiled side by side and then timed in turn, with the plain step of the first group
+    again, so that what a cut-off piece has found stands by itself.
+    """
     report.add("ceilings", partial(ceilings, 256 if job.tiny else 8192))
-    names = ["plain", "exact, 16 steps per dispatch"] if job.tiny else list(VARIANTS)
-    calls: dict[str, Callable[[int], float]] = {}
-    # Compiling holds one core each; what is timed runs alone.
-    with ThreadPoolExecutor(1 if job.tiny else 6) as pool:
-        made = {name: pool.submit(_compiled, job, VARIANTS[name]) for name in names}
-        for name in names:
-            report.add(f"compile: {name}", partial(_collect, calls, name, made[name]))
-    report.add("steps", partial(timed, calls, job.tiny))
-    report.add("torch, eager", partial(torch_steps, job, compiled=False))
+    plain: dict[str, Callable[[int], float]] = {}
+    for k, group in enumerate(TINY if job.tiny else GROUPS):
+        report.add(" and ".join(group), partial(time_group, job, group, plain))
+        if k == 0:
+            report.add("torch, eager", partial(torch_steps, job, compiled=False))
     if not job.tiny:  # it takes minutes
         report.add("torch, compiled", partial(torch_steps, job, compiled=True))
+
+
+def time_group(
+    job: Job, group: dict[str, dict[str, Any]], plain: dict[str, Callable[[int], float]]
+) -> dict[str, Any]:
+    """Compiles and times the variants; keeps the plain step in `plain` for the groups to come."""
+    with ThreadPoolExecutor(1 if job.tiny else len(group)) as pool:
+        made = dict(zip(group, pool.map(partial(_compiled, job), group.values()), strict=True))
+    calls = plain | {name: run for name, (run, _) in made.items()}
+    plain.update({name: run for name, run in calls.items() if name == "plain"})
+    seconds = {name: seconds for name, (_, seconds) in made.items()}
+    return {"seconds_with_compiling": seconds} | timed(calls, job.tiny)
 
 
 def ceilings(side: int) -> dict[str, Any]:
@@ -86,7 +106,7 @@ def _seconds(function: Callable, *arguments: jax.Array) -> float:
 
 def _config(job: Job, fields: dict[str, Any]) -> Config:
     config = lunet_bilevel.get_config("paper")
-    fields = {"train.steps_per_dispatch": fields.get("most", 1), **fields}
+    fields = {"train.steps_per_dispatch": 1} | fields
     if job.tiny:
         fields |= {
             "model.width": 4,
@@ -96,7 +116,7 @@ def _config(job: Job, fields: dict[str, Any]) -> Config:
         }
     fields |= {"hypergrad.warmup": 1, "train.steps": 10**6, "evaluation.every": 10**6}
     fields |= {"checkpoint.every": 10**6, "data.directory": str(job.data)}
-    config.update_from_flattened_dict({k: v for k, v in fields.items() if k != "most"})
+    config.update_from_flattened_dict(fields)
     return config
 
 
@@ -124,11 +144,6 @@ def _compiled(job: Job, fields: dict[str, Any]) -> tuple[Callable[[int], float],
     run(1)
     run(1)  # a dispatch of several steps may begin with fewer
     return run, time.perf_counter() - began
-
-
-def _collect(calls: dict, name: str, made: Any) -> dict[str, Any]:
-    calls[name], seconds = made.result()
-    return {"seconds": seconds}
 
 
 def timed(calls: dict[str, Callable[[int], float]], tiny: bool) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from tvjax.data.records import open_split
 EPOCHS, BATCH = 30, 16
 CONFIGS = {"lunet_bilevel": 0.75, "unet": 1.0}
 """Each with its part of the time that is left."""
-SAVING = 5.0
-"""Seconds that a run which is stopped takes to save."""
+SAVING = 15.0
+"""Seconds that a run which is stopped takes to save and to end."""
 
 
 def measure(report: Report, job: Job) -> None:
