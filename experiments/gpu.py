@@ -72,6 +72,8 @@ def run_piece(name: str, out: Path) -> bool:
         raise UserError("JAX sees no GPU here; --scale=tiny shows that the pieces work without one")
     if _DATA.value is None:
         raise UserError("--data is missing: --piece takes prepared tiles")
+    if tiny:
+        program.cache_compilations(out / "work" / "compiled")
     job = Job(tiny, Path(_DATA.value), _SECONDS.value, out / "work" / name)
     job.folder.mkdir(parents=True, exist_ok=True)
     report = Report(out / f"{name}.json", name, _COMMIT.value, job)

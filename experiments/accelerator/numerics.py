@@ -36,6 +36,7 @@ def questions(job: Job) -> dict[str, Callable[[], dict[str, Any]]]:
     """What is asked, and how it is found out."""
     tiny, depth = job.tiny, job.depth
     small = load_batches(job, *((16, 4) if tiny else (32, 8)))
+    # At the tiny scale all are of one shape, and what one has compiled serves the others.
     width, *sizes = (4, 16, 4) if tiny else (16, 64, 16)
     net = load_batches(job, *sizes)
     norms = {f"batch_norm_mean_over_std_{r}": partial(batch_norm, r, tiny) for r in (1, 5, 30, 100)}
@@ -175,12 +176,12 @@ def step_on_cpu(
 
     def step() -> tuple[float, np.ndarray]:
         problem, state, alpha = _problem(dtype, width=4, size=_size(batches), depth=depth)
-        take = jax.jit(lambda s: hypergrad.exact()(problem, s, alpha, [batches[0]], batches[1]))
+        take = _estimate(hypergrad.exact(), problem, alpha, batches)
         for _ in range(3):
-            estimate = take(state)
-            before, state = state, estimate.state
+            before = state
+            gradient, state = take(before)
         move = jax.tree.map(lambda a, b: a - b, state.params, before.params)
-        return float(estimate.gradient), np.asarray(ravel_pytree(move)[0])
+        return float(gradient), np.asarray(ravel_pytree(move)[0])
 
     with jax.enable_x64(dtype == jnp.float64):
         here, moved = step()
@@ -249,11 +250,16 @@ def _trained(problem, state: InnerState, alpha, batches, steps: int) -> InnerSta
 
 
 def _hypergradient(estimator, problem, state: PyTree, alpha, batches) -> float:
+    return float(_estimate(estimator, problem, alpha, batches)(state)[0])
+
+
+def _estimate(estimator, problem, alpha, batches) -> Callable[[PyTree], tuple[jax.Array, PyTree]]:
+    """`state -> (hypergradient, state after the step)`, compiled."""
     train, val = batches
 
     @jax.jit
     def estimate(state):
-        carry = estimator.init(problem, state, alpha)
-        return estimator(problem, state, alpha, [train], val, carry).gradient
+        found = estimator(problem, state, alpha, [train], val)
+        return found.gradient, found.state
 
-    return float(estimate(state))
+    return estimate
