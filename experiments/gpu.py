@@ -29,7 +29,7 @@ _MINUTES = flags.DEFINE_float("minutes", 9.0, "Time budget of all pieces togethe
 _DATA = flags.DEFINE_string("data", None, "Prepared tiles; default: 320 tiles are drawn.")
 _SCALE = flags.DEFINE_enum("scale", "full", ["full", "tiny"], "full needs a GPU, tiny does not.")
 _PIECES = flags.DEFINE_list("pieces", None, "Names of the pieces to run; default: all.")
-_COMMIT = flags.DEFINE_string("commit", None, "Commit to record where no git repository is.")
+_COMMIT = flags.DEFINE_string("commit", None, "Commit to record, where the code is a copy.")
 _PIECE = flags.DEFINE_string("piece", None, "Runs this one piece in this very process.")
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "Time of the piece named by --piece.")
 

@@ -43,7 +43,7 @@ class Report:
             "piece": piece, "scale": "tiny" if job.tiny else "full", "complete": False,
             **provenance.describe(seed=0),
         }  # fmt: skip
-        if self._content["commit"] is None:
+        if commit is not None:  # a copy's own repository may tell of another
             self._content["commit"] = commit
         self._content |= {"backend": jax.default_backend(), "found": {}}
         self._write()
