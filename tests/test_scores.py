@@ -63,6 +63,9 @@ def test_a_coco_file_is_scored_by_image_and_by_object(tmp_path):
     assert [row["components"] for row in result.images] == [2, 1, 0]
     summary = result.summary
     assert summary["iou"] == pytest.approx(2.5 / 3) and summary["pooled_iou"] == pytest.approx(0.75)
+    assert summary["nonempty_iou"] == pytest.approx(0.75) and summary["empty_images"] == 1
+    # 8 pixels wide, a band of 1.
+    assert summary["boundary_pixels"] == 1 and summary["narrow_components"] == 0
     # Three of four objects, and nothing else: precision 1 up to recall 0.75 (76 of 101 levels).
     assert summary["ap"] == pytest.approx(76 / 101) and summary["ar"] == pytest.approx(0.75)
     scores.write_csv(result.images, tmp_path / "per_image.csv")
@@ -184,11 +187,29 @@ def test_the_comparison_is_scipy_s_and_knows_equality():
         compare([1.0], [])
 
 
+REPORT = {
+    "workdir": "run", "iou": 0.5, "pooled_iou": 0.4, "nonempty_iou": 0.3, "images": 9,
+    "empty_images": 2, "boundary_iou": 0.5, "ap": None,
+}  # fmt: skip
+
+
+def test_a_comparison_is_of_two_runs_and_of_few_images_no_claim():
+    for number in (19, 20):
+        found = compare(np.zeros(number), np.linspace(0.1, 0.2, number))
+        first, *lines = describe(found, [REPORT, REPORT | {"pooled_iou": 0.3}]).splitlines()
+        assert first.startswith("Two runs are compared, not two methods")
+        assert found["compares"].startswith("two runs") and found["enough_images"] == (number > 19)
+        assert ("No claim can be made" in lines[-1]) == (number < 20)
+        told = "pooled IoU 0.4000; mean IoU 0.5000 over 9 images (2 are empty, 0.3000 over the"
+        assert told in lines[0]
+        assert any("pooled IoU -0.1000, which says the contrary" in line for line in lines)
+
+
 def test_of_few_images_no_p_value_is_told():
     comparison = compare([0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.4, 0.6, 0.8, 1.0])
     assert comparison["p_value"] is None
-    report = {"workdir": "run", "iou": 0.5, "boundary_iou": 0.5, "ap": None}
-    told = describe(comparison, [report, report])
+    report = REPORT
+    told = describe(comparison, [report, report]).partition("\n")[2]
     assert "5 images say nothing of others" in told and "p =" not in told and "interval" not in told
     told = describe(compare([0] * 6, [1, 2, 3, 4, 5, 6]), [report, report])
     assert "p = 0.031" in told and "too narrow" not in told

@@ -107,11 +107,15 @@ def test_a_sweep_of_another_config_is_refused(tmp_path):
 
 
 def test_the_table_has_a_row_a_lambda_and_says_what_was_learned():
-    names = "bce", "iou", "pooled_iou", "components", "true_components"
-    splits = dict.fromkeys(("val", "test"), dict.fromkeys(names, 0.5))
+    names = "bce", "iou", "pooled_iou", "nonempty_iou", "components", "true_components"
+    scores = dict.fromkeys(names, 0.5) | {"images": 9, "empty_images": 4}
+    splits = dict.fromkeys(("val", "test"), scores)
     lines = [
         {"lambda": lam, "seed": s, "final_lambda": 2 * lam, "splits": splits}
         for lam in (1e-6, 1e-5) for s in (0, 1)
     ]  # fmt: skip
     rows = sweep.table(lines).splitlines()
-    assert len(rows) == 3 and "lambda became 2e-06, 2e-06" in rows[1]
+    assert len(rows) == 4 and "lambda became 2e-06, 2e-06" in rows[1]
+    assert rows[3] == "4 of 9 validation tiles are empty"
+    del scores["nonempty_iou"], scores["empty_images"]  # of a sweep of before
+    assert " nan " in sweep.table(lines).splitlines()[1]

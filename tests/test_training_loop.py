@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from configs import lunet_bilevel
+from configs import base, lunet_bilevel
+from tvjax import boundaries
 from tvjax.data import pipeline
 from tvjax.errors import UserError
-from tvjax.training import evaluation, feeds, parallel, resident
+from tvjax.training import evaluation, feeds, parallel, resident, steps
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.setup import make_hyper_plan, make_setup
 from tvjax.training.state import TrainState
@@ -85,11 +86,12 @@ def test_a_set_too_large_for_the_device_is_streamed_which_is_said(monkeypatch, c
 
 
 def test_an_evaluation_adds_up_beyond_what_float32_counts():
-    names = ("iou", "true_positive", "false_positive", "false_negative")
+    names = ("iou", "nonempty_iou", "true_positive", "false_positive", "false_negative")
 
     def evaluate(state, denoise, batch, weight):  # 2^24 pixels of the first tile, 1 of the others
         pixels = jnp.where(jnp.asarray(batch[0]).max() == 0, jnp.float32(2**24), 1)
-        return {"images": jnp.sum(weight)} | dict.fromkeys(names, pixels)
+        counts = {"images": jnp.sum(weight), "empty_images": jnp.float32(0)}
+        return counts | dict.fromkeys(names, pixels)
 
     setup: Any = SimpleNamespace(layout=parallel.make_layout(map="jit"), evaluate=evaluate)
     split: Any = Tiles(0, 60)
@@ -178,13 +180,65 @@ def test_checkpoints_take_a_relative_folder_keep_the_newest_and_skip_a_damaged_o
     assert (tmp_path / "run/damaged_checkpoints/3").is_dir()
 
 
-def test_the_denoising_weight_is_the_best_on_validation(monkeypatch):
-    ious = {0.01: 0.5, 0.05: 0.7, 0.1: 0.6}
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, denoise, **__: {"iou": ious[denoise]})
-    chosen = evaluation.choose_denoising(
-        cast(Any, None), cast(Any, None), cast(Any, None), list(ious), batch_size=1
+@pytest.mark.parametrize("score, best", [("iou", 0.1), ("pooled_iou", 0.05)])
+def test_the_denoising_weight_is_the_best_on_validation(monkeypatch, score, best):
+    found = {
+        0.01: {"iou": 0.5, "pooled_iou": 0.5},
+        0.05: {"iou": 0.6, "pooled_iou": 0.7},
+        0.1: {"iou": 0.7, "pooled_iou": 0.6},  # gives up objects: better where tiles are empty
+    }
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, denoise, **__: found[denoise])
+    nothing = (cast(Any, None),) * 3
+    chosen = evaluation.choose_denoising(*nothing, list(found), score=score, batch_size=1)
+    assert chosen == (best, {str(weight): found[weight][score] for weight in found})
+
+
+def sparse_masks():
+    """Ten tiles, of which two hold a roof."""
+    masks = np.zeros((10, 16, 16, 1), np.uint8)
+    masks[:2, 4:12, 4:12] = 1
+    return masks
+
+
+def sums_of(predictions, masks):
+    """What an evaluation adds up over the tiles, for a net that predicts just that."""
+    net: Any = SimpleNamespace(apply=lambda variables, images, train: images)
+    head: Any = SimpleNamespace(
+        probabilities=lambda logits, lam: logits[..., :1],
+        cross_entropy=lambda logits, lam, mask: jnp.zeros(len(mask)),
     )
-    assert chosen == (0.05, {str(weight): iou for weight, iou in ious.items()})
+    step = steps.evaluation_step(net, head, cast(Any, SimpleNamespace(weight=lambda hyper: hyper)))
+    inner = SimpleNamespace(params={}, model_state={"batch_stats": {}})
+    state: Any = SimpleNamespace(inner=inner, hyper=jnp.float32(0))
+    images = (255 * predictions.repeat(3, axis=-1)).astype(np.uint8)
+    batch = pipeline.Batch(jnp.asarray(images), jnp.asarray(masks))
+    return step(state, None, batch, jnp.ones(len(masks)))
+
+
+def test_giving_up_objects_does_not_raise_the_headline_of_sparse_roofs():
+    """One net finds both roofs and a speck on each empty tile; the other half a roof, no speck."""
+    masks = sparse_masks()
+    finds, shy = masks.copy(), np.zeros_like(masks)
+    finds[2:, 0, 0] = 1
+    shy[0, 4:8, 4:12] = 1
+    finds, shy = (evaluation.scores_of(sums_of(p, masks)) for p in (finds, shy))
+    score = base.get_config().evaluation.score
+    assert finds["iou"] < shy["iou"]  # the mean over images rewards empty tiles
+    assert finds[score] == pytest.approx(128 / 136) and shy[score] == pytest.approx(32 / 128)
+    assert finds["empty_images"] == shy["empty_images"] == 8
+    assert finds["nonempty_iou"] == 1 and shy["nonempty_iou"] == pytest.approx(0.25)
+    nothing = evaluation.scores_of(sums_of(np.zeros_like(masks[2:]), masks[2:]))
+    assert nothing["nonempty_iou"] is None and nothing["empty_images"] == 8
+
+
+def test_most_objects_inside_the_band_of_boundary_iou_are_warned_of():
+    mask = np.zeros((64, 64, 1), np.uint8)  # a band of 2 pixels
+    mask[4:8, 4:30] = mask[20:22, 2:5] = mask[40:45, 40:45] = 1  # two lie in it whole
+    found = evaluation.describe_boundary(cast(Any, [{"mask": mask}, {"mask": 0 * mask}]))
+    assert found == {"pixels": 2, "objects": 3, "narrow_objects": 2}
+    told = boundaries.describe(*found.values())
+    assert "2 pixels" in told and "warning: 67 % of the objects" in told.replace("%", " %")
+    assert "warning" not in boundaries.describe(2, 3, 1) + boundaries.describe(2, 0, 0)
 
 
 def test_the_tangent_of_the_online_estimator_survives_a_checkpoint(tmp_path):

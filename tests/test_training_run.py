@@ -15,6 +15,9 @@ from jax import export
 from PIL import Image
 
 import tvjax
+from configs import lunet_bilevel
+from tvjax.errors import UserError
+from tvjax.training import rundir
 from tvjax.training.logs import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -78,12 +81,17 @@ def summary(workdir):
 def test_a_run_leaves_what_the_contract_names(whole):
     workdir, result = whole
     found = summary(workdir)
-    for name in ("train_iou", "val_iou", "test_iou", "lambda", "seconds"):
+    for name in ("train_iou", "val_iou", "test_iou", "test_pooled_iou", "lambda", "seconds"):
         assert np.isfinite(found[name])
     assert found["steps"] == STEPS and len(found["parameters_sha256"]) == 64
     assert found["precision"] == "highest"
     assert json.loads(result.stdout.splitlines()[-1]) == found
-    assert "test, all background" in result.stdout
+    assert found["score"] == "pooled_iou"
+    headline = found["splits"]["test"]["pooled_iou"]
+    assert (
+        found["test_pooled_iou"] == headline and f"test pooled IoU {headline:.4f}" in result.stdout
+    )
+    assert "all background: 0.0000" in result.stdout and "boundary IoU counts" in result.stdout
     for name in ("curves.png", "lambda.png", "predictions.png", "config.json"):
         assert (workdir / name).stat().st_size > 100
     assert list((workdir / "tensorboard").iterdir())
@@ -91,6 +99,23 @@ def test_a_run_leaves_what_the_contract_names(whole):
     lambdas = {m["step"]: m["lambda"] for m in lines if m["kind"] == "train"}
     assert lambdas[2] == pytest.approx(1e-6) and lambdas[STEPS] != pytest.approx(1e-6)
     assert [m["step"] for m in lines if m["kind"] == "val"] == [0, 6, 12, STEPS]
+    assert all(0 <= m["pooled_iou"] <= 1 and "union" not in m for m in lines)
+    saved = json.loads((workdir / "checkpoints" / str(STEPS) / "metrics/metrics").read_text())
+    assert saved["val_iou"] == lines[-1]["pooled_iou"] != lines[-1]["iou"]
+
+
+def test_a_run_of_before_the_score_was_chosen_goes_on_by_its_own(tmp_path):
+    """It was by the mean over images that its best checkpoint is the best."""
+    config = lunet_bilevel.get_config()
+    stored = config.to_dict()
+    del stored["evaluation"]["score"]
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"score='iou'.*or --config\.evaluation\.score=iou$"):
+        rundir.check(tmp_path, config)
+    config.evaluation.score, config.evaluation.every = "iou", 7
+    rundir.check(tmp_path, config)
+    assert lunet_bilevel.get_config("paper").evaluation.score == "iou"
 
 
 def test_evaluate_gives_the_summary_s_scores(whole, tiles):

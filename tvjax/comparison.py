@@ -11,6 +11,13 @@ from tvjax import interruption
 LEAST = 6
 """Images for a p-value and an interval: of fewer, however they differ, the test's smallest p-value
 is above 0.05, and their spread tells too little."""
+ENOUGH = 20
+"""Images from which on a claim about others may be made; of fewer, interval and p-value are told
+all the same."""
+WHAT = (
+    "two runs are compared, not two methods: two seeds of one method differ too, and p-value and "
+    "interval know nothing of that"
+)
 EXACT = 50
 """Differing images up to which the p-value is exact; from there on normal, as scipy's."""
 
@@ -25,8 +32,9 @@ def compare(
 ) -> dict[str, Any]:
     """A paired comparison of a score: how much larger the second's is, and how sure that is.
 
-    It speaks of other images from where these come from, not of other training runs: two seeds of
-    one config differ as well.
+    It speaks of two nets on other images from where these come from, not of two methods: two seeds
+    of one config differ as well, and of several pairs of the same two methods p-values may well be
+    small in favour of either. A method is compared by several seeds of each.
 
     Args:
       first: the score of each image.
@@ -36,7 +44,8 @@ def compare(
       seed: of the resamples.
 
     Returns:
-      `images`; `difference`, the mean of second - first; `low` and `high`, its confidence interval
+      `compares`, in words; `images`; `enough_images`, whether there are `ENOUGH` for a claim;
+      `difference`, the mean of second - first; `low` and `high`, its confidence interval
       (see `interval`; within [-1, 1] if the scores are within [0, 1]); `p_value` of Wilcoxon's
       signed-rank test, two-sided, 1 if nothing differs; `second_better` and `first_better`, numbers
       of images. Of fewer than `LEAST` images `low`, `high` and `p_value` are None. Differences that
@@ -72,7 +81,9 @@ def compare(
         low, high = (float(np.clip(end, -bound, bound)) for end in ends)
         p_value = _signed_rank(levels[levels != 0])
     return {
+        "compares": WHAT,
         "images": len(change),
+        "enough_images": len(change) >= ENOUGH,
         "difference": float(change.mean()),
         "low": low,
         "high": high,
@@ -173,13 +184,10 @@ def warn_of_data(first: dict[str, Any] | None, second: dict[str, Any] | None) ->
 
 
 def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:
-    """The comparison for the reader of a terminal."""
+    """The comparison for the reader of a terminal; its first line says what is compared."""
     c = comparison
-    lines = [
-        f"{k}: {r['workdir']}: IoU {r['iou']:.4f}, boundary IoU {r['boundary_iou']:.4f}"
-        + ("" if r["ap"] is None else f", AP {r['ap']:.4f}")
-        for k, r in enumerate(reports, 1)
-    ]
+    lines = [f"{c['compares'][0].upper()}{c['compares'][1:]}."]
+    lines += [f"{k}: {r['workdir']}: {describe_run(r)}" for k, r in enumerate(reports, 1)]
     sure = (
         f"no p-value: {c['images']} images say nothing of others, {LEAST} or more are needed"
         if c["p_value"] is None
@@ -190,7 +198,29 @@ def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:
     if c["p_value"] is not None and 0 < differ < LEAST:
         sure += f" (only {differ} of the images differ: the interval may well be too narrow)"
     lines.append(
-        f"2 - 1: IoU {c['difference']:+.4f}, {sure}; 2 is better on {c['second_better']} "
+        f"2 - 1: mean IoU {c['difference']:+.4f}, {sure}; 2 is better on {c['second_better']} "
         f"and 1 on {c['first_better']} of {c['images']} images"
     )
+    pooled = reports[1]["pooled_iou"] - reports[0]["pooled_iou"]
+    lines.append(f"2 - 1: pooled IoU {pooled:+.4f}")
+    if pooled * c["difference"] < 0:
+        lines[-1] += (
+            ", which says the contrary: by image empty ones count as much as full ones, and small "
+            "objects as large ones"
+        )
+    if not c["enough_images"]:
+        lines.append(
+            f"No claim can be made: {c['images']} images are too few, {ENOUGH} or more are needed"
+        )
     return "\n".join(lines)
+
+
+def describe_run(report: dict[str, Any]) -> str:
+    """The scores of one run, in a line: pooled, over images, and over those that hold objects."""
+    nonempty, ap = report["nonempty_iou"], report["ap"]
+    others = "" if nonempty is None else f", {nonempty:.4f} over the others"
+    return (
+        f"pooled IoU {report['pooled_iou']:.4f}; mean IoU {report['iou']:.4f} over "
+        f"{report['images']} images ({report['empty_images']} are empty{others}); "
+        f"boundary IoU {report['boundary_iou']:.4f}" + ("" if ap is None else f", AP {ap:.4f}")
+    )

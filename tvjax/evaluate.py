@@ -1,17 +1,20 @@
 r"""Scores a trained run, or compares two: `python -m tvjax.evaluate --workdir=DIR [--split=val]`.
 
-The last line is a JSON object: IoU, pooled IoU and F1, boundary IoU, how compact the masks are, and
-COCO's average precision and recall of the objects, whose score is their mean probability. Scored
-are the tiles of a split, or the images of any COCO file in their own size:
+The last line is a JSON object: pooled IoU and F1, IoU as a mean over images (an empty one without a
+prediction counts as 1) and over those that hold objects, boundary IoU, how compact the masks are,
+and COCO's average precision and recall of the objects, whose score is their mean probability;
+`score` names the headline, which is the config's `evaluation.score`. Scored are the tiles of a
+split, or the images of any COCO file in their own size:
 
     python -m tvjax.evaluate --workdir=DIR --annotations=A.json --images=DIR --scale=0.3333
 
 (`--scale` as in `tvjax.predict`). `--out=DIR` keeps `scores.json`, `per_image.csv`, `results.json`
 (COCO results) and `grid.png`, the images of best, median and worst IoU. With a second `--workdir`
 both are scored on the same images, in the folders `1` and `2` of `--out`, and compared by image:
-Wilcoxon's signed-rank test and a bootstrap interval of the mean difference of IoU.
+Wilcoxon's signed-rank test and a bootstrap interval of the mean difference of IoU. These are of two
+runs, not of two methods, of which another seed may say the contrary.
 
-`--checkpoint` chooses what is scored of a run: `newest`, `best` by validation IoU, or a step.
+`--checkpoint` chooses what is scored of a run: `newest`, `best` by validation score, or a step.
 """
 
 import contextlib
@@ -23,8 +26,8 @@ from typing import Any
 
 from absl import flags
 
-from tvjax import files, interruption, program, scores
-from tvjax.comparison import compare, describe, warn_of_data
+from tvjax import boundaries, files, interruption, program, scores
+from tvjax.comparison import compare, describe, describe_run, warn_of_data
 from tvjax.data import coco, workspace
 from tvjax.errors import UserError, unwritable
 from tvjax.examples import Examples
@@ -92,14 +95,18 @@ def main(argv: list[str]) -> None:
             examples = Examples.of_split(splits[_SPLIT.value])
         tiling = tiles.choose_tiling(scores.scaled_sizes(examples, _SCALE.value), net)
         result = scores.score(examples, net, tiling, scale=_SCALE.value, category=category)
-        reports.append({"workdir": workdir, **source, "step": step, **result.summary})
+        headline = {"step": step, "score": config.evaluation.score}
+        reports.append({"workdir": workdir, **source, **headline, **result.summary})
         found.append(result)
         if folder:
             with workspace.beside(folder / "scores.json") as work, _writing(folder):
                 keep(work, examples, net, tiling, result, reports[-1])
                 for name in KEPT:
                     (work / name).replace(folder / name)
+    names = "boundary_pixels", "true_components", "narrow_components"
+    print(f"note: {boundaries.describe(*(reports[0][name] for name in names))}", file=sys.stderr)
     if len(found) == 1:
+        print(describe_run(reports[0]))
         print(json.dumps(reports[0]))
         return
     ious = [[row["iou"] for row in result.images] for result in found]

@@ -142,6 +142,7 @@ FIELDS = {
     "train.steps_per_dispatch": or_none(whole(1, 10_000)),
     "evaluation.every": COUNT,
     "evaluation.batch_size": whole(1, 2**16),
+    "evaluation.score": one_of("pooled_iou", "iou"),
     "evaluation.panels": whole(0, 100),
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,  # the newest: what is trained would be lost without it

@@ -25,9 +25,14 @@ class Counts(NamedTuple):
     false_negative: Array
 
     @property
+    def union(self) -> Array:
+        """`TP + FP + FN`."""
+        return self.true_positive + self.false_positive + self.false_negative
+
+    @property
     def iou(self) -> Array:
         """`TP / (TP + FP + FN)` (eqs 10 and 11); 1 where prediction and mask are both empty."""
-        union = self.true_positive + self.false_positive + self.false_negative
+        union = self.union
         return jnp.where(union == 0, 1.0, self.true_positive / jnp.maximum(union, 1))
 
     @property
@@ -75,6 +80,8 @@ def iou(
     """Intersection over union per image (eqs 10 and 11).
 
     Differs from the paper, which leaves it open: an empty prediction on an empty mask scores 1.
+    Where many masks are empty, a mean over images rewards predicting nothing; add up `Counts` over
+    images instead, and take the score once.
 
     Args:
       probabilities: `[..., H, W, C]` in [0, 1].
@@ -105,8 +112,9 @@ def boundary_iou(
     """IoU of the inner boundaries of prediction and mask, per image (Cheng et al. 2021).
 
     The boundary of a mask is what an erosion by a square of 2d + 1 pixels (beyond the image is
-    outside) takes away, with d = `width` times the image's diagonal, at least 1. It sees errors of
-    the outline that the IoU of large objects hides.
+    outside) takes away, with d = `width` times the image's diagonal, at least 1 (see
+    `boundary_pixels`). It sees errors of the outline that the IoU of large objects hides; of an
+    object that is nowhere wider than 2d pixels all is boundary, and it says no more than the IoU.
 
     Args:
       probabilities: `[..., H, W, C]` in [0, 1].
@@ -124,9 +132,14 @@ def boundary_iou(
     prediction, truth, sound = _masks(probabilities, mask, threshold)
     h, w = truth.shape[-3:-1]
     arguments.share("width", width)
-    pixels = max(1, round(float(width) * (h**2 + w**2) ** 0.5))
+    pixels = boundary_pixels(h, w, width=width)
     found = counts(_boundary(prediction, pixels), _boundary(truth, pixels)).iou
     return jnp.where(sound, found, jnp.nan)
+
+
+def boundary_pixels(height: int, length: int, *, width: float = 0.02) -> int:
+    """How many pixels of an image's objects `boundary_iou` takes for their boundary: its d."""
+    return max(1, round(float(width) * (height**2 + length**2) ** 0.5))
 
 
 def num_components(mask: Images) -> Int[Array, "..."]:

@@ -67,7 +67,7 @@ class Predictor:
           workdir: of the run.
           denoise: weight of the TV denoising. None: the run's own (U-Net + TV), if it has one; 0:
             no denoising.
-          checkpoint: `"newest"`, `"best"` (by validation IoU), or the step of one that was kept.
+          checkpoint: `"newest"`, `"best"` (by validation score), or the step of one that was kept.
 
         Raises:
           UserError: there is no run, no such checkpoint, or `denoise` is negative or not finite.

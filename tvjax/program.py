@@ -33,7 +33,8 @@ def define_checkpoint_flag() -> flags.FlagHolder[str]:
     """`--checkpoint`, of the programs that use a trained net; see `Checkpoints.choose`."""
     return flags.DEFINE_string(
         "checkpoint", "newest",
-        "Of the run: newest, best (by validation IoU), or the step of one that was kept.",
+        "Of the run: newest, best (by evaluation.score on validation tiles), or the step of one "
+        "that was kept.",
     )  # fmt: skip
 
 

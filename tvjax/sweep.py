@@ -9,6 +9,7 @@ a finished run, `config.json` and `sweep.png`. The same command goes on where th
 """
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -32,7 +33,7 @@ from tvjax.training.feeds import schedule
 from tvjax.training.setup import Functions, make_functions
 from tvjax.types import Batch, Config, PyTree
 
-SCORES = "bce", "iou", "pooled_iou", "components"
+SCORES = "bce", "iou", "pooled_iou", "nonempty_iou", "components"
 CHUNK = 50
 """Updates in one call of a program."""
 
@@ -285,24 +286,32 @@ def write(workdir: Path, lines: list[dict[str, Any]]) -> None:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """One row a lambda: means over seeds, and the standard deviation of the validation loss."""
-    rows = ["lambda     seeds  val loss  +-seeds  val IoU  pooled  components (true)  test IoU"]
+    rows = [
+        "lambda     seeds  val loss  +-seeds  val pooled IoU  mean IoU  of non-empty  "
+        "components (true)  test pooled IoU  mean IoU"
+    ]
     for lam in sorted({x["lambda"] for x in lines}):
         same = [x for x in lines if x["lambda"] == lam]
 
         def mean(split, name, same=same):
-            return statistics.fmean(x["splits"][split][name] for x in same)
+            found = [x["splits"][split].get(name) for x in same]  # earlier runs lack some scores
+            return math.nan if None in found else statistics.fmean(found)
 
         losses = [x["splits"]["val"]["bce"] for x in same]
         spread = f"{statistics.stdev(losses):8.4f}" if len(losses) > 1 else " " * 8
         rows.append(
             f"{lam:<10.3g} {len(same):>5}  {mean('val', 'bce'):8.4f} {spread}  "
-            f"{mean('val', 'iou'):7.4f}  {mean('val', 'pooled_iou'):6.4f}  "
+            f"{mean('val', 'pooled_iou'):14.4f}  {mean('val', 'iou'):8.4f}  "
+            f"{mean('val', 'nonempty_iou'):12.4f}  "
             f"{mean('val', 'components'):10.2f} ({mean('val', 'true_components'):.2f})  "
-            f"{mean('test', 'iou'):9.4f}"
+            f"{mean('test', 'pooled_iou'):15.4f}  {mean('test', 'iou'):8.4f}"
         )
         finals = [x["final_lambda"] for x in same]
         if any(abs(f - lam) > 1e-4 * lam for f in finals):
             rows[-1] += "   lambda became " + ", ".join(f"{f:.2g}" for f in finals)
+    empty, images = (lines[0]["splits"]["val"].get(k) for k in ("empty_images", "images"))
+    if empty:
+        rows.append(f"{empty:.0f} of {images:.0f} validation tiles are empty")
     return "\n".join(rows)
 
 
@@ -329,7 +338,7 @@ def main(argv: list[str]) -> None:
             for found in _train(config, todo, workdir, args):
                 lines += found
                 write(workdir, lines)
-        figures.sweep_of_seeds(lines, workdir / "sweep.png")
+        figures.sweep_of_seeds(lines, workdir / "sweep.png", score=config.evaluation.score)
     print(table(lines))
     print(f"figure: {workdir}/sweep.png")
 

@@ -127,7 +127,8 @@ class Checkpoints:
         Args:
           state: what to save.
           run: goes with it.
-          val_iou: validation IoU of this state, where it was evaluated.
+          val_iou: of this state, where it was evaluated; pooled or a mean over images, as
+            `evaluation.score` says.
           wait: return only when it is written.
 
         Raises:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from tvjax import boundaries
 from tvjax.data.pipeline import eval_batches
 from tvjax.data.records import Split
-from tvjax.metrics import Counts
+from tvjax.metrics import Counts, boundary_pixels
 from tvjax.training import parallel
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState
@@ -25,7 +26,7 @@ def evaluate(
     batch_size: int,
     denoise: float | None = None,
     before_each: Callable[[], None] | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Scores at p > 0.5 with running statistics; padding weighs nothing.
 
     Sums and counts are added up over batches and divided once.
@@ -41,7 +42,9 @@ def evaluate(
     Returns:
       Means over images of `iou`, `boundary_iou`, `bce`, the number of connected components and the
       total variation of predicted masks (`components`, `tv`) and of true ones (`true_components`,
-      `true_tv`); `pooled_iou` and `pooled_f1` over all pixels; `images`, their number.
+      `true_tv`); `pooled_iou` and `pooled_f1` over all pixels; `images`, their number;
+      `nonempty_iou`, the mean IoU over those that hold objects, None of none, and `empty_images`,
+      the number of the others.
     """
     layout = setup.layout
     weight_of_tv = None if denoise is None else layout.replicate(jnp.float32(denoise))
@@ -70,23 +73,32 @@ def add_up(parts: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     return total
 
 
-def scores_of(sums: dict[str, Any]) -> dict[str, float]:
+def scores_of(sums: dict[str, Any]) -> dict[str, Any]:
     """What `evaluate` returns, from the sums of `steps.evaluation_step` over all images."""
     total = {k: float(v) for k, v in sums.items()}
     counts = Counts(*(jnp.asarray(total.pop(name)) for name in Counts._fields))
-    images = total.pop("images")
+    images, empty = total.pop("images"), total.pop("empty_images")
+    nonempty = total.pop("nonempty_iou")
     return {
         **{name: value / images for name, value in total.items()},
         "pooled_iou": float(counts.iou),
         "pooled_f1": float(counts.f1),
+        "nonempty_iou": nonempty / (images - empty) if images > empty else None,
         "images": images,
+        "empty_images": empty,
     }
 
 
 def choose_denoising(
-    setup: Setup, state: TrainState, split: Split, weights: Sequence[float], **options: Any
+    setup: Setup,
+    state: TrainState,
+    split: Split,
+    weights: Sequence[float],
+    *,
+    score: str,
+    **options: Any,
 ) -> tuple[float, dict[str, float]]:
-    """The weight of the TV denoising with the best mean IoU (eq. 12), and the IoU of each.
+    """The weight of the TV denoising with the best score (eq. 12: "iou"), and the score of each.
 
     `options` are those of `evaluate`.
     """
@@ -94,21 +106,44 @@ def choose_denoising(
         weights, "choosing the denoising weight", leave=False, disable=not parallel.is_first()
     )
     ious = {
-        str(weight): evaluate(setup, state, split, denoise=weight, **options)["iou"]
+        str(weight): evaluate(setup, state, split, denoise=weight, **options)[score]
         for weight in bar
     }
     return float(max(ious, key=lambda weight: ious[weight])), ious
 
 
 def baselines(split: Split, *, batch_size: int) -> dict[str, float]:
-    """The mean IoU of predicting background everywhere, and of predicting object everywhere."""
+    """The mean IoU of predicting background everywhere, and of predicting object everywhere.
+
+    Pooled over all pixels, the IoU of the former is 0 (of no object at all 1), and that of the
+    latter is its mean, since tiles are of one size.
+    """
     background, foreground, images = 0.0, 0.0, 0.0
     for batch, weight in eval_batches(split, batch_size=batch_size):
         share = batch.mask.mean(axis=(1, 2, 3))
         background += float(np.sum(weight * (share == 0)))  # empty on empty scores 1
         foreground += float(np.sum(weight * share))
         images += float(np.sum(weight))
-    return {"all_background": background / images, "all_foreground": foreground / images}
+    return {
+        "all_background": background / images,
+        "all_foreground": foreground / images,
+        "all_background_pooled": float(foreground == 0),
+        "all_foreground_pooled": foreground / images,
+    }
+
+
+def describe_boundary(split: Split) -> dict[str, int]:
+    """What boundary IoU counts of a split's masks.
+
+    Returns:
+      `pixels`, the width of its band; `objects`, the number of connected components; and
+      `narrow_objects`, the number of those that lie in the band whole.
+    """
+    objects, narrow, pixels = 0, 0, boundary_pixels(*split[0]["mask"].shape[:2])
+    for k in range(len(split)):
+        found = boundaries.count_narrow(split[k]["mask"][..., 0] > 0, pixels)
+        objects, narrow = objects + found[0], narrow + found[1]
+    return {"pixels": pixels, "objects": objects, "narrow_objects": narrow}
 
 
 def _bar(batches: Iterable[Any], split: Split, batch_size: int) -> Iterable[Any]:

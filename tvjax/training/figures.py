@@ -17,15 +17,18 @@ from tvjax import files
 COLORS = {"train": "#4c78a8", "val": "#f58518", "lambda": "#54a24b", "truth": "#00d0ff"}
 
 
-def learning_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss and IoU over steps, from the lines of `metrics.jsonl`."""
+LABELS = {"pooled_iou": "pooled IoU", "iou": "mean IoU", "bce": "cross-entropy"}
+
+
+def learning_curves(metrics: Sequence[dict[str, Any]], path: Path, *, score: str) -> None:
+    """Loss and a score over steps, from the lines of `metrics.jsonl`."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for axis, name, label in zip(axes, ("bce", "iou"), ("cross-entropy", "IoU"), strict=True):
+    for axis, name in zip(axes, ("bce", score), strict=True):
         for kind in ("train", "val"):
             steps, values = _series(metrics, kind, name)
             style = {"marker": "o", "markersize": 3} if kind == "val" else {"alpha": 0.8}
             axis.plot(steps, values, color=COLORS[kind], label=kind, **style)
-        axis.set(xlabel="step", ylabel=label)
+        axis.set(xlabel="step", ylabel=LABELS[name])
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
     save(figure, path)
@@ -59,18 +62,19 @@ def sweep(ious: dict[str, float], path: Path) -> None:
     save(figure, path)
 
 
-def sweep_of_seeds(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Validation loss and IoU at the end over lambda: a dot a run, a line through the means.
+def sweep_of_seeds(lines: Sequence[dict[str, Any]], path: Path, *, score: str) -> None:
+    """Validation loss and score at the end over lambda: a dot a run, a line through the means.
 
     Args:
       lines: of `tvjax.sweep`, with `lambda` and `splits`.
       path: of the PNG file.
+      score: its name, "pooled_iou" or "iou".
     """
     lambdas = sorted({line["lambda"] for line in lines})
     positive = [lam for lam in lambdas if lam > 0] or [1.0]
     at = {lam: lam if lam > 0 else min(positive) / 10 for lam in lambdas}  # 0 has no logarithm
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for axis, name, label in zip(axes, ("bce", "iou"), ("cross-entropy", "IoU"), strict=True):
+    for axis, name in zip(axes, ("bce", score), strict=True):
         values = {
             lam: [line["splits"]["val"][name] for line in lines if line["lambda"] == lam]
             for lam in lambdas
@@ -79,7 +83,7 @@ def sweep_of_seeds(lines: Sequence[dict[str, Any]], path: Path) -> None:
             axis.plot([at[lam]] * len(found), found, ".", color=COLORS["val"], alpha=0.5)
         means = [float(np.mean(found)) for found in values.values()]
         axis.plot(list(at.values()), means, color=COLORS["val"])
-        axis.set(xlabel="lambda", ylabel=f"validation {label}", xscale="log")
+        axis.set(xlabel="lambda", ylabel=f"validation {LABELS[name]}", xscale="log")
         if 0 in at:
             axis.axvline(at[0], color="0.5", linewidth=0.8, linestyle=":")
             axis.annotate("0", (at[0], 0.02), xycoords=("data", "axes fraction"))

@@ -20,7 +20,12 @@ from tvjax.data.sets import open_sets
 from tvjax.errors import Outage, UserError
 from tvjax.training import figures, parallel, rundir
 from tvjax.training.checkpoint import Checkpoints
-from tvjax.training.evaluation import baselines, choose_denoising, evaluate
+from tvjax.training.evaluation import (
+    baselines,
+    choose_denoising,
+    describe_boundary,
+    evaluate,
+)
 from tvjax.training.feeds import Dispatch, dispatches, passes, streamed_if_large
 from tvjax.training.interrupt import Interrupted, Stop
 from tvjax.training.logs import Logs, NoLogs, read_metrics
@@ -87,6 +92,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
                 "test_baselines": baselines(
                     splits["test"], batch_size=config.evaluation.batch_size
                 ),
+                "test_boundary": describe_boundary(splits["test"]),
                 "precision": config.model.precision,
                 **({"changes": changes} if changes else {}),
                 **provenance.describe(config.seed),
@@ -147,8 +153,9 @@ def _scores(
     denoise, sweep = None, {}
     if config.denoise.weights:
         denoise, ious = choose_denoising(
-            setup, state, splits["val"], config.denoise.weights, **options
-        )
+            setup, state, splits["val"], config.denoise.weights,
+            score=config.evaluation.score, **options,
+        )  # fmt: skip
         sweep = {"denoising_val_iou": ious}
     scores = {
         name: evaluate(setup, state, split, denoise=denoise, **options)
@@ -158,7 +165,9 @@ def _scores(
     lam = float(np.mean(weights)) if denoise is None else denoise
     batch = (config.train.batch_size, *splits["train"][0]["image"].shape[:2])
     return {
+        "score": config.evaluation.score,  # the headline; the mean IoU over images is always told
         **{f"{name}_iou": score["iou"] for name, score in scores.items()},
+        **{f"{name}_pooled_iou": score["pooled_iou"] for name, score in scores.items()},
         "lambda": lam,
         **({"lambdas": np.asarray(weights).tolist()} if np.ndim(weights) else {}),
         "lambda_per_pixel": setup.regularizer.pixel_weight(lam, batch),
@@ -294,8 +303,11 @@ class _Session:
         if done or passes(before, step, self.config.train.log_every):
             means = {k: total / count for k, (total, count) in self.sums.items()}
             means["lambda"] = values["lambda"]
+            both, either = means.pop("intersection", 0.0), means.pop("union", 0.0)
+            means["pooled_iou"] = both / either if either else 1.0
             self.logs.scalars(step, "train", means)
-            self.shown |= {"loss": f"{means['loss']:.3f}", "IoU": f"{means['iou']:.3f}"}
+            score = means[self.config.evaluation.score]
+            self.shown |= {"loss": f"{means['loss']:.3f}", "IoU": f"{score:.3f}"}
             self.sums = {}
         self.shown["lambda"] = f"{values['lambda']:.3g}"
         self.logs.advance(step, self.shown, images=self.config.train.batch_size)
@@ -304,15 +316,17 @@ class _Session:
         scores = evaluate(
             self.setup, state, self.splits["val"], batch_size=self.config.evaluation.batch_size
         )
-        self.logs.scalars(step, "val", scores)
-        self.shown["val IoU"] = f"{scores['iou']:.3f} (step {step})"
+        self.logs.scalars(step, "val", {k: v for k, v in scores.items() if v is not None})
+        score = scores[self.config.evaluation.score]
+        self.shown["val IoU"] = f"{score:.3f} (step {step})"
         if parallel.is_first():
             self._draw(state, step)
-        return scores["iou"]
+        return score
 
     def _draw(self, state: TrainState, step: int) -> None:
         metrics = read_metrics(self.workdir)
-        figures.learning_curves(metrics, self.workdir / "curves.png")
+        score = self.config.evaluation.score
+        figures.learning_curves(metrics, self.workdir / "curves.png", score=score)
         if self.setup.plan.estimator is not None:
             figures.lambda_over_time(metrics, self.workdir / "lambda.png")
         split = self.splits["val"]

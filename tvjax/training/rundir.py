@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tvjax import files
+from tvjax import boundaries, files
 from tvjax.errors import UserError, unwritable
 from tvjax.training import parallel
 from tvjax.types import Config
 
-# What may differ when a run is resumed: none of these changes what a step computes.
+# What may differ when a run is resumed: none of these changes what a step computes, nor by which
+# score the best checkpoint so far is the best.
 _MAY_CHANGE = (
-    "name", "train.steps", "train.log_every", "evaluation.", "checkpoint.", "parallel.",
-    "train.steps_per_dispatch", "data.directory", "data.cache", "data.resident",
+    "name", "train.steps", "train.log_every", "evaluation.every", "evaluation.batch_size",
+    "evaluation.panels", "checkpoint.", "parallel.", "train.steps_per_dispatch", "data.directory",
+    "data.cache", "data.resident",
 )  # fmt: skip
 
 # What a run may change after it was ended by a number that is not finite, if its end says so.
@@ -24,7 +26,7 @@ _MAY_BE_LESS = ("optimizer.learning_rate", "hypergrad.learning_rate")
 _STOPPED = "stopped.json"
 
 # Fields that were added since, and what runs without them had.
-_ADDED = {"model": {"precision": "default"}}
+_ADDED = {"model": {"precision": "default"}, "evaluation": {"score": "iou"}}
 
 
 def check(workdir: Path, config: Config) -> None:
@@ -93,7 +95,8 @@ def _compare(
         if found.get(field) != wanted.get(field) and not field.startswith(may_change):
             raise UserError(
                 f"{workdir} holds a run with {field}={found.get(field)!r}, this config has "
-                f"{wanted.get(field)!r}; use another --workdir"
+                f"{wanted.get(field)!r}; use another --workdir, or "
+                f"--config.{field}={found.get(field)}"
             )
 
 
@@ -194,22 +197,34 @@ def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
 def format_summary(summary: dict[str, Any], workdir: Path) -> str:
     """The summary for the reader of a terminal."""
     base, weight = summary["test_baselines"], summary["lambda_per_pixel"]
+    score, band = summary.get("score", "iou"), summary.get("test_boundary")
+    words, end = ("pooled IoU", "_pooled") if score == "pooled_iou" else ("mean IoU", "")
     lines = [
         "",
-        "          mean IoU  pooled IoU  boundary IoU  components (true)",
-        *(
-            f"{name:<6}{s['iou']:>12.4f}{s['pooled_iou']:>12.4f}{s['boundary_iou']:>14.4f}"
-            f"{s['components']:>12.2f} ({s['true_components']:.2f})   {int(s['images'])} tiles"
-            for name, s in summary["splits"].items()
-        ),
-        f"test, all background: {base['all_background']:.4f}   "
-        f"all foreground: {base['all_foreground']:.4f}",
+        "      pooled IoU  mean IoU  of non-empty  boundary IoU  components (true)  tiles (empty)",
+        *(_row(name, scores) for name, scores in summary["splits"].items()),
+        f"test {words} {summary['splits']['test'][score]:.4f}; "
+        f"all background: {base['all_background' + end]:.4f}, "
+        f"all foreground: {base['all_foreground' + end]:.4f}",
+        *([boundaries.describe(*band.values())] if band else []),
         f"lambda {summary['lambda']:.4g}"
         + ("" if weight is None else f", which weighs TV by {weight:.3g} a pixel")
         + f"; {summary['steps']} steps in {summary['seconds']:.0f} s",
         f"curves, lambda and predictions: {workdir}/*.png",
     ]
     return "\n".join(lines)
+
+
+def _row(name: str, s: dict[str, Any]) -> str:
+    """A split's line; of earlier versions' summaries some columns are not known."""
+    nonempty = s.get("nonempty_iou")
+    components = f"{s['components']:.2f} ({s['true_components']:.2f})"
+    tiles = f"{int(s['images'])} ({int(s['empty_images']) if 'empty_images' in s else '-'})"
+    return (
+        f"{name:<6}{s['pooled_iou']:>10.4f}{s['iou']:>10.4f}"
+        f"{'-' if nonempty is None else format(nonempty, '.4f'):>14}{s['boundary_iou']:>14.4f}"
+        f"{components:>19}{tiles:>15}"
+    )
 
 
 def _place(data: dict[str, Any]) -> str:

@@ -100,7 +100,13 @@ def make_problem(
 
     def scores(logits, lam, mask):
         probabilities = lax.stop_gradient(head.probabilities(logits, lam))
-        return {"iou": jnp.mean(metrics.iou(probabilities, mask))}
+        counts = metrics.counts(probabilities, mask)
+        return {
+            "iou": jnp.mean(counts.iou),
+            # Their means over images, devices and steps pool the pixels of all.
+            "intersection": jnp.mean(counts.true_positive),
+            "union": jnp.mean(counts.union),
+        }
 
     def inner_loss(params, hyper, batch: Batch, model_state):
         lam = regularizer.weight(hyper)
@@ -238,10 +244,14 @@ def evaluation_step(
             probabilities = denoise_tv(
                 probabilities, denoise, kind=denoise_kind, tolerance=1e-3, max_iterations=2000
             ).image
+        found = per_image_scores(probabilities, batch.mask)
+        empty = (found["true_positive"] + found["false_negative"] == 0).astype(jnp.float32)
         per_image = {
             "images": jnp.ones_like(weight),
             "bce": head.cross_entropy(logits, regularizer.weight(state.hyper), batch.mask),
-            **per_image_scores(probabilities, batch.mask),
+            "empty_images": empty,
+            "nonempty_iou": (1 - empty) * found["iou"],
+            **found,
         }
         sums = jax.tree.map(lambda x: jnp.sum(weight * x), per_image)
         return sums if axis_name is None else lax.psum(sums, axis_name)
