@@ -49,6 +49,8 @@ from tvjax.types import Batch, Config
 
 KEPT = "loss", "bce", "tv", "lambda", "hypergradient", "outer_loss"
 """Of the metrics of a step."""
+DRAWN = "bce", "hypergradient", "outer_loss"
+"""Of them, those whose course a result file keeps."""
 
 
 def define_flags() -> None:
@@ -451,12 +453,16 @@ class Lab:
 def _summary(log: dict[str, np.ndarray], due: np.ndarray) -> dict[str, Any]:
     """Of one member's metrics `[T]`: curves by means of tenths of the run, and derivatives."""
     finite = {k: np.where(np.isfinite(v), v, np.nan) for k, v in log.items()}
-    tenths = np.array_split(np.arange(len(due)), min(20, len(due)))
+    tenths = np.array_split(np.arange(len(due)), min(10, len(due)))
     last = max(1, len(due) // 4)
     found: dict[str, Any] = {
-        "curves": {k: [float(np.mean(v[part])) for part in tenths] for k, v in finite.items()},
-        "lambda_path": [float(x) for x in log["lambda"][:: max(1, len(due) // 40)]],
+        "curves": {
+            k: [float(np.mean(finite[k][part])) for part in tenths] for k in DRAWN if k in finite
+        }
     }
+    path = log["lambda"][:: max(1, len(due) // 40)]
+    if np.ptp(path):
+        found["lambda_path"] = [float(x) for x in path]
     if "hypergradient" in log:
         h = finite["hypergradient"]
         late = h[-last:][due[-last:]]
@@ -683,7 +689,7 @@ def _run_piece(lab: Lab, out: Path, piece: Any, path: Path, commit: str | None) 
     if commit:
         content["commit"] = commit
     temporary = path.with_name("." + path.name)
-    temporary.write_text(json.dumps(_strict(content)) + "\n")
+    temporary.write_text(json.dumps(_strict(content), separators=(",", ":")) + "\n")
     temporary.replace(path)
 
 
@@ -693,13 +699,13 @@ def _file(out: Path, piece: Any) -> Path:
 
 
 def _strict(x: Any) -> Any:
-    """The same with None for what JSON has no word for."""
+    """The same with None for what JSON has no word for, and no digits that float32 has not."""
     if isinstance(x, dict):
         return {k: _strict(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
         return [_strict(v) for v in x]
-    if isinstance(x, float) and not math.isfinite(x):
-        return None
+    if isinstance(x, float):
+        return float(f"{x:.7g}") if math.isfinite(x) else None
     return x
 
 

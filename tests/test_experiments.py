@@ -18,7 +18,7 @@ PROGRAMS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for folder in ("experiments", "experiments/benchmarks")
     for path in (ROOT / folder).glob("[a-z]*.py")
-    if path.stem != "workload"
+    if "__main__" in path.read_text()
 )
 
 
