@@ -53,8 +53,8 @@ def _curve(axis, study: Study) -> None:
     axis.plot(at, bounds[:, 0], "-", color="0.2", marker=".", linewidth=1.2)
     axis.set(
         xscale="log", yscale="log",
-        title=f"{study.data}: {len(seeds)} seeds per lambda; the minimum lies between "
-        f"{found['low']:g} and {found['high']:g}",
+        title=f"{study.data}: {len(seeds)} seeds per lambda; least at {found['best']:g} "
+        f"(95 %: {found['low']:g} to {found['high']:g})",
     )  # fmt: skip
     axis.title.set_fontsize(10)
     decades = range(math.ceil(math.log10(zero)) + 1, math.floor(math.log10(max(at))) + 1)

@@ -74,8 +74,9 @@ def forward_online(*, decay: Any = 1.0) -> Estimator:
     Prefer it to see beyond one step in a long training with few hyperparameters.
 
     What it cannot do: many hyperparameters. Over long horizons Z grows where training is
-    chaotic: clip the gradient, use its sign, or let Z fade by a decay below 1, which sees some
-    1 / (1 - decay) steps.
+    chaotic, and then says nothing of the mean of runs: after 400 steps of a U-Net its sign
+    differed from seed to seed (`results/lambda/`). Clip the gradient, use its sign, or let Z fade
+    by a decay below 1, which sees some 1 / (1 - decay) steps.
 
     Args:
       decay: how much of Z stays from one step to the next, in [0, 1]: 1 is the derivative through
