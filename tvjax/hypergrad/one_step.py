@@ -35,7 +35,7 @@ def exact(*, mode: str | None = None) -> Estimator:
     What it cannot do: see beyond one step. Lambda settles where one step's derivative changes its
     sign. For the U-Net that is the edge of what is harmless: there a finished training feels a
     hundred times as much, and its loss was neither lower nor higher than with lambda = 0
-    (`results/lambda/`). Nobody has measured this for other hyperparameters here: with a weight
+    (`results/lambda/`). For other hyperparameters this was not measured: where one is a weight
     decay, watch the validation loss. Adam divides by its own running scale, so the exact
     derivative differs from the SGD formula in size and often in sign. At the first step of Adam
     it is all but zero (the step is the gradient's sign): start after a warm-up. Use
