@@ -52,10 +52,41 @@ def test_focal_of_huge_logits_is_finite():
 def test_dice_by_hand():
     p = jnp.asarray([1.0, 0.5, 0.5, 0.0]).reshape(2, 2, 1)
     y = jnp.asarray([1, 1, 0, 0], jnp.uint8).reshape(2, 2, 1)
-    assert losses.dice(p, y, smoothing=1.0) == pytest.approx(1 - (2 * 1.5 + 1) / (2 + 2 + 1))
+    assert losses.dice_of_probabilities(p, y, smoothing=1.0) == pytest.approx(
+        1 - (2 * 1.5 + 1) / (2 + 2 + 1)
+    )
     empty = jnp.zeros((4, 4, 1))
-    assert losses.dice(empty, empty) == 0 and losses.dice(empty + 1, empty + 1) == 0
-    assert losses.dice(empty, empty + 1) == pytest.approx(1 - 1 / 17)
+    assert losses.dice_of_probabilities(empty, empty) == 0
+    assert losses.dice_of_probabilities(empty + 1, empty + 1) == 0
+    assert losses.dice_of_probabilities(empty, empty + 1) == pytest.approx(1 - 1 / 17)
+
+
+def test_dice_takes_logits_as_the_other_losses_do():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(3, 4, 5, 2)) * 3
+    y = masks(1, z.shape)
+    p = 1 / (1 + np.exp(-z))
+    found = losses.dice(jnp.asarray(z), jnp.asarray(y), smoothing=0.5)
+    axes = 1, 2, 3
+    truth = 1 - (2 * (p * y).sum(axes) + 0.5) / ((p + y).sum(axes) + 0.5)
+    np.testing.assert_allclose(found, truth, rtol=1e-6)
+    huge = jnp.asarray([1e4, -1e4]).reshape(1, 1, 2, 1)
+    value, gradient = jax.value_and_grad(lambda z: losses.dice(z, huge > 0).sum())(huge)
+    assert value == 0 and not gradient.any()
+
+
+LOSSES = losses.binary_cross_entropy, losses.focal, losses.dice
+
+
+@pytest.mark.parametrize("f", LOSSES)
+def test_a_mask_is_no_logit_and_a_logit_no_probability(f):
+    y = jnp.asarray(masks(0, (1, 4, 5, 1))) > 0
+    refuses(lambda: f(y, y), "logits must be real numbers; got bool")
+    refuses(lambda: jax.jit(f)(y, y), "logits must be real numbers; got bool")
+    refuses(
+        lambda: losses.dice_of_probabilities(jnp.full((1, 4, 5, 1), -2.0), y),
+        r"probabilities must be in \[0, 1\]; got -2.0; of logits take tvjax.dice",
+    )
 
 
 @pytest.mark.parametrize("name", ["bce", "dice", "focal"])
@@ -134,7 +165,7 @@ def refuses(call, match):
 
 
 PAIRS = [
-    losses.binary_cross_entropy, losses.focal, losses.dice,
+    *LOSSES, losses.dice_of_probabilities,
     metrics.counts, metrics.iou, metrics.boundary_iou,
 ]  # fmt: skip
 
@@ -142,7 +173,7 @@ PAIRS = [
 @pytest.mark.parametrize("f", PAIRS)
 def test_a_pair_that_does_not_fit_is_refused_by_name(f):
     p, y = jnp.full((2, 4, 5, 1), 0.4), jnp.asarray(masks(0, (2, 4, 5, 1)))
-    given = "logits" if f in (losses.binary_cross_entropy, losses.focal) else "probabilities"
+    given = "logits" if f in LOSSES else "probabilities"
     for other in (y[:1], y[..., 0], y[:, :, :1], jnp.concatenate([y, y], -1)):
         refuses(lambda other=other: f(p, other), rf"mask must have the shape of {given}, \(2, 4")
     refuses(lambda: f(p[0, ..., 0], y[0, ..., 0]), r"\[..., H, W, C\]; got shape \(4, 5\)")
@@ -165,7 +196,7 @@ def test_a_pair_that_does_not_fit_is_refused_by_name(f):
 
 
 def test_no_pixel_has_no_mean_loss_and_no_image_no_loss():
-    for f in (losses.binary_cross_entropy, losses.focal, losses.dice):
+    for f in (*LOSSES, losses.dice_of_probabilities):
         assert f(jnp.zeros((0, 4, 4, 1)), jnp.zeros((0, 4, 4, 1))).shape == (0,)
         refuses(lambda f=f: f(jnp.zeros((2, 0, 4, 1)), jnp.zeros((2, 0, 4, 1))), r"\(2, 0, 4, 1\)")
     assert metrics.num_components(jnp.zeros((0, 4, 4, 1))).shape == (0,)
@@ -176,7 +207,7 @@ def test_low_precision_adds_up_in_float32(dtype):
     rng = np.random.default_rng(0)
     p = jnp.asarray(rng.random((300, 300, 1)), dtype)  # their sum is beyond float16's 65504 / 1.5
     y = jnp.asarray(masks(0, (1, 300, 300, 1))[0])
-    for f in (losses.binary_cross_entropy, losses.focal, losses.dice):
+    for f in (*LOSSES, losses.dice_of_probabilities):
         assert f(p, y).dtype == jnp.float32
         np.testing.assert_allclose(f(p, y), f(p.astype(jnp.float32), y), rtol=1e-5)
     third = jnp.full((1, 1, 1), 0.3, dtype)

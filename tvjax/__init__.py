@@ -1,13 +1,13 @@
 """Total variation for segmenting compact objects, and exact hypergradients of its weight.
 
-Arrays are `[..., H, W, C]`, probabilities in [0, 1]; every function is pure and works under `jit`,
-`vmap`, `grad` and `jvp`. Importing this loads jax and optax and nothing heavier.
+Arrays are `[..., H, W, C]`, probabilities in [0, 1]; losses take logits. Every function is pure and
+works under `jit`, `vmap`, `grad` and `jvp`. Importing this loads jax and optax and nothing heavier.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from tvjax import hypergrad
-from tvjax.losses import binary_cross_entropy, dice, focal
+from tvjax.losses import binary_cross_entropy, dice, dice_of_probabilities, focal
 from tvjax.metrics import iou
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.softmax import tv_softmax
@@ -21,6 +21,7 @@ __all__ = [
     "binary_cross_entropy",
     "denoise_tv",
     "dice",
+    "dice_of_probabilities",
     "focal",
     "hypergrad",
     "iou",
@@ -36,3 +37,8 @@ def __getattr__(name: str) -> Any:
 
         return Predictor
     raise AttributeError(f"module 'tvjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All names, those that are loaded later too."""
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,11 @@
-"""Losses: one value per image; the caller reduces over the batch."""
+"""Losses of logits: one value per image; the caller reduces over the batch.
+
+A logit z is any real number and stands for the probability sigmoid(z). What has probabilities
+alone, as a TV-softmax layer, takes the loss whose name says so: `dice_of_probabilities`.
+Probabilities given as logits cannot be told from logits near 0, and are not refused.
+"""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +32,14 @@ def binary_cross_entropy(logits: Images, mask: Images) -> Float[Array, "..."]:
       `[...]`, in nats per pixel, in float32 if less precise. NaN of a traced mask beyond [0, 1].
 
     Raises:
-      ValueError: the shapes differ or hold no pixel, an array is complex, or the mask is not in
-        [0, 1].
+      ValueError: the shapes differ or hold no pixel, the logits are complex or booleans, or
+        the mask is not in [0, 1].
 
     Example:
       >>> binary_cross_entropy(jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1)))
       Array([0.6931472, 0.6931472], dtype=float32)
     """
-    z, y = _pair("logits", arguments.real("logits", logits), arguments.share("mask", mask))
+    z, y = _pair("logits", _logits(logits), arguments.share("mask", mask))
     pixels = optax.sigmoid_binary_cross_entropy(z, y)
     return jnp.mean(pixels, axis=(-3, -2, -1))
 
@@ -61,14 +68,14 @@ def focal(
       that cannot be so.
 
     Raises:
-      ValueError: the shapes differ or hold no pixel, an array is complex, the mask is not 0 or 1,
-        or `gamma` or `alpha` is out of range.
+      ValueError: the shapes differ or hold no pixel, the logits are complex or booleans, the mask
+        is not 0 or 1, or `gamma` or `alpha` is out of range.
 
     Example:
       >>> focal(jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1)))  # log 2 / 4
       Array([0.1732868, 0.1732868], dtype=float32)
     """
-    z, y = _pair("logits", arguments.real("logits", logits), arguments.binary("mask", mask))
+    z, y = _pair("logits", _logits(logits), arguments.binary("mask", mask))
     gamma = arguments.weight("gamma", gamma).astype(z.dtype)
     alpha = None if alpha is None else arguments.share("alpha", alpha).astype(z.dtype)
     pixels = optax.sigmoid_focal_loss(z, y, alpha=alpha, gamma=gamma)
@@ -76,6 +83,34 @@ def focal(
 
 
 def dice(
+    logits: Images,
+    mask: Images,
+    *,
+    smoothing: float | Shaped[ArrayLike, ""] = 1.0,
+) -> Float[Array, "..."]:
+    """`dice_of_probabilities` of `p = sigmoid(z)`.
+
+    Args:
+      logits: z, `[..., H, W, C]`, any real number.
+      mask: `[..., H, W, C]`, 0 or 1, or a probability between them; of any number type.
+      smoothing: s, in pixels; positive.
+
+    Returns:
+      `[...]` in [0, 1), in float32 if less precise. NaN of traced arguments that cannot be so.
+
+    Raises:
+      ValueError: the shapes differ or hold no pixel, the logits are complex or booleans, the mask
+        is not in [0, 1], or `smoothing` is not positive.
+
+    Example:
+      >>> dice(jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1)))  # p = 1 / 2: 1 - 17 / 25
+      Array(0.32, dtype=float32)
+    """
+    z, y = _pair("logits", _logits(logits), arguments.share("mask", mask))
+    return _dice(jax.nn.sigmoid(z), y, smoothing)
+
+
+def dice_of_probabilities(
     probabilities: Images,
     mask: Images,
     *,
@@ -87,8 +122,8 @@ def dice(
     s makes an empty prediction on an empty mask cost 0, and keeps the derivative finite there.
 
     Args:
-      probabilities: `[..., H, W, C]` in [0, 1].
-      mask: `[..., H, W, C]`, 0 or 1, or a probability between them; of any number type.
+      probabilities: p, `[..., H, W, C]` in [0, 1], such as those of `tv_softmax`.
+      mask: y, `[..., H, W, C]`, 0 or 1, or a probability between them; of any number type.
       smoothing: s, in pixels; positive.
 
     Returns:
@@ -100,14 +135,34 @@ def dice(
 
     Example:
       >>> half = jnp.full((4, 4, 1), 0.5)
-      >>> dice(half, jnp.ones((4, 4, 1)), smoothing=1.0)  # 1 - 17 / 25
+      >>> dice_of_probabilities(half, jnp.ones((4, 4, 1)), smoothing=1.0)  # 1 - 17 / 25
       Array(0.32, dtype=float32)
     """
-    p = arguments.share("probabilities", probabilities)
+    p = _probabilities(probabilities)
     p, y = _pair("probabilities", p, arguments.share("mask", mask))
+    return _dice(p, y, smoothing)
+
+
+def _dice(p: jax.Array, y: jax.Array, smoothing: Any) -> jax.Array:
     s = arguments.positive("smoothing", smoothing).astype(p.dtype)
     both, each = (jnp.sum(x, axis=(-3, -2, -1)) for x in (p * y, p + y))
     return 1 - (2 * both + s) / (each + s)
+
+
+def _logits(x: Any) -> jax.Array:
+    """Real numbers; booleans are a mask, whose sigmoid would be 0.5 and 0.73."""
+    array = arguments.real("logits", x)
+    if array.dtype == jnp.bool_:
+        raise ValueError("logits must be real numbers; got bool, which a mask is")
+    return array
+
+
+def _probabilities(x: Any) -> jax.Array:
+    try:
+        return arguments.share("probabilities", x)
+    except ValueError as error:
+        hint = "; of logits take tvjax.dice" if "in [0, 1]" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def _pair(name: str, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

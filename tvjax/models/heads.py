@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tvjax import arguments
-from tvjax.losses import binary_cross_entropy, dice, focal
+from tvjax.losses import binary_cross_entropy, dice_of_probabilities, focal
 from tvjax.tv.softmax import tv_softmax
 
 
@@ -36,13 +36,13 @@ def make_loss(
 
     Args:
       name: `"bce"` (the cross-entropy), `"dice"` or `"focal"`.
-      dice_smoothing: `smoothing` of `tvjax.losses.dice`.
+      dice_smoothing: `smoothing` of `tvjax.losses.dice_of_probabilities`.
       focal_gamma: `gamma` of `tvjax.losses.focal`.
       focal_alpha: `alpha` of `tvjax.losses.focal`.
     """
     losses: dict[str, Loss] = {
         "bce": lambda head, logits, lam, mask: head.cross_entropy(logits, lam, mask),
-        "dice": lambda head, logits, lam, mask: dice(
+        "dice": lambda head, logits, lam, mask: dice_of_probabilities(
             head.probabilities(logits, lam), mask, smoothing=dice_smoothing
         ),
         "focal": lambda head, logits, lam, mask: focal(
