@@ -61,7 +61,8 @@ def run(name: str, seed: int, snapshots: int | None = None, data: str | None = N
 
         found = hypergrad.audit(
             setting.problem, setting.estimators, state, setting.hyper, setting.inner_batches,
-            setting.outer_batch, reference=setting.reference, draws=setting.draws,
+            setting.outer_batch, reference=setting.reference,
+            reference_horizon=setting.reference_horizon, draws=setting.draws,
             carries=carries, step=step, progress=progress,
         )  # fmt: skip
         records += found

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tvjax.data import builder, mask_files, masks, records, sets, splits
+from tvjax.data import builder, manifest, mask_files, masks, records, sets, splits
 from tvjax.errors import UserError
 
 
@@ -86,8 +86,36 @@ def test_a_changed_mask_is_another_set(source, tmp_path):
 def test_a_folder_of_images_and_masks_is_data_for_training(source, tmp_path):
     (source / "annotation.json").unlink()
     options = {"cache": str(tmp_path / "cache"), "limit": None, "seed": 0}
-    with pytest.raises(UserError, match="another aspect ratio"):  # so it found them
-        sets.open_sets(directory=str(source), size=12, **options)
+    words = "another aspect ratio.* 12x16; cut it and its mask alike into tiles .* at most 10x10"
+    with pytest.raises(UserError, match=words):
+        sets.open_sets(directory=str(source), size=5, **options)
+
+
+def test_source_json_says_what_the_labels_were_and_older_sets_open(source, tmp_path):
+    def build(labels, out):
+        builder.build(
+            source / labels, source / "images", tmp_path / out, size=(6, 8), progress=False
+        )
+        return manifest.read(tmp_path / out)
+
+    content = build("masks", "masks")
+    assert content["request"]["labels"] == "masks"
+    assert "annotations_sha256" not in content["request"]
+    coco = build("annotation.json", "coco")["request"]
+    assert coco["labels"] == "COCO file" and len(coco["annotations_sha256"]) == 64
+    with pytest.raises(UserError, match="prepared with labels='masks', now asked for 'COCO file'"):
+        build("annotation.json", "masks")
+    with pytest.raises(UserError, match="prepared with labels='COCO file', now asked for 'masks'"):
+        build("masks", "coco")
+    for out, digest in (("masks", None), ("coco", coco["annotations_sha256"])):  # as made before
+        content = manifest.read(tmp_path / out)
+        del content["request"]["labels"]
+        content["request"]["annotations_sha256"] = digest
+        manifest.write(tmp_path / out, content)
+    for labels, out in (("masks", "masks"), ("annotation.json", "coco")):
+        assert "labels" not in build(labels, out)["request"]  # it is there and holds what is asked
+    with pytest.raises(UserError, match="prepared with labels='masks'"):
+        build("annotation.json", "masks")
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,67 @@ def test_audit_refuses_devices_and_warns_at_the_first_step_of_adam(setting):
     problem = problem._replace(optimizer=hypergrad.adam(0.1))
     with pytest.warns(UserWarning, match="first step"):
         hypergrad.audit(problem, {}, problem.init(jnp.ones(2)), *args)
+
+
+def scalar_example(noise: float):
+    """Early in training one step sees another sign than the run; see `hypergrad.exact`."""
+
+    def inner(y, x, b):
+        return (y - b) ** 2 / 2 + x * y**2 / 2
+
+    problem = hypergrad.Bilevel(inner, lambda y, c: (y - c) ** 2 / 2, optax.sgd(0.1))
+    rng = np.random.default_rng(0)
+    draws = [([jnp.asarray(2.0)], jnp.asarray(1 + noise * z)) for z in rng.normal(size=6)]
+    return (problem, problem.init(jnp.asarray(0.5)), jnp.asarray(0.0)), draws
+
+
+def test_a_reference_of_another_horizon_calls_no_sign_wrong_that_it_does_not_know(x64):
+    start, draws = scalar_example(noise=30.0)
+    (problem, state, hyper), batches = start, ([jnp.asarray(2.0)], jnp.asarray(1.0))
+    estimators = {
+        "exact": hypergrad.exact(), "formula": hypergrad.sgd_formula(0.1),
+        "opposite": hypergrad.sgd_formula(-0.1), "run": hypergrad.reverse(100),
+        "cg": hypergrad.cg(5), "online": hypergrad.forward_online(),
+    }  # fmt: skip
+
+    def audit(reference, draws=(), **options):
+        records = hypergrad.audit(
+            problem, estimators, state, hyper, *batches, reference=reference, draws=draws,
+            repeats=1, **options,
+        )  # fmt: skip
+        lines = hypergrad.table(records).splitlines()[1:]
+        return [r.sign_agrees for r in records], lines, records
+
+    run = hypergrad.forward(100, loop=hypergrad.SCANNED)
+    signs, lines, records = audit(run, draws)
+    assert signs == [None, None, None, True, None, None]
+    assert "WRONG" not in "".join(lines) and " ? " in lines[0]
+    assert "1 step vs 100 steps" in lines[0] and "optimum vs 100 steps" in lines[4]
+    assert "whole run vs 100 steps" in lines[5] and " vs " not in lines[3]
+    values = [float(run(*start, batches[0] * 100, outer).gradient) for _, outer in draws]
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    np.testing.assert_allclose(records[0].reference_error, error, rtol=1e-10)
+    assert audit(run)[0][0] is None  # nothing is known of its spread
+    # Of little noise the reference is known, and the exact step has the other sign all the same.
+    signs, lines, _ = audit(run, scalar_example(noise=0.1)[1])
+    assert signs == [False, False, True, True, False, False] and "WRONG" in lines[0]
+    # On the same batches estimators of one horizon differ by error alone, however noisy both are.
+    signs, lines, _ = audit(hypergrad.exact(mode="reverse"), draws)
+    assert signs[:3] == [True, True, False] and "WRONG" in lines[2] and " vs " not in lines[0]
+    # Numbers are known as well as they are said to be.
+    assert audit(-2.0)[0][0] is False
+    assert audit(-2.0, reference_error=0.5)[0][0] is False
+    signs, lines, _ = audit(-2.0, reference_error=1.5, reference_horizon="optimum")
+    assert signs == [None] * 6 and "1 step vs optimum" in lines[0]
+
+
+def test_a_reference_among_the_estimators_has_its_carry(setting):
+    problem, state, hyper, batches = setting
+    online = hypergrad.forward_online()
+    first = online(problem, state, hyper, batches[:1], batches[4])
+    records = hypergrad.audit(
+        problem, {"online": online, "exact": hypergrad.exact()}, first.state, hyper, batches[1:2],
+        batches[4], carries={"online": first.carry}, reference=online,
+    )  # fmt: skip
+    assert [r.relative_error for r in records[:2]] == [0, 0]
+    assert min(r.relative_error for r in records[2:]) > 0.01

@@ -138,6 +138,15 @@ def test_audit_refuses_alike():
         ({"draws": [([], BATCH)] * 2}, "inner_batches must be at least one batch"),
         ({"reference": jnp.ones(2)}, "reference must be like hyper, of 1 elements; got 2"),
         ({"reference": 1j}, "reference must be real"),
+        ({"reference_error": 1.0}, "reference_error and reference_horizon need a reference of num"),
+        (
+            {"reference": hypergrad.exact(), "reference_horizon": "optimum"},
+            "reference_error and reference_horizon need a reference of num",
+        ),
+        (
+            {"reference": 1.0, "reference_error": jnp.ones(2)},
+            "reference_error must be like hyper, of 1 elements; got 2",
+        ),
     ]:
         with pytest.raises(ValueError, match=message) as error:
             audit(one, **changes)

@@ -41,6 +41,7 @@ def make(seed: int) -> Setting:
         draws=halves(train, val, seed, 16, 64),
         estimators=estimators(rate, rate, momentum=MOMENTUM),
         reference=converged_hypergradient(problem, params, a, train, val),
+        reference_horizon="optimum",
         reference_name="dense implicit derivative at the inner optimum",
         snapshots=(1, 3, 10, 30, 100, 300, 1000),
     )

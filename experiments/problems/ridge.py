@@ -32,6 +32,7 @@ def make(seed: int) -> Setting:
         draws=halves(train, val, seed, 16, 64),
         estimators=estimators(rate, rate, momentum=MOMENTUM),
         reference=reference,
+        reference_horizon="optimum",
         reference_name="closed form at the inner optimum",
         snapshots=(1, 3, 10, 30, 100, 300, 1000),
     )

@@ -58,6 +58,7 @@ def make(seed: int, data: str | None = None) -> Setting:
             "finite_difference": hypergrad.finite_difference(1, width=1e-4),
         },
         reference=hypergrad.exact(mode="reverse"),
+        reference_horizon=None,
         reference_name="jax.grad through one optimiser step",
         snapshots=(1, 10, 50, 100),
     )

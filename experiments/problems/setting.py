@@ -26,6 +26,8 @@ class Setting(NamedTuple):
     """Mini-batches `(inner_batches, outer_batch)` for the spread of the estimates."""
     estimators: Mapping[str, Estimator]
     reference: PyTree | Estimator
+    reference_horizon: str | None
+    """Of a reference of numbers, as in `hypergrad.audit`."""
     reference_name: str
     snapshots: Sequence[int]
     """The inner steps after which the estimators are audited."""

@@ -40,6 +40,7 @@ def make(seed: int) -> Setting:
         draws=[([noisy], (clean, mask)) for mask in masks],
         estimators=estimators(RATE, scale, momentum=None),
         reference=converged_hypergradient(problem, noisy, a, noisy, outer_batch),
+        reference_horizon="optimum",
         reference_name="dense implicit derivative at the inner optimum",
         snapshots=(1, 3, 10, 30, 100, 300, 1000),
     )

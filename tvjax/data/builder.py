@@ -205,18 +205,30 @@ def _check_sizes(tiles: list[Tile], size: tuple[int, int], faults: Faults) -> li
     good = []
     for tile in tiles:
         if tile.height < size[0] or tile.width < size[1]:
-            problem = "is larger than"
+            problem, advice = "is larger than", ""
         elif tile.height * size[1] != tile.width * size[0]:
             problem = "has another aspect ratio than"
+            advice = _cutting(tile, size)
         else:
             good.append(tile)
             continue
         faults.add(
             tile.file,
             f"size={size[0]}x{size[1]} (height x width) {problem} {tile.file}, "
-            f"which is {tile.height}x{tile.width}",
+            f"which is {tile.height}x{tile.width}{advice}",
         )
     return good
+
+
+def _cutting(tile: Tile, size: tuple[int, int]) -> str:
+    """How to make tiles of this aspect ratio out of an image."""
+    times = min(tile.height // size[0], tile.width // size[1])
+    labels = "mask" if isinstance(tile, masks.Tile) else "annotations"
+    return (
+        f"; cut it and its {labels} alike into tiles that are a multiple of the size, "
+        f"at most {times * size[0]}x{times * size[1]} (for a TIFF: gdal_translate -srcwin LEFT TOP "
+        "WIDTH HEIGHT IN OUT)"
+    )
 
 
 def _decode(

@@ -38,18 +38,19 @@ def request(
       UserError: the annotations (a COCO file, or a directory of masks) cannot be read.
     """
     try:
-        digest = None
+        labels: dict[str, Any] = {"labels": "masks"}  # files, which `sources` compares
         if not annotations.is_dir():
             local.check_regular(annotations)
             with open(annotations, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
+            labels = {"labels": "COCO file", "annotations_sha256": digest}
     except OSError as error:
         message = f"{annotations}: cannot read the annotations ({error.strerror})"
         raise UserError(message) from error
     return {
         "layout_version": VERSION,
         "builder": BUILDER,
-        "annotations_sha256": digest,
+        **labels,
         "size": list(size),
         "limit": limit,
         "seed": seed,
@@ -85,7 +86,7 @@ def is_built(
             f"another directory, or delete this one first"
         )
     content = read(directory)
-    built, left_out = content["request"], number_left_out(content)
+    built, left_out = _labelled(content["request"]), number_left_out(content)
     advice = "name another directory, or delete this one"
     if built.get("builder") != BUILDER:
         raise Differs(f"{directory}: was prepared by another version of tvjax; {advice}")
@@ -104,6 +105,12 @@ def is_built(
             f"again, name another directory, or delete this one"
         )
     return True
+
+
+def _labelled(built: dict[str, Any]) -> dict[str, Any]:
+    """Sets made before `labels` was kept have a digest of None where they had masks."""
+    digest = built.get("annotations_sha256")
+    return {"labels": "masks" if digest is None else "COCO file"} | built
 
 
 def number_left_out(content: dict[str, Any]) -> int:

@@ -20,6 +20,9 @@ from tvjax.hypergrad.problem import Bilevel, Estimator, InnerState
 from tvjax.hypergrad.significance import chance
 from tvjax.types import PyTree
 
+SURE = 0.975
+"""Confidence in a sign from which on it counts as known."""
+
 
 class Record(NamedTuple):
     """One estimator and one hyperparameter. `_asdict()` is ready for JSON; None: not known."""
@@ -35,6 +38,12 @@ class Record(NamedTuple):
     relative_error: float | None
     """|value - reference| / |reference|."""
     sign_agrees: bool | None
+    """None too where the reference is of another horizon and its sign is not known."""
+    horizon: str
+    """What the estimator sees of the training: "1 step", "10 steps", "whole run", "optimum"."""
+    reference_horizon: str | None
+    reference_error: float | None
+    """The reference's standard error: over the draws, or as it was given."""
     mean: float | None
     """Over the draws of mini-batches."""
     standard_error: float | None
@@ -59,6 +68,8 @@ def audit(
     outer_batch: PyTree,
     *,
     reference: PyTree | Estimator | None = None,
+    reference_error: PyTree | None = None,
+    reference_horizon: str | None = None,
     draws: Sequence[tuple[Sequence[PyTree], PyTree]] = (),
     carries: Mapping[str, PyTree] | None = None,
     step: int = 0,
@@ -66,6 +77,23 @@ def audit(
     progress: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> list[Record]:
     """Calls every estimator from the same state and compares what they return.
+
+    The reference decides what a wrong sign means. To test whether a derivative is right, take one
+    of the same horizon found by another way: `exact(mode="reverse")` for one step,
+    `finite_difference(K)` or `reverse(K)` for K, `cg` at the optimum. To ask whether an estimator
+    leads a training well, take one that sees the rest of it: `forward(K)` with all the steps to
+    come, `forward_online` with its carry, or differences of whole runs. An exact estimator may then
+    have the other sign and still be exact: it answers another question.
+
+    Agreement at one state does not make a good training. It says nothing of other states, of the
+    noise (see `sign_confidence`) or of the rate by which `hyper` moves, and a reference of few
+    steps shares the short horizon's bias (see `exact`).
+
+    A sign is judged where that of the reference is known. An estimator of the reference's horizon
+    has the same truth on the same batches, and differs by error alone. One of another horizon is
+    judged only if over the draws the reference's mean differs from 0 with a confidence above
+    0.975 (Student's t), and numbers only if they are more than twice `reference_error` from 0:
+    else `sign_agrees` is None, and `?` in the table.
 
     Args:
       problem: the bilevel problem, on one device (`axis_name` None).
@@ -75,8 +103,11 @@ def audit(
       inner_batches: one per inner step; begun again by estimators of more steps than batches.
       outer_batch: of the outer loss.
       reference: the true hypergradient, like `hyper`; or an estimator that stands for it.
+      reference_error: the standard error of a reference of numbers, like `hyper`; None: exact.
+      reference_horizon: of a reference of numbers, in the words of `Record.horizon`.
       draws: pairs `(inner_batches, outer_batch)` of mini-batches, for mean and standard error.
-      carries: what estimators remember, by name; their first carry where it is not given.
+      carries: what estimators remember, by name; their first carry where it is not given. A
+        reference that is one of the estimators has the same.
       step: written to the records.
       repeats: timed calls of each estimator.
       progress: wraps the names while they are walked along, such as `tqdm`.
@@ -86,7 +117,7 @@ def audit(
 
     Raises:
       ValueError: for a problem with `axis_name`, no batches, `repeats` below 1, a reference that is
-        not like `hyper`, and where `Estimator` raises it.
+        not like `hyper` or has no such error, and where `Estimator` raises it.
 
     Warns:
       UserWarning: at Adam's first step, through which every derivative is all but zero.
@@ -102,7 +133,16 @@ def audit(
             "derivative through it is all but zero. Audit a later state.",
             stacklevel=2,
         )
-    truth = _reference(reference, problem, state, hyper, inner_batches, outer_batch)
+    if isinstance(reference, Estimator):
+        if reference_error is not None or reference_horizon is not None:
+            raise ValueError("reference_error and reference_horizon need a reference of numbers")
+        named = [k for k, e in estimators.items() if e == reference and k in (carries or {})]
+        carry = (carries or {})[named[0]] if named else reference.init(problem, state, hyper)
+        truth = _estimated(
+            problem, reference, state, hyper, carry, inner_batches, outer_batch, draws
+        )
+    else:
+        truth = _numbers(reference, reference_error, reference_horizon, size(hyper))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(hyper)]
     names = _element_names(names, [np.size(x) for x in jax.tree.leaves(hyper)])
     records = []
@@ -123,7 +163,7 @@ def audit(
                 estimator=name,
                 element=element,
                 step=step,
-                **_compare(value[i], None if truth is None else truth[i]),
+                **_compare(value[i], estimator.sees, truth, i),
                 **_spread([sample[i] for sample in samples]),
                 **cost,
             )
@@ -136,7 +176,8 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "estimator": lambda r: r.estimator + (r.element and f" {r.element}"),
     "value": lambda r: _text(r.value, ".4e"),
     "rel. error": lambda r: _text(r.relative_error, ".1e"),
-    "sign": lambda r: {None: "-", True: "ok", False: "WRONG"}[r.sign_agrees],
+    "sign": lambda r: _sign(r),
+    "horizon": lambda r: _horizon(r),
     "mean": lambda r: _text(r.mean, ".3e"),
     "std. error": lambda r: _text(r.standard_error, ".1e"),
     "P(sign)": lambda r: _text(r.sign_confidence, ".3f"),
@@ -147,7 +188,11 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
 
 
 def table(records: Sequence[Record]) -> str:
-    """The records as text: a heading, and one line each."""
+    """The records as text: a heading, and one line each.
+
+    Where the reference is of another horizon, `horizon` names both, as in "1 step vs optimum";
+    "?" under `sign` means that the reference's sign is not known well enough to call it wrong.
+    """
     rows = [list(_COLUMNS), *([cell(r) for cell in _COLUMNS.values()] for r in records)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -193,26 +238,62 @@ def _measure(program: Any, args: tuple, repeats: int) -> tuple[list[float], dict
     return value, {"seconds": statistics.median(seconds), "flops": flops, "bytes": peak}
 
 
-def _reference(reference, problem, state, hyper, inner_batches, outer_batch):
+class _Truth(NamedTuple):
+    """The reference, element by element."""
+
+    values: Sequence[float | None]
+    errors: Sequence[float | None]
+    is_sign_known: list[bool]
+    horizon: str | None
+    is_of_batches: bool
+    """Whether it is an estimate on the batches of the others."""
+
+
+def _estimated(problem, estimator, state, hyper, carry, inner_batches, outer_batch, draws):
+    program = _program(problem, estimator)
+
+    def gradient(inner, outer):
+        args = state, hyper, _take(inner, estimator.steps), outer, carry
+        return _flat(program(args)(*args))
+
+    values = gradient(inner_batches, outer_batch)
+    samples = list(zip(*(gradient(*draw) for draw in draws), strict=True)) or [()] * len(values)
+    found = [_spread(sample) for sample in samples]
+    known = [
+        s["mean"] is not None and s["sign_confidence"] > SURE and s["mean"] * value > 0
+        for s, value in zip(found, values, strict=True)
+    ]
+    return _Truth(values, [s["standard_error"] for s in found], known, estimator.sees, True)
+
+
+def _numbers(reference, error, horizon, n: int) -> _Truth:
     if reference is None:
-        return None
-    if isinstance(reference, Estimator):
-        batches = _take(inner_batches, reference.steps)
-        args = state, hyper, batches, outer_batch, reference.init(problem, state, hyper)
-        reference = _program(problem, reference)(args)(*args)
+        if error is not None or horizon is not None:
+            raise ValueError("reference_error and reference_horizon need a reference of numbers")
+        return _Truth([None] * n, [None] * n, [False] * n, None, False)
     check_real(reference=reference)
-    flat, n = _flat(reference), size(hyper)
-    if len(flat) != n:
-        raise ValueError(f"reference must be like hyper, of {n} elements; got {len(flat)}")
-    return flat
+    flat = _flat(reference)
+    errors = [None] * n if error is None else _flat(error)
+    for name, values in ("reference", flat), ("reference_error", errors):
+        if len(values) != n:
+            raise ValueError(f"{name} must be like hyper, of {n} elements; got {len(values)}")
+    known = [abs(x) > 2 * e if e else True for x, e in zip(flat, errors, strict=True)]
+    return _Truth(flat, errors, known, horizon, False)
 
 
-def _compare(value: float, truth: float | None) -> dict[str, Any]:
-    found = {"value": _finite(value), "reference": _finite(truth)}
-    if None in found.values() or truth is None:
+def _compare(value: float, horizon: str, reference: _Truth, i: int) -> dict[str, Any]:
+    truth = reference.values[i]
+    found = {
+        "value": _finite(value), "horizon": horizon, "reference": _finite(truth),
+        "reference_horizon": reference.horizon, "reference_error": _finite(reference.errors[i]),
+    }  # fmt: skip
+    if truth is None or None in (found["value"], found["reference"]):
         return found | {"relative_error": None, "sign_agrees": None}
     error = abs(value - truth) / abs(truth) if truth else None
-    return found | {"relative_error": error, "sign_agrees": bool(np.sign(value) == np.sign(truth))}
+    is_alike = reference.is_of_batches and horizon == reference.horizon
+    is_known = reference.is_sign_known[i] or is_alike
+    agrees = bool(np.sign(value) == np.sign(truth)) if is_known else None
+    return found | {"relative_error": error, "sign_agrees": agrees}
 
 
 def _spread(samples: Sequence[float]) -> dict[str, float | None]:
@@ -249,6 +330,17 @@ def _element_names(paths: Sequence[str], sizes: Sequence[int]) -> list[str]:
 
 def _finite(x: float | None) -> float | None:
     return float(x) if x is not None and math.isfinite(x) else None
+
+
+def _sign(record: Record) -> str:
+    if record.sign_agrees is None:
+        return "-" if record.relative_error is None else "?"
+    return "ok" if record.sign_agrees else "WRONG"
+
+
+def _horizon(record: Record) -> str:
+    other = record.reference_horizon
+    return record.horizon + (f" vs {other}" if other not in (None, record.horizon) else "")
 
 
 def _text(x: float | None, form: str, unit: float = 1.0) -> str:

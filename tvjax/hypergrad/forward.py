@@ -98,7 +98,9 @@ def forward_online(*, decay: Any = 1.0) -> Estimator:
         loss, outer_aux, gradient = _outer_along(problem, new, hyper, outer_batch, carry)
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate, 1, no_tangents)
+    given = isinstance(decay, (int, float))
+    horizon = "" if given and decay == 0 else "whole run" if given and decay == 1 else "fading run"
+    return Estimator(estimate, 1, no_tangents, horizon=horizon)
 
 
 def no_tangents(problem: Bilevel, state: InnerState, hyper: PyTree) -> PyTree:

@@ -227,7 +227,7 @@ def implicit(
         h = response(problem, new, new, hyper, batch, outer_batch, q)
         return Estimate(h, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate, steps, init, through_steps=False)
+    return Estimator(estimate, steps, init, through_steps=False, horizon="optimum")
 
 
 def damped(product: Callable[[PyTree], PyTree], damping: float) -> Callable[[PyTree], PyTree]:

@@ -155,6 +155,13 @@ class Estimator(NamedTuple):
     """The first `carry`: a pytree of arrays, saved and restored with the rest of a run."""
     through_steps: bool = True
     """Whether it differentiates through the optimiser's step, which must then have a slope."""
+    horizon: str = ""
+    """What the derivative sees of the training: "whole run" or "optimum"; empty: its `steps`."""
+
+    @property
+    def sees(self) -> str:
+        """The horizon in words, such as "1 step"; estimators of one horizon have one truth."""
+        return self.horizon or f"{self.steps} step" + "s" * (self.steps > 1)
 
     def __call__(
         self,
