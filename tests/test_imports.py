@@ -26,7 +26,8 @@ ALLOWED = {
     "fields.py": {"errors", "types"},
     "files.py": {"errors"},
     "interruption.py": set(),
-    "program.py": {"errors", "fields", "interruption", "types"},
+    "program.py": {"errors", "fields", "interruption", "types", "usage"},
+    "usage.py": {"fields"},
     "rasters": {"rasters", "data", "errors", "files", "interruption", "types"},
     "polygons.py": {"errors"},
 }
@@ -65,3 +66,9 @@ def test_importing_the_package_loads_nothing_heavy():
     code = f"import sys, tvjax; print([m for m in {HEAVY!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_names_that_load_later_are_listed():
+    import tvjax
+
+    assert set(tvjax.__all__) <= set(dir(tvjax)) and "Predictor" in dir(tvjax)

@@ -125,3 +125,11 @@ def test_other_nets_are_predicted_with_and_exported_too(make_predictor, image, n
     tiling = tiles.choose_tiling({image.shape[:2]}, net)
     (strip,) = tiles.probabilities(reader.from_array(image), net, tiling)
     np.testing.assert_allclose(strip, net(image), atol=1e-5)
+
+
+def test_a_predictor_is_one_line_on_the_screen(predictor):
+    number = sum(x.size for x in jax.tree.leaves(predictor.state.inner.params))
+    assert repr(predictor) == f"Predictor({number:,} parameters, denoise=None)"
+    red = tvjax.Predictor((), None, lambda state, images: (images, images[..., :1]))
+    assert repr(red) == "Predictor(0 parameters, denoise=None)"
+    jax.eval_shape(lambda p: (repr(p), p)[1], predictor)  # of traced weights too

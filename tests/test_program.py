@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,37 @@ def test_lambda_weighs_a_pixel_as_the_notes_say():
     made, _ = make_regularizer(1, **regularizer())
     assert made.pixel_weight(1e-6, (16, 100, 100)) == pytest.approx(0.16)
     assert isinstance(config("unet"), ConfigDict)
+
+
+PROGRAMS = ("main", "predict", "evaluate", "export", "sweep", "data.prepare")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_is_a_screen_or_two_that_names_every_flag(name):
+    result = subprocess.run(
+        [sys.executable, "-m", f"tvjax.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 90 and max(map(len, lines)) <= 100
+    about, _, listed = result.stdout.partition("\nFlags:\n")
+    assert f"python -m tvjax.{name} --" in about
+    source = (ROOT / "tvjax" / f"{name.replace('.', '/')}.py").read_text()
+    own = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
+    shared = ["config"] * (name in ("main", "sweep"))
+    shared += ["coordinator", "num_processes", "process_id", "multihost"] * (name == "main")
+    shared += ["checkpoint"] * (name in ("predict", "evaluate", "export"))
+    named = re.findall(r"^  --(?:\[no\])?(\w+)", listed.partition("\nConfigs")[0], re.M)
+    assert sorted(named) == sorted(own + shared)
+    for words in re.split(r"\n  --", listed.partition("\n\n")[0]):
+        kind = re.search(r"=(TEXT|NUMBER|INTEGER|A,B)", words)
+        assert not kind or "e.g." in words or "efault: " in words or "which of" in words.lower()
+        assert not re.search(r"(  |: )(Of|That|As|Its|For|With) ", words), words
+    if "config" in shared:
+        for words in ("unet_tv", ":paper", "--config.train.steps=1000", "configs/base.py"):
+            assert words in listed
+        section = ""
+        for path in field_paths(config("base")):
+            section, _, field = path.rpartition(".")
+            block = listed.partition(f"\n  {section}: ")[2] if section else listed
+            assert re.search(rf"\b{field}\b", block), path

@@ -39,23 +39,37 @@ from tvjax.types import Config
 KEPT = ("scores.json", "results.json", "per_image.csv", "grid.png")
 """What is written of each run."""
 
-_WORKDIR = flags.DEFINE_multi_string("workdir", [], "Folder of the run; a second one to compare.")
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", [], "Folder of the run, e.g. runs/roofs; given twice, two runs are compared."
+)
 _CHECKPOINT = program.define_checkpoint_flag()
-_SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "Tiles to score.")
+_SPLIT = flags.DEFINE_enum(
+    "split", "val", ["train", "val", "test"], "Which of the run's tiles to score."
+)
 _DATA = flags.DEFINE_string(
-    "data", None, "Where the run's tiles are now, or other tiles: prepared, or a COCO folder."
+    "data",
+    None,
+    "Where the run's tiles are now, or other tiles, e.g. TILES: prepared, or a COCO folder.",
 )
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file to score instead of a split.")
-_IMAGES = flags.DEFINE_string("images", None, "The folder of its images.")
+_ANNOTATIONS = flags.DEFINE_string(
+    "annotations", None, "A COCO file to score instead of a split, e.g. A.json."
+)
+_IMAGES = flags.DEFINE_string("images", None, "The folder of the COCO file's images, e.g. DIR.")
 _CATEGORY = flags.DEFINE_multi_integer(
-    "category", [], "Whose annotations are objects; default: the only one. In results.json: the "
-    "first; of a split 1.",
+    "category", [], "COCO category whose annotations are objects, e.g. 100; repeatable; "
+    "default: the only one. results.json has the first; of a split 1.",
 )  # fmt: skip
-_SCALE = flags.DEFINE_float("scale", 1.0, "The net's pixels in a pixel of its images, by side.")
-_DENOISE = flags.DEFINE_float(
-    "denoise", None, "Weight of a TV denoising of the probabilities; default: the run's own."
+_SCALE = flags.DEFINE_float(
+    "scale", 1.0, "The net's pixels per pixel of the COCO file's images, by side, e.g. 0.3333."
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to write into.")
+_DENOISE = flags.DEFINE_float(
+    "denoise",
+    None,
+    "Weight of a TV denoising of the probabilities, e.g. 0.1; default: the run's own; 0: none.",
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder to write into, e.g. SCORES; without it, scores are printed alone."
+)
 
 
 def main(argv: list[str]) -> None:

@@ -19,14 +19,22 @@ from tvjax import files, interruption, program
 from tvjax.errors import UserError, unwritable
 from tvjax.predictor import KNOWN, PLATFORMS, Predictor
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_OUT = flags.DEFINE_string("out", None, "File to write.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/roofs.")
+_OUT = flags.DEFINE_string("out", None, "File to write, e.g. net.stablehlo.")
 _CHECKPOINT = program.define_checkpoint_flag()
-_SIZE = flags.DEFINE_string("size", "symbolic", "Side of the images in pixels, or symbolic.")
-_BATCH = flags.DEFINE_integer("batch", None, "Number of the images; default: any.")
-_PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), f"To run on: {', '.join(KNOWN)}.")
-_DENOISE = flags.DEFINE_float("denoise", None, "As in tvjax.predict.")
-_MLIR = flags.DEFINE_bool("mlir", False, "Write the program as text instead.")
+_SIZE = flags.DEFINE_string(
+    "size", "symbolic", "Side of the images in pixels, e.g. 512; symbolic: any multiple of 32."
+)
+_BATCH = flags.DEFINE_integer("batch", None, "Number of the images, e.g. 1; default: any.")
+_PLATFORMS = flags.DEFINE_list(
+    "platforms", list(PLATFORMS), f"What it is to run on, of {', '.join(KNOWN)}."
+)
+_DENOISE = flags.DEFINE_float(
+    "denoise",
+    None,
+    "Weight of a TV denoising of the probabilities, e.g. 0.1; default: the run's own; 0: none.",
+)
+_MLIR = flags.DEFINE_bool("mlir", False, "Whether to write the program as text instead.")
 
 
 def main(argv: list[str]) -> None:

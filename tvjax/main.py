@@ -16,7 +16,9 @@ from tvjax.training import cluster, interrupt, loop, parallel, rundir
 
 _CONFIG = program.define_config_flag()
 _MULTIHOST = cluster.define_flags()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, e.g. runs/roofs; default: runs/NAME."
+)
 
 
 def main(argv: list[str]) -> None:

@@ -38,27 +38,53 @@ from tvjax.data import coco
 from tvjax.errors import UserError
 from tvjax.predictor import Predictor
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_IMAGES = flags.DEFINE_multi_string("images", [], "A file, a directory or a glob; repeatable.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write into.")
-_SCALE = flags.DEFINE_float("scale", 1.0, "The net's pixels in a pixel of the images, by side.")
-_THRESHOLD = flags.DEFINE_float("threshold", 0.5, "A pixel is an object's above it.")
-_PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Write the probabilities too.")
-_DENOISE = flags.DEFINE_float(
-    "denoise", None, "Weight of a TV denoising of each tile; default: the run's own; 0: none."
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/roofs.")
+_IMAGES = flags.DEFINE_multi_string(
+    "images", [], "A file, a directory or a quoted glob of images, e.g. town.tif; repeatable."
 )
-_SIMPLIFY = flags.DEFINE_float("simplify", 0.0, "How far, in pixels, polygons may leave the mask.")
-_MIN_AREA = flags.DEFINE_integer("min_area", 1, "Pixels of the smallest object that has a polygon.")
+_OUT = flags.DEFINE_string("out", None, "Folder to write into, e.g. OUT.")
+_SCALE = flags.DEFINE_float(
+    "scale",
+    1.0,
+    "The net's pixels per pixel of the images, by side, e.g. 0.3333 where tiles were shrunk "
+    "from 300 to 100.",
+)
+_THRESHOLD = flags.DEFINE_float(
+    "threshold", 0.5, "Probability above which a pixel is an object's, e.g. 0.4."
+)
+_PROBABILITIES = flags.DEFINE_bool(
+    "probabilities", False, "Whether to write the probabilities too."
+)
+_DENOISE = flags.DEFINE_float(
+    "denoise",
+    None,
+    "Weight of a TV denoising of each tile, e.g. 0.1; default: the run's own; 0: none.",
+)
+_SIMPLIFY = flags.DEFINE_float(
+    "simplify", 0.0, "How far, in pixels of the image, polygons may leave the mask, e.g. 1."
+)
+_MIN_AREA = flags.DEFINE_integer(
+    "min_area", 1, "Pixels of the smallest object that has a polygon, e.g. 20."
+)
 _WHITE = flags.DEFINE_float(
     "white", None, "The value that is white in images of 16 bits per channel, e.g. 10000."
 )
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO file with the images' ids.")
+_ANNOTATIONS = flags.DEFINE_string(
+    "annotations", None, "A COCO file with the images' ids, e.g. annotation.json."
+)
 _CATEGORY = flags.DEFINE_integer(
-    "category", None, "Of the objects in results.json; default: the only one of --annotations; 1."
+    "category",
+    None,
+    "COCO category of the objects in results.json, e.g. 100; default: the only one of "
+    "--annotations, else 1.",
 )
 _CHECKPOINT = program.define_checkpoint_flag()
-_TILE = flags.DEFINE_integer("tile", 512, "Side of the tiles of large images, a multiple of 32.")
-_BATCH = flags.DEFINE_integer("batch", 1, "Tiles of an image that the net takes at once.")
+_TILE = flags.DEFINE_integer(
+    "tile", 512, "Side, in pixels, of the tiles that large images are cut into, a multiple of 32."
+)
+_BATCH = flags.DEFINE_integer(
+    "batch", 1, "How many tiles of an image the net takes at once, e.g. 4."
+)
 
 
 def main(argv: list[str]) -> None:

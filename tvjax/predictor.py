@@ -19,13 +19,13 @@ from tvjax.tv.rof import denoise_tv
 from tvjax.types import Config
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""That an exported net runs on."""
+"""Platforms that an exported net runs on."""
 
 KNOWN = ("cpu", "cuda", "rocm", "tpu")
-"""That it may be exported for."""
+"""Platforms that it may be exported for."""
 
 MULTIPLE = 32
-"""Of the sides that an exported net of any size takes."""
+"""The number that divides the sides which an exported net of any size takes."""
 
 
 @jax.tree_util.register_dataclass
@@ -93,6 +93,12 @@ class Predictor:
         inner = state.inner._replace(opt_state=())
         state = state._replace(inner=inner, hyper_opt_state=(), carry=())
         return cls(setup.layout.local(state), denoise or None, setup.prediction, denoise_kind)
+
+    def __repr__(self) -> str:
+        """One line; the parameters themselves are in `state`."""
+        leaves = jax.tree.leaves(self.state.inner.params) if self.state else []
+        number = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
+        return f"Predictor({number:,} parameters, denoise={self.denoise})"
 
     def __call__(self, images: Any) -> jax.Array:
         """Probabilities of the object.

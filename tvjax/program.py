@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from tvjax import fields, interruption
+from tvjax import fields, interruption, usage
 from tvjax.errors import UserError, exit_with_one_line
 from tvjax.types import Config
 
@@ -26,15 +26,17 @@ INTERRUPTED = 130
 
 def define_config_flag() -> flags.FlagHolder[Config]:
     """`--config=FILE.py[:PRESET]`, and `--config.section.field=value` for its fields."""
-    return config_flags.DEFINE_config_file("config", None, "The config, e.g. configs/unet.py.")
+    return config_flags.DEFINE_config_file(
+        "config", None, "The config, e.g. configs/unet.py or configs/unet.py:paper; see below."
+    )
 
 
 def define_checkpoint_flag() -> flags.FlagHolder[str]:
     """`--checkpoint`, of the programs that use a trained net; see `Checkpoints.choose`."""
     return flags.DEFINE_string(
         "checkpoint", "newest",
-        "Of the run: newest, best (by evaluation.score on validation tiles), or the step of one "
-        "that was kept.",
+        "Which checkpoint of the run: newest, best (by evaluation.score on validation tiles), or "
+        "the step of one that was kept, e.g. 400.",
     )  # fmt: skip
 
 
@@ -73,6 +75,9 @@ def cache_compilations(directory: str | Path) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    if usage.ASKS.intersection(argv[1:]):
+        print(usage.text())
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
         config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None

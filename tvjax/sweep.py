@@ -48,14 +48,18 @@ class Pair(NamedTuple):
 def define_flags() -> None:
     """The flags of the program."""
     program.define_config_flag()
-    flags.DEFINE_list("lambdas", [], "Weights of TV (or where its learning begins), with commas.")
-    flags.DEFINE_list("seeds", ["0"], "Of the initial parameters and batches, with commas.")
-    flags.DEFINE_string("workdir", None, "Folder of the sweep; default: runs/NAME_sweep.")
+    flags.DEFINE_list(
+        "lambdas", [], "Weights of TV (or where its learning begins), e.g. 0,1e-7,1e-6."
+    )
+    flags.DEFINE_list("seeds", ["0"], "Seeds of the initial parameters and batches, e.g. 0,1,2.")
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the sweep, e.g. runs/weights; default: runs/NAME_sweep."
+    )
     flags.DEFINE_enum(
         "train", "auto", ["auto", "together", "singly"],
-        "Many runs in one program or one by one; auto: together on one GPU.",
+        "Whether many runs are one program or trained one by one; auto: together on one GPU.",
     )  # fmt: skip
-    flags.DEFINE_integer("group", 32, "Most runs in one program; fewer if memory is short.")
+    flags.DEFINE_integer("group", 32, "Most runs in one program, e.g. 8; fewer if memory is short.")
 
 
 def pairs(lambdas: Sequence[str], seeds: Sequence[str], config: Config) -> list[Pair]:

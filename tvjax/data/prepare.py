@@ -24,22 +24,31 @@ from tvjax import program
 from tvjax.data import builder, manifest
 from tvjax.errors import UserError
 
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file.")
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file, e.g. annotation.json.")
 _MASKS = flags.DEFINE_string(
-    "masks", None, "Instead of it, a directory of PNG files: 0 and one other value, the objects'."
+    "masks",
+    None,
+    "Instead of a COCO file, a directory of mask PNGs, e.g. masks: of 0 and one other value, "
+    "the objects'.",
 )
 _CATEGORY = flags.DEFINE_multi_integer(
     "category",
     [],
-    "The COCO category, or the masks' value, that is object; repeatable. Default: "
+    "The COCO category, or the masks' value, that is object, e.g. 100; repeatable. Default: "
     "the only one, of masks the only value besides 0.",
 )
-_IMAGES = flags.DEFINE_string("images", None, "The directory of images.", required=True)
-_OUT = flags.DEFINE_string("out", None, "The directory to make.", required=True)
-_SIZE = flags.DEFINE_string("size", "100", "Side of the records in pixels, or HEIGHTxWIDTH.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Number of tiles, drawn at random; default all.")
-_SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out images that cannot be used.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the random draw and of the splits.")
+_IMAGES = flags.DEFINE_string(
+    "images", None, "The directory of images, e.g. images.", required=True
+)
+_OUT = flags.DEFINE_string("out", None, "The directory to make, e.g. TILES.", required=True)
+_SIZE = flags.DEFINE_string(
+    "size", "100", "Side of the tiles in pixels, or HEIGHTxWIDTH, e.g. 100x120."
+)
+_LIMIT = flags.DEFINE_integer(
+    "limit", None, "Number of tiles, drawn at random, e.g. 5000; default: all."
+)
+_SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Whether to leave out images that cannot be used.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draw and of the splits, e.g. 1.")
 
 
 BATCH = 16

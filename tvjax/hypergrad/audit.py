@@ -260,7 +260,7 @@ def _estimated(problem, estimator, state, hyper, carry, inner_batches, outer_bat
     samples = list(zip(*(gradient(*draw) for draw in draws), strict=True)) or [()] * len(values)
     found = [_spread(sample) for sample in samples]
     known = [
-        s["mean"] is not None and s["sign_confidence"] > SURE and s["mean"] * value > 0
+        (s["sign_confidence"] or 0) > SURE and (s["mean"] or 0) * value > 0
         for s, value in zip(found, values, strict=True)
     ]
     return _Truth(values, [s["standard_error"] for s in found], known, estimator.sees, True)

@@ -15,9 +15,11 @@ LOST_AFTER = 30
 
 def define_flags() -> flags.FlagHolder[Any]:
     """`--multihost`, and what to give where the environment does not tell."""
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no environment tells it.")
-    flags.DEFINE_integer("num_processes", None, "Processes of the job, likewise.")
-    flags.DEFINE_integer("process_id", None, "Of this process, from 0, likewise.")
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, e.g. node1:8476, if no environment tells it."
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes the job has, likewise, e.g. 4.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, likewise, from 0 on.")
     return flags.DEFINE_boolean(
         "multihost", None,
         "Join the other processes of the job. Default: where SLURM, Open MPI or a TPU pod says "
