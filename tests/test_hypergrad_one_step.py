@@ -188,3 +188,27 @@ def test_float32_keeps_the_digits_that_it_can():
         error = np.max(np.abs(rough - true)) / np.max(np.abs(true))
         print(f"{name}: {error:.1e}")
         assert error < bounds[name]
+
+
+@pytest.mark.parametrize("y, sign", [(0.5, 1), (2.0, -1)])
+def test_one_step_may_point_the_other_way_than_the_run(x64, y, sign):
+    """Early in training the exact derivative of the next loss opposes that of the whole run."""
+    a, b, c, x, rate = 1.0, 2.0, 1.0, 0.0, 0.1
+    problem = hypergrad.Bilevel(
+        lambda y, x, _: a / 2 * (y - b) ** 2 + x / 2 * y**2,
+        lambda y, _: (y - c) ** 2 / 2,
+        optax.sgd(rate),
+    )
+    args = problem, problem.init(jnp.asarray(y)), jnp.asarray(x)
+    found = hypergrad.exact()(*args, [0.0], 0.0).gradient
+    after = y - rate * (a * (y - b) + x * y)
+    assert found == pytest.approx(-rate * (after - c) * y, rel=1e-12)
+    assert np.sign(found) == sign
+    optimum = a * b / (a + x)
+    truth = -(optimum - c) * optimum / (a + x)
+    for estimator in (
+        hypergrad.reverse(300, loop=hypergrad.SCANNED),
+        hypergrad.forward(300, loop=hypergrad.SCANNED),
+    ):
+        run = estimator(*args, [0.0] * 300, 0.0).gradient
+        assert run == pytest.approx(truth, rel=1e-9) and truth == -2

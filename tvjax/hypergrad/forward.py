@@ -30,7 +30,8 @@ def forward(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
 
     Prefer it where hyperparameters are few: it is then cheaper than `reverse` and K is free.
 
-    What it cannot do: many hyperparameters; and, like `reverse`, look past its K steps.
+    What it cannot do: many hyperparameters; and, like `reverse`, look past its K steps, which
+    biases it as it does `exact`, the less the longer they are: compare with 2 K steps.
 
     Args:
       steps: K >= 1.
@@ -73,10 +74,14 @@ def forward_online(*, decay: Any = 1.0) -> Estimator:
 
     Prefer it to see beyond one step in a long training with few hyperparameters.
 
-    What it cannot do: many hyperparameters. Over long horizons Z grows where training is
-    chaotic, and then says nothing of the mean of runs: after 400 steps of a U-Net its sign
-    differed from seed to seed (`results/lambda/`). Clip the gradient, use its sign, or let Z fade
-    by a decay below 1, which sees some 1 / (1 - decay) steps.
+    What it cannot do: many hyperparameters; nor look ahead: H is the derivative of the outer loss
+    as it is now, and early in training that of a short run, with the bias that `exact` has. A decay
+    below 1 shortens the horizon again. What to watch: whether H keeps its sign as training goes on,
+    and whether `hyper` moves so fast that Z is of values that are long past: if halving the outer
+    learning rate changes where `hyper` goes, it does. Over long horizons Z grows where training is
+    chaotic, and then says nothing of the mean of runs: after 400 steps of a U-Net its sign differed
+    from seed to seed (`results/lambda/`). Clip the gradient, use its sign, or let Z fade by a decay
+    below 1, which sees some 1 / (1 - decay) steps.
 
     Args:
       decay: how much of Z stays from one step to the next, in [0, 1]: 1 is the derivative through

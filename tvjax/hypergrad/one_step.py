@@ -30,7 +30,23 @@ def exact(*, mode: str | None = None) -> Estimator:
     Cost: 7F forward for a scalar, 9F reverse for any number. Memory: that of a plain step
     forward; reverse keeps both linearisations at once.
 
-    Prefer it in training: no estimator is cheaper that is the derivative of anything under Adam.
+    Prefer it where the next outer loss is what counts, or as the truth of other one-step formulas:
+    under Adam none that is cheaper is the derivative of anything. Being exact does not make it a
+    good guide of a training, which is another question.
+
+    The short horizon's bias: it is the derivative of the *next* outer loss, and blind to all that
+    a hyperparameter does later (Wu et al. 2018, arXiv:1803.02021). One step misleads early in
+    training, when any penalty seems to slow the fit, as in the second example below, where its
+    sign is the opposite of the whole run's; for learning rates, whose noise costs nothing at once;
+    for a decoupled weight decay, of which it sees -eta <grad L_out, theta> and nothing else; and in
+    several dimensions, which it weighs by eta where the truth weighs by 1 / curvature. Near the
+    inner optimum, and with outer steps that are small against the inner ones, it misleads least.
+
+    What to watch: the outer loss beside that of a run whose `hyper` is held; the path of `hyper`,
+    where a drift that does not slow down, or away from what is plausible, is the bias and no
+    discovery; and `audit` against a longer horizon at several states. Where signs differ, lower the
+    outer learning rate, begin later, or take `forward_online`, `forward` or `reverse` with more
+    steps. `until_significant` helps against noise, not against bias.
 
     What it cannot do: see beyond one step. Lambda settles where one step's derivative changes its
     sign. For the U-Net that is the edge of what is harmless: there a finished training feels a
@@ -55,6 +71,17 @@ def exact(*, mode: str | None = None) -> Estimator:
     >>> estimate = exact()(problem, problem.init(jnp.array(1.0)), jnp.array(1.0), [0.0], 1.0)
     >>> float(estimate.state.params), float(estimate.gradient)  # w' = 1 - (1 + lam) / 2
     (0.0, 0.5)
+
+    Early in training one step sees a penalty as harmful (+), and the whole run as useful (-):
+
+    >>> from tvjax.hypergrad import SCANNED, reverse
+    >>> def inner_loss(y, x, batch):
+    ...     return (y - 2) ** 2 / 2 + x * y**2 / 2
+    >>> problem = Bilevel(inner_loss, lambda y, batch: (y - 1) ** 2 / 2, optax.sgd(0.1))
+    >>> args = problem, problem.init(jnp.array(0.5)), jnp.array(0.0)
+    >>> one, run = (e(*args, [0.0] * e.steps, 0.0) for e in (exact(), reverse(200, loop=SCANNED)))
+    >>> print(f"{one.gradient:+.4f} {run.gradient:+.4f}")
+    +0.0175 -2.0000
     """
     if mode not in (None, "forward", "reverse"):
         raise ValueError(f"mode must be None, 'forward' or 'reverse', got {mode!r}")

@@ -41,11 +41,11 @@ def reversible(
 
     Prefer it to `reverse` where K states do not fit in memory.
 
-    What it cannot do: another optimiser than `optax.sgd(learning_rate, momentum)`. Parameters,
-    velocities and inner gradients must stay below 127 in float32 and below 2047 in float64; where
-    one does not, state, loss and hypergradient are NaN. The inner gradient must
-    come out the same, bit for bit, when it is computed again; where hardware adds in varying
-    order, the difference grows by 1/gamma a step.
+    What it cannot do: look past its K steps, as `reverse`; nor another optimiser than
+    `optax.sgd(learning_rate, momentum)`. Parameters, velocities and inner gradients must stay below
+    127 in float32 and below 2047 in float64; where one does not, state, loss and hypergradient are
+    NaN. The inner gradient must come out the same, bit for bit, when it is computed again; where
+    hardware adds in varying order, the difference grows by 1/gamma a step.
 
     Args:
       steps: K >= 1.
