@@ -1,7 +1,9 @@
 """The report of the study of lambda: its arithmetic against known answers, and a report of all."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,3 +162,9 @@ def test_a_report_of_what_is_there(tmp_path):
     _, studies = lambda_report.report(study_files())
     lambda_figures.slopes(studies, tmp_path / "slopes.png")
     assert (tmp_path / "slopes.png").exists()
+
+
+def test_the_committed_tables_are_those_of_the_committed_files():
+    folder = Path(__file__).parents[1] / "results" / "lambda"
+    files = {f.stem: json.loads(f.read_text()) for f in sorted(folder.glob("*_*.json"))}
+    assert lambda_report.report(files)[0] == (folder / "lambda_study.md").read_text()

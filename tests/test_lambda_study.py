@@ -101,3 +101,15 @@ def test_a_piece_is_run_once_and_says_what_it_is(tmp_path, together):
     written = file.stat().st_mtime_ns
     study.run(lab, tmp_path, only="curve_embedded_0")
     assert file.stat().st_mtime_ns == written
+
+
+def test_a_result_file_keeps_the_course_of_what_moves():
+    steps = np.arange(40.0)
+    log = {"bce": steps, "loss": steps, "lambda": np.full(40, 1e-6), "hypergradient": steps}
+    held = study._summary(log, np.ones(40, bool))
+    assert "lambda_path" not in held and set(held["curves"]) == {"bce", "hypergradient"}
+    assert held["curves"]["bce"] == [1.5 + 4 * k for k in range(10)]
+    assert held["hypergradient"]["late_mean"] == 34.5
+    moved = study._summary(log | {"lambda": 1e-6 * (1 + steps)}, np.ones(40, bool))
+    assert len(moved["lambda_path"]) == 40
+    assert study._strict({"a": [1 / 3, float("nan"), 3]}) == {"a": [0.3333333, None, 3]}
