@@ -48,11 +48,10 @@ def exact(*, mode: str | None = None) -> Estimator:
     outer learning rate, begin later, or take `forward_online`, `forward` or `reverse` with more
     steps. `until_significant` helps against noise, not against bias.
 
-    What it cannot do: see beyond one step. Lambda settles where one step's derivative changes its
-    sign. For the U-Net that is the edge of what is harmless: there a finished training feels a
-    hundred times as much, and its loss was neither lower nor higher than with lambda = 0
-    (`results/lambda/`). For other hyperparameters this was not measured: where one is a weight
-    decay, watch the validation loss. Adam divides by its own running scale, so the exact
+    What it cannot do: see beyond one step. Measured for the U-Net's lambda (`results/lambda/`): it
+    settles at the edge of what is harmless, where a finished training feels a hundred times as
+    much, and the final loss was neither lower nor higher than with lambda = 0. For other
+    hyperparameters this was not measured. Adam divides by its own running scale, so the exact
     derivative differs from the SGD formula in size and often in sign. At the first step of Adam
     it is all but zero (the step is the gradient's sign): start after a warm-up. Use
     `tvjax.hypergrad.adam`, whose derivative is finite at zero gradients, instead of `optax.adam`.
