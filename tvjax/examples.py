@@ -26,7 +26,7 @@ class Example(NamedTuple):
     """COCO segmentations, one an object. A split keeps no more than masks: there they are the
     mask's 4-connected components, and roofs that touch count as one."""
     crowds: tuple[bool, ...]
-    """Of each of them, whether it is a region of many objects, where COCO counts none."""
+    """Whether each of them is a region of many objects, where COCO counts none."""
     valid: np.ndarray | None = None
     """Bool `[H, W]`, where the image has data; None: everywhere."""
 

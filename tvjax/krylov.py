@@ -12,7 +12,7 @@ from tvjax.types import PyTree
 
 
 class Solution(NamedTuple):
-    """Of `A q = b`."""
+    """A solution of `A q = b`."""
 
     q: PyTree
     residual: jax.Array

@@ -31,7 +31,7 @@ class Options(NamedTuple):
     min_area: int = 1
     white: float | None = None
     category: int = 1
-    """Of all objects in the COCO results."""
+    """Category of all objects in the COCO results."""
 
 
 DEFAULTS = Options()

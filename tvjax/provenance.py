@@ -52,7 +52,7 @@ def _kind(device: Any) -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this file lies in, with `+` where it has changes; None outside one."""
+    """The commit of this file's checkout, with `+` where it has changes; None outside one."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -23,7 +23,7 @@ class Scores(NamedTuple):
     """What an evaluation found."""
 
     images: list[dict[str, Any]]
-    """Of each image: `id`, `name`, `iou`, `boundary_iou`, `components`, `true_components`, `tv`,
+    """A row per image: `id`, `name`, `iou`, `boundary_iou`, `components`, `true_components`, `tv`,
     `true_tv`, `true_positive`, `false_positive`, `false_negative`; of its boundary IoU
     `boundary_pixels`, the width of the band, and `narrow_components`, the number of true ones that
     lie in it whole."""
@@ -56,7 +56,7 @@ class Scores(NamedTuple):
 def probabilities(
     example: Example, net: tiles.Net, tiling: tiles.Tiling, *, scale: float = 1.0
 ) -> np.ndarray:
-    """Of one image, `[H, W, 1]`."""
+    """Probabilities of one image, `[H, W, 1]`."""
     raster = reader.from_array(example.image, example.valid)
     strips = tiles.probabilities(raster, net, tiling, scale)
     return np.concatenate(list(strips))

@@ -25,7 +25,7 @@ from tvjax.data.faults import Faults
 from tvjax.errors import UserError, short
 
 MOST_BYTES = 1 << 31
-"""Of a COCO file: in memory it takes ten times as many. 60,000 images have some 2^27."""
+"""Size of a COCO file: in memory it takes ten times as many. 60,000 images have some 2^27."""
 
 MOST_REGIONS = 1 << 16
 """Polygons and run-length codes of one image: each costs time, and crowded pictures of aerial sets
@@ -41,7 +41,7 @@ class Outlines(NamedTuple):
     segmentations: list[Any]
     crowds: list[bool]
     length: int = 0
-    """Of all outlines, in pixels."""
+    """Length of all outlines, in pixels."""
     parts: int = 0
     """Polygons and run-length codes."""
 
@@ -58,9 +58,9 @@ class Tile(NamedTuple):
     width: int
     """In pixels, as the COCO file declares it."""
     segmentations: tuple[Any, ...]
-    """Of its annotations; each has passed `regions.check`."""
+    """The regions of its annotations; each has passed `regions.check`."""
     crowds: tuple[bool, ...]
-    """Of each annotation, whether it marks a crowd of objects (`iscrowd`)."""
+    """Whether each annotation marks a crowd of objects (`iscrowd`)."""
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -32,7 +32,7 @@ FLAT = 0.5
 _FINE = 12
 """Bits after the point of the shrunk image's grey levels."""
 _SCALE = 1 << 16
-"""Of the cosines; the transform is then below `2^8 2^_FINE (32 _SCALE)^2 = 2^62`."""
+"""Scale of the cosines; the transform is then below `2^8 2^_FINE (32 _SCALE)^2 = 2^62`."""
 
 _GREY = np.array([19595, 38470, 7471], np.float32)
 """Weights of red, green and blue, of ITU-R 601-2, times 2^16."""

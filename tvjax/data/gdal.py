@@ -19,7 +19,7 @@ from tvjax.data.orientation import Read
 from tvjax.errors import UserError
 
 CACHE_MEGABYTES = 64
-"""Of decoded blocks that GDAL keeps; by its own choice it would take a share of the machine."""
+"""Memory for decoded blocks; by its own choice GDAL would take a share of the machine."""
 
 OPTIONS = {
     "GDAL_CACHEMAX": CACHE_MEGABYTES,
@@ -28,7 +28,7 @@ OPTIONS = {
     "GDAL_VRT_ENABLE_PYTHON": "NO",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}",  # should an address get past the checks
 }
-"""Of GDAL."""
+"""Settings of GDAL."""
 
 DRIVERS = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", **dict.fromkeys(pillow.TIFF, "GTiff")}
 """GDAL's names of what it may open, by how the files begin."""
@@ -43,7 +43,7 @@ MOST_BLOCK = 1 << 28
 """Bytes of a block of pixels, which GDAL decodes at once."""
 
 MOST_BANDS = 1 << 10
-"""Of an image, whose names are looked at one by one; instruments have up to some 500."""
+"""Bands of an image, whose names are looked at one by one; instruments have up to some 500."""
 
 LISTED = 12
 """Names of bands that a message lists."""
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
     bands: tuple[int, ...]
     """Numbers of the bands that are red, green and blue, or of the one that is grey."""
     dtype: str
-    """Of all bands: uint8 or uint16."""
+    """Type of all bands: uint8 or uint16."""
     table: np.ndarray | None
     """Uint8 `[256, C]`, colours of numbers: C = 4 with alpha, of a palette; 1 of fewer bits than 8,
     and where 0 is white; None: numbers are colours."""
@@ -124,7 +124,7 @@ def check_beside(path: Path) -> None:
 
 
 def _driver(path: Path) -> str | None:
-    """By which GDAL may open a file; None: by none."""
+    """The driver by which GDAL may open a file; None: no driver."""
     begin = pillow.read_beginning(path)
     if not vrt.is_named(path):
         return next((name for magic, name in DRIVERS.items() if begin.startswith(magic)), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tvjax.errors import UserError, short
 
 MOST_BYTES, MOST_OF_ALL = 255, 4095
-"""Of a part of a path, and of a whole one; no system in use takes longer ones."""
+"""Bytes of a part of a path, and of a whole one; no system in use takes longer ones."""
 
 KINDS = {
     stat.S_IFDIR: "a directory",

@@ -12,7 +12,7 @@ from tvjax.errors import UserError
 
 FILE = "source.json"
 VERSION = "1.0.0"
-"""Of the records' layout; raise it when tiles prepared before must not be read any more."""
+"""Version of the records' layout; raise it when tiles prepared before must not be read any more."""
 BUILDER = 2
 """Raise it when the same request makes other records; those that are there can be read still."""
 
@@ -114,7 +114,7 @@ def _labelled(built: dict[str, Any]) -> dict[str, Any]:
 
 
 def number_left_out(content: dict[str, Any]) -> int:
-    """Of the images that could not be used; sets made before this was kept have none."""
+    """How many images could not be used; sets made before this was kept have none."""
     return content.get("left_out", {}).get("images", 0)
 
 

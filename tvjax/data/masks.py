@@ -19,14 +19,14 @@ from tvjax.data.faults import Faults
 from tvjax.errors import UserError
 
 MASK_SUFFIXES = (".png",)
-"""Of masks: lossless, or their edges would be object."""
+"""Endings of masks' names: lossless, or their edges would be object."""
 
 
 class Tile(NamedTuple):
     """One image and its mask, not yet decoded."""
 
     id: int
-    """Its position among the stems in order."""
+    """The position among the stems in order."""
     file: Path
     """The image file."""
     height: int
@@ -127,7 +127,7 @@ def _files(directory: Path, kind: str, suffixes: Iterable[str]) -> list[Path]:
 
 
 def _by_stem(directory: Path, kind: str, suffixes: Iterable[str]) -> dict[str, Path]:
-    """By stem, in whichever way the file system writes accents (macOS: apart, others: in one)."""
+    """Files by stem, however the file system writes accents (macOS: apart, others: in one)."""
     found: dict[str, Path] = {}
     for file in _files(directory, kind, suffixes):
         stem = unicodedata.normalize("NFC", file.stem)

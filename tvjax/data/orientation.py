@@ -19,7 +19,7 @@ TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-"""Of each orientation: whether rows and columns change places, and then which are reversed."""
+"""Whether an orientation makes rows and columns change places, and which it then reverses."""
 
 Read = Callable[[int, int, int, int], np.ndarray]
 """`(top, bottom, left, right) ->` `[h, w, ...]` of an image."""

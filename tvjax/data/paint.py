@@ -66,7 +66,7 @@ class Canvas:
         self.fine = noise(rng, size, (5, 2.3, 1.2))[..., None]
         self.sun = Frame((0, 0), rng.uniform(0, 2 * np.pi)).axes[0]
         self.shadow_length = rng.uniform(0.6, 1.5)
-        """Of an object of height 1."""
+        """Length of the shadow of an object of height 1."""
         self.shadow_depth = rng.choice([0.3, 0.5, 0.6, 0.7], p=[0.1, 0.2, 0.4, 0.3])
 
     def texture(self, colour: Any, coarse: float = 0.06, fine: float = 0.05) -> Texture:

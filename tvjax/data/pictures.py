@@ -27,7 +27,7 @@ from tvjax.data.orientation import Read
 from tvjax.errors import UserError
 
 SUFFIXES = (*pillow.SUFFIXES, ".tif", ".tiff")
-"""Of the files that are taken from a directory."""
+"""Endings of the files that are taken from a directory."""
 
 WHOLE = 1 << 26
 """Pixels of the largest PNG that is decoded whole where GDAL could read it in windows."""

@@ -26,7 +26,7 @@ from tvjax.data import local, orientation
 from tvjax.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-"""Of pictures; what a file is, its content tells."""
+"""Endings of pictures' names; what a file is, its content tells."""
 
 KINDS = {
     b"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -41,10 +41,10 @@ TOGETHER = 1 << 22
 """Pixels that are converted at once: all at once would take three times the memory."""
 
 MOST_SCANS = 200
-"""Of a JPEG, which is decoded as often as it has scans; progressive ones have some ten."""
+"""Scans of a JPEG, which is decoded as often as it has scans; progressive ones have some ten."""
 
 MOST_CHUNKS = 1 << 18
-"""Of a PNG: as many as a picture of 2^29 pixels has at the 8 KiB that are usual."""
+"""Chunks of a PNG: as many as a picture of 2^29 pixels has at the 8 KiB that are usual."""
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How TIFFs begin."""
@@ -53,7 +53,7 @@ ENTRIES = ("HHI4x", "HHQ8x")
 """Tag, type and number of values of an entry, of TIFFs and of big ones."""
 
 BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Of a number in a TIFF's tag, by its type; others have one."""
+"""Size of a number in a TIFF's tag, by its type; others have one."""
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
 """Pillow's names of the pixels that become red, green and blue without loss of range."""

@@ -34,13 +34,13 @@ class Building(NamedTuple):
     width: float
     """Half of the main block, across the ridge, in pixels."""
     wings: tuple[tuple[float, float, float], ...]
-    """Of each: left end and right end along the ridge, and depth beyond the main block."""
+    """Each wing's left end and right end along the ridge, and depth beyond the main block."""
     height: float
-    """Of the walls, in pixels."""
+    """Height of the walls, in pixels."""
     style: str
     """"gable", "hip" or "flat"."""
     colour: np.ndarray
-    """Of the roof, RGB in [0, 1]."""
+    """Colour of the roof, RGB in [0, 1]."""
 
     def outline(self) -> np.ndarray:
         """The corners in the image, float `[K, 2]`."""

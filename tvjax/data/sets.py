@@ -13,7 +13,7 @@ from tvjax.errors import UserError
 
 EMBEDDED_TILES = 600
 EMBEDDED_VERSION = 1
-"""Of the embedded scenes; raise it when `synthetic` draws them otherwise."""
+"""Version of the embedded scenes; raise it when `synthetic` draws them otherwise."""
 
 
 def open_sets(

@@ -18,7 +18,7 @@ from tvjax.errors import UserError
 
 DESCRIPTION = "procedural aerial tiles of tvjax"
 VERSION = 1
-"""Of the scenes; raise it when the same seed draws something else."""
+"""Version of the scenes; raise it when the same seed draws something else."""
 SHIFTED, ROUGH, MISSING = 0.1, 0.1, 0.03
 """Shares of the buildings whose outline is faulty."""
 CATEGORY = {"id": 100, "name": "building", "supercategory": "building"}

@@ -13,7 +13,7 @@ from tvjax.errors import UserError, short
 
 SUFFIX = ".vrt"
 MOST_BYTES = 1 << 26
-"""Of a virtual raster; a mosaic of 60,000 files has half of it."""
+"""Size of a virtual raster; a mosaic of 60,000 files has half of it."""
 
 TAGS = frozenset(
     """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand NoDataValue ColorInterp ColorTable

@@ -47,14 +47,14 @@ class Record(NamedTuple):
     mean: float | None
     """Over the draws of mini-batches."""
     standard_error: float | None
-    """Of the mean."""
+    """The standard error of the mean."""
     sign_confidence: float | None
     """1 - p / 2, p that of Student's t-test of mean 0, for independent normal draws: of means that
     are 0, whose sign is a coin toss, one in twenty gets more than 0.975."""
     seconds: float
     """Median of repeated calls of the compiled estimate."""
     flops: float | None
-    """As XLA counts them; None for a program with a loop, whose body it would count once."""
+    """XLA's count of operations; None for a program with a loop, whose body it would count once."""
     bytes: int | None
     """Peak memory: arguments, results and temporaries of the compiled estimate."""
 
@@ -202,7 +202,7 @@ def table(records: Sequence[Record]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _program(problem: Bilevel, estimator: Estimator) -> Callable[[tuple], Any]:
-    """From arguments to the program for their shapes, compiled at the first ones."""
+    """A function from arguments to the program for their shapes, compiled at the first ones."""
 
     @jax.jit
     def gradient(state, hyper, inner_batches, outer_batch, carry):

@@ -24,7 +24,7 @@ class Loop(NamedTuple):
     """How to run a loop."""
 
     stack: Callable[[Sequence[PyTree]], Any]
-    """From a sequence of pytrees to what `scan` walks along."""
+    """Makes what `scan` walks along out of a sequence of pytrees."""
     scan: Callable[..., tuple[Any, Any]]
     """`scan(f, carry, *xs, length=n, reverse=False)`, where `f(carry, *x) -> (carry, y)`."""
     last: Callable[[Any], PyTree]

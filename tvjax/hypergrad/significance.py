@@ -19,7 +19,7 @@ to 1.3e-4 of the probability up to 5 standard errors from 0."""
 
 
 class SignificanceState(NamedTuple):
-    """Of `until_significant`: Welford's running moments, one of each for every element."""
+    """The state of `until_significant`: Welford's running moments, one of each per element."""
 
     count: jax.Array
     mean: jax.Array

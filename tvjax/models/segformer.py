@@ -13,14 +13,14 @@ from tvjax.types import Dimension
 HEADS = (1, 2, 5, 8)
 """Attention heads of the four stages, `width` channels each."""
 REDUCTIONS = (8, 4, 2, 1)
-"""By which the side of the keys' grid is reduced in each stage."""
+"""Factors by which the side of the keys' grid is reduced in each stage."""
 PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))
 """Side and stride of the patches, which overlap, that each stage starts from."""
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the colours of photographs, by which images are standardised as in the paper: with no
+"""Moments of the colours of photographs, which standardise images as in the paper: with no
 BatchNorm to do it, the net hardly learns from colours in [0, 1], whose mean drowns the rest."""
 EXPANSION = 4
-"""Of the channels inside a Mix-FFN."""
+"""Factor by which a Mix-FFN has more channels inside."""
 
 
 class SegFormer(nn.Module):

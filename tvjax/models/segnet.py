@@ -10,7 +10,7 @@ from tvjax import arguments
 from tvjax.models.layers import BatchNorm, max_pool_with_indices, max_unpool
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
-"""Of the blocks of VGG16."""
+"""Number of convolutions in the blocks of VGG16."""
 FACTORS = (1, 2, 4, 8, 8)
 """Their filters, over those of the first."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from tvjax.data.area import weigh
 
 MOST_COLUMNS = 1024
-"""Of new pixels whose weights are made at once."""
+"""Columns of new pixels whose weights are made at once."""
 
 STRIP = 1 << 18
 """Pixels of a strip that is worked on at once: what is made of it takes many times its memory."""
@@ -20,7 +20,7 @@ def strip_rows(width: int) -> int:
 
 
 class Axis(NamedTuple):
-    """From `old` pixels to `new` ones, by weights that are whole numbers: sums have no rounding.
+    """Makes `new` pixels of `old` ones by weights that are whole numbers: sums have no rounding.
 
     Shrinking takes the mean of the pixels under each new pixel, as `tvjax.data.area` shrinks
     training tiles; enlarging interpolates linearly between the centres of pixels.
@@ -31,7 +31,7 @@ class Axis(NamedTuple):
 
     @classmethod
     def scaled(cls, old: int, scale: float) -> "Axis":
-        """To `scale` times as many pixels, at least one."""
+        """The axis to `scale` times as many pixels, at least one."""
         return cls(old, max(1, round(old * scale)))
 
     def source(self, start: int, stop: int) -> tuple[int, int]:

@@ -33,7 +33,7 @@ MOST_ROW = 1 << 32
 by tiles of 512. At most half of what is free is taken."""
 
 MOST_PIXELS = 1 << 36
-"""Of an image whose tiles are predicted one by one: a day's work of a processor."""
+"""Pixels of an image whose tiles are predicted one by one: a day's work of a processor."""
 
 Net = Callable[[np.ndarray], Any]
 """Images, float32 `[B, H, W, 3]` in [0, 1] -> probabilities `[B, H, W, 1]`."""
@@ -45,7 +45,7 @@ class Tiling(NamedTuple):
     tile: tuple[int, int]
     """Height and width of all tiles, pixels."""
     overlap: int
-    """Of neighbours, pixels; a multiple of `ALIGNMENT`, or 0 for images of a single tile."""
+    """Pixels shared by neighbours; a multiple of `ALIGNMENT`, or 0 for images of a single tile."""
     reach: int
     """How far from a tile's inner edge its pixels have no say; less than half the overlap."""
     batch: int = 1

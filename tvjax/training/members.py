@@ -31,11 +31,11 @@ class Products(NamedTuple):
     net: nn.Module
 
     def init(self, *arguments, **options) -> Any:
-        """As that of the net."""
+        """What the net's own does."""
         return self.net.init(*arguments, **options)
 
     def apply(self, *arguments, **options) -> Any:
-        """As that of the net."""
+        """What the net's own does."""
         with nn.intercept_methods(_as_product):
             return self.net.apply(*arguments, **options)
 

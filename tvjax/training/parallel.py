@@ -31,7 +31,7 @@ class Layout(NamedTuple):
     map: str
     """`"pmap"` or `"jit"` (over NamedSharding); on one device both are plain `jit`."""
     devices: tuple[Any, ...]
-    """Of all processes; those of one process are neighbours."""
+    """The devices of all processes; those of one process are neighbours."""
 
     @property
     def axis_name(self) -> str | None:

@@ -17,7 +17,7 @@ from tvjax.training.state import TrainState
 from tvjax.types import Config
 
 ANY_SHAPE = (64, 64)
-"""Of the images by which parameters are made; their shapes do not depend on it."""
+"""Size of the images by which parameters are made, whose shapes do not depend on it."""
 
 
 class Run(NamedTuple):

@@ -197,9 +197,9 @@ class Functions(NamedTuple):
     bilevel: Callable[..., tuple[state.TrainState, PyTree]]
     """`(seed, state, [train], val) -> (state, metrics)`."""
     evaluation: Callable[..., PyTree]
-    """As in `steps.evaluation_step`."""
+    """The function that `steps.evaluation_step` makes."""
     prediction: Callable[..., tuple[jax.Array, jax.Array]]
-    """As in `steps.prediction_step`."""
+    """The function that `steps.prediction_step` makes."""
 
 
 def make_functions(

@@ -30,9 +30,9 @@ class Regularizer(NamedTuple):
     place: str
     """`"loss"` (LU-Net, eq. 9), `"head"` (RU-Net, eq. 7) or `"none"` (U-Net)."""
     kind: str
-    """As in `total_variation`."""
+    """The kind of TV, as in `total_variation`."""
     reduction: str
-    """Of TV in the loss: `"sum"` over pixels and batch, `"image"` (mean of images), `"pixel"`."""
+    """TV in the loss is a `"sum"` over pixels and batch, mean of `"image"`s, or mean per `"pixel"`."""
     parametrization: str
     """`"log"`: hyper is alpha = log lambda (the paper's note 7); `"linear"`: lambda itself, kept
     at 0 or above by projection after each update."""
