@@ -20,6 +20,9 @@ from tvjax import fields, interruption, usage
 from tvjax.errors import UserError, exit_with_one_line
 from tvjax.types import Config
 
+CACHE = "~/.cache/tvjax"
+"""Where programs keep what they may make again, unless a config of the user says otherwise."""
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it, and after SIGTERM."""
 

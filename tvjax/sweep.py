@@ -278,8 +278,11 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(text) for text in path.read_text().splitlines()]
-    except ValueError as error:
+        lines = [json.loads(text) for text in path.read_text().splitlines()]
+        table(lines)  # which reads what is read of them
+        [int(line["seed"]) for line in lines]
+        return lines
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); move it away") from error
 
 

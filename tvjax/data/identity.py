@@ -6,14 +6,14 @@ since an earlier version made them, it is computed when it is first asked for.
 """
 
 import hashlib
-import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tvjax import interruption
+from tvjax import files, interruption
 from tvjax.data import manifest, records, splits, stamps
 
 FILE = "identity.json"
@@ -49,10 +49,10 @@ def of(directory: str | Path) -> str:
       UserError: the directory is not a set of prepared tiles, or a record cannot be read.
     """
     directory = Path(directory)
-    files, kept = _files(directory), _read(directory)
-    if kept.get("files", {}).keys() == files.keys():
-        today = stamps.renewed(kept["files"], files)
-        if all(stamps.same(kept["files"][name], today[name]) for name in files):
+    here, kept = _files(directory), _read(directory)
+    if kept.get("files", {}).keys() == here.keys():
+        today = stamps.renewed(kept["files"], here)
+        if all(stamps.same(kept["files"][name], today[name]) for name in here):
             if today != kept["files"]:
                 stamps.keep(directory / FILE, kept | {"files": today})
             return kept["sha256"]
@@ -77,7 +77,8 @@ def _pairs(split: records.Split) -> Iterable[tuple[np.ndarray, np.ndarray]]:
 
 def _read(directory: Path) -> dict[str, Any]:
     try:
-        found = json.loads((directory / FILE).read_bytes())
-        return found if isinstance(found["files"], dict) and found["sha256"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        found = files.read_object(directory / FILE)
+        sound = all(map(stamps.is_stamp, found["files"].values()))
+        return found if sound and re.fullmatch("[0-9a-f]{64}", found["sha256"]) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

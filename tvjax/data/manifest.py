@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tvjax.data import local
+from tvjax import files
+from tvjax.data import local, splits
 from tvjax.data.sources import Sources
 from tvjax.errors import UserError
 
@@ -15,6 +16,10 @@ VERSION = "1.0.0"
 """Version of the records' layout; raise it when tiles prepared before must not be read any more."""
 BUILDER = 2
 """Raise it when the same request makes other records; those that are there can be read still."""
+
+
+_MOST = 2**14
+"""Pixels of a tile's side."""
 
 
 class Differs(UserError):
@@ -124,9 +129,8 @@ def read(directory: Path) -> dict[str, Any]:
     Raises:
       UserError: the directory is not a set of prepared tiles, or of another layout version.
     """
-    file = directory / FILE
     try:
-        content = json.loads(file.read_bytes())
+        content = files.read_object(directory / FILE)
         version = content["request"]["layout_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -138,7 +142,27 @@ def read(directory: Path) -> dict[str, Any]:
             f"{directory}: prepared in layout {version}, this version reads {VERSION}; delete it, "
             f"or name another directory, and prepare anew"
         )
+    if not _is_sound(content):
+        raise UserError(
+            f"{directory / FILE}: is damaged; delete {directory}, or name another directory, and "
+            f"prepare anew"
+        )
     return content
+
+
+def _is_sound(content: dict[str, Any]) -> bool:
+    """Whether what is read of it is of its types."""
+    try:
+        height, width = content["request"]["size"]
+        counts = [content["splits"][name]["tiles"] for name in splits.NAMES]
+        shares = [content["splits"][name]["foreground"] for name in splits.NAMES]
+        numbers = [number_left_out(content), content["near_duplicate_clusters"], *counts]
+        sizes = content["files"].values()
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return False
+    whole = all(type(x) is int and x >= 0 for x in (*numbers, *sizes))
+    sides = all(type(x) is int and 0 < x <= _MOST for x in (height, width))
+    return whole and sides and all(type(x) in (int, float) for x in shares)
 
 
 def write(directory: Path, content: dict[str, Any]) -> None:

@@ -63,9 +63,18 @@ def open_split(directory: str | Path, split: str) -> Split:
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes instead of {size}"
             raise UserError(f"{file}: {state}; copy it again or prepare the tiles anew")
-    builder = tfds.builder_from_directory(directory / "tiles" / manifest.VERSION)
-    # tfds decorates this method in a way that hides its parameters from type checkers.
-    source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+    folder = directory / "tiles" / manifest.VERSION
+    try:
+        builder = tfds.builder_from_directory(folder)
+        # tfds decorates this method in a way that hides its parameters from type checkers.
+        source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+        len(source)
+    except Exception as error:  # tfds raises almost anything of its JSON files
+        first = str(error).strip().partition("\n")[0][:160]
+        raise UserError(
+            f"{folder}: dataset_info.json or features.json is damaged ({type(error).__name__}: "
+            f"{first}); copy them again or prepare the tiles anew"
+        ) from error
     return Split(directory, split, source)
 
 

@@ -40,7 +40,22 @@ def open_sets(
     prepared = Path(directory).expanduser() if directory else None
     if prepared is None or not is_prepared(directory):
         prepared = _prepare(prepared, Path(cache).expanduser(), size, limit, seed)
-    return {name: open_split(prepared, name) for name in ("train", "val", "test")}
+    return open_prepared(prepared)
+
+
+def open_prepared(directory: Path) -> dict[str, Split]:
+    """Opens the three splits of prepared records."""
+    return {name: open_split(directory, name) for name in ("train", "val", "test")}
+
+
+def find_embedded(cache: str, *, size: int, seed: int) -> Path | None:
+    """The embedded set that was prepared in a cache before, if it was."""
+    found = Path(cache).expanduser() / f"{_embedded(seed)}-{size}px"
+    return found if is_prepared(str(found)) else None
+
+
+def _embedded(seed: int) -> str:
+    return f"embedded-{EMBEDDED_VERSION}-{EMBEDDED_TILES}-seed{seed}"
 
 
 def is_prepared(directory: str | None) -> bool:
@@ -80,7 +95,7 @@ def identify(sets: dict[str, Split], directory: str | None) -> dict[str, Any]:
 
 def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, seed: int) -> Path:
     if source is None:
-        name = f"embedded-{EMBEDDED_VERSION}-{EMBEDDED_TILES}-seed{seed}"
+        name = _embedded(seed)
         source, limit = cache / name, None
         synthetic.write(source, tiles=EMBEDDED_TILES, seed=seed)
     elif not (source / "annotation.json").exists() and not (source / "masks").is_dir():

@@ -4,11 +4,11 @@
 missing or could not be opened; `passed_over` are those that `limit` left out: they were there.
 """
 
-import json
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from tvjax import files
 from tvjax.data import masks, stamps
 from tvjax.data.stamps import Stamp
 from tvjax.errors import UserError
@@ -92,9 +92,14 @@ class Sources:
 
 def _read(directory: Path) -> tuple[dict[str, Stamp | None], list[str]]:
     try:
-        found = json.loads((directory / FILE).read_bytes())
-        return found["read"], found["passed_over"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = files.read_object(directory / FILE)
+        read, passed_over = found["read"], found["passed_over"]
+        if not all(map(stamps.is_stamp, read.values())):
+            raise ValueError("it holds no stamps")
+        if not all(isinstance(name, str) for name in passed_over):
+            raise ValueError("it holds no names")
+        return read, passed_over
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory}: its {FILE} cannot be read ({error}); delete the directory, or name "
             f"another, and prepare anew"

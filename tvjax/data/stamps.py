@@ -78,6 +78,17 @@ def renewed(
         return dict(zip(names, itertools.chain.from_iterable(parts), strict=True))
 
 
+def is_stamp(value: Any) -> bool:
+    """Whether a value of a file is a stamp, or None."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, list)
+        and [type(x) for x in value] == [int, int, int, str]
+        and len(value[3]) == 64
+    )
+
+
 def same(one: Stamp | None, two: Stamp | None) -> bool:
     """Whether two stamps are of the same contents."""
     return (one and one[3]) == (two and two[3])

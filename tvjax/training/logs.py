@@ -15,7 +15,6 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tqdm import tqdm
 
 from tvjax import files
-from tvjax.errors import UserError
 
 
 class Logs:
@@ -101,20 +100,32 @@ class NoLogs:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, but for a last one that was cut off in writing.
+    """The lines of `metrics.jsonl`, but for damaged ones.
 
-    Raises:
-      UserError: another one is damaged.
+    Of those a warning tells; the last one may be cut off in writing, and is left out unsaid.
     """
     path = workdir / "metrics.jsonl"
     texts = path.read_text(errors="replace").splitlines() if path.exists() else []
     lines = []
     for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            if number < len(texts):
-                raise UserError(
-                    f"{path}: line {number} is damaged ({text[:40]!r}); mend it or take it out"
-                ) from error
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if _is_sound(line):
+            lines.append(line)
+        elif number < len(texts):
+            print(
+                f"warning: {path}: line {number} is damaged ({text[:40]!r}) and is left out",
+                file=sys.stderr,
+            )
     return lines
+
+
+def _is_sound(line: Any) -> bool:
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return False
+    values = [value for name, value in line.items() if name != "kind"]
+    return isinstance(line.get("kind"), str) and all(
+        value is None or type(value) in (int, float) for value in values
+    )

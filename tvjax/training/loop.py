@@ -60,6 +60,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         if parallel.as_the_first(finished is not None):
             if parallel.is_first():
                 _check_data_of_finished(config, workdir)
+                if not (workdir / "config.json").exists():  # a damaged one was moved away
+                    rundir.write_config(workdir, config)
             return finished or {}
         shape = sets.tile_shape(config.data.directory, config.data.size)
         setup = make_setup(config, shape)  # refuses what cannot be before anything is made

@@ -1,12 +1,12 @@
 """A finished (or interrupted) run, ready to be used."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from tvjax import fields, interruption, program
+from tvjax import fields, files, interruption, program
 from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
@@ -55,8 +55,41 @@ def open_data(
     """
     options = {name: config.data[name] for name in config.data if name != "resident"}
     options["directory"] = options["directory"] if directory is None else directory
+    cache, options["cache"] = options["cache"], program.CACHE
+    ready = sets.find_embedded(cache, **{name: options[name] for name in ("size", "seed")})
+    if options["directory"] is None and ready is not None:  # read there, and never written
+        return (splits := sets.open_prepared(ready)), sets.identify(splits, None)
     splits = sets.open_sets(**options)
     return splits, sets.identify(splits, options["directory"])
+
+
+def read_config(workdir: Path) -> Config:
+    """The config of a run. Its folder may be somebody else's: nothing is written where it says.
+
+    Raises:
+      UserError: there is no run, or its `config.json` is damaged.
+    """
+    path = workdir / "config.json"
+    try:
+        stored = files.read_object(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{workdir} holds no run (no readable config.json)") from error
+    except (OSError, ValueError) as error:
+        raise UserError(_damaged(path, error)) from error
+    try:
+        config: Config = ConfigDict(rundir.as_now(stored))
+        fields.check(config)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise UserError(_damaged(path, error)) from error
+    return config
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).partition("\n")[0][:200]
+    return (
+        f"{path} is damaged, or of another version of tvjax ({reason}); move it away, and run the "
+        f"training's command, which writes it anew"
+    )
 
 
 def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, Setup, TrainState]:
@@ -69,19 +102,11 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, S
     Raises:
       UserError: there is no run, or no such checkpoint.
     """
-    try:
-        stored = json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir} holds no run (no readable config.json)") from error
-    config: Config = ConfigDict(rundir.as_now(stored))
-    try:
-        fields.check(config)
-    except UserError as error:
-        raise UserError(
-            f"{workdir}/config.json is damaged, or of another version of tvjax ({error}); train "
-            f"anew"
-        ) from error
-    program.cache_compilations(Path(config.data.cache) / "compiled")
+    config = read_config(workdir)
+    if (
+        jax.config.values["jax_compilation_cache_dir"] is None
+    ):  # that of the user, never of the run's folder
+        program.cache_compilations(Path(program.CACHE) / "compiled")
     setup = make_setup(config, ANY_SHAPE)
     interruption.check()
     # Nothing is made where nothing was: orbax would create the folder.

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,9 @@ _STOPPED = "stopped.json"
 
 # Fields that were added since, and what runs without them had.
 _ADDED = {"model": {"precision": "default"}, "evaluation": {"score": "iou"}}
+
+
+_DAMAGED_SUMMARY = "is damaged; move it away, and the command that trained the run scores it again"
 
 
 def check(workdir: Path, config: Config) -> None:
@@ -91,6 +95,12 @@ def _compare(
         return
     wanted = _flat(json.loads(json.dumps(config.to_dict())))  # as it comes back: lists, no tuples
     found = _flat(as_now(stored))
+    for field in sorted(wanted.keys() - found.keys()):
+        if not field.startswith(may_change):
+            raise UserError(
+                f"{workdir}/config.json lacks {field}: where it is damaged, move it away; where it "
+                f"is of another version of tvjax, use another --workdir"
+            )
     for field in sorted(found.keys() | wanted.keys()):
         if found.get(field) != wanted.get(field) and not field.startswith(may_change):
             raise UserError(
@@ -129,7 +139,13 @@ def check_data(workdir: Path, data: dict[str, Any], *, advice: str) -> None:
 
 def read_data(workdir: Path) -> dict[str, Any] | None:
     """The data that a run was trained on, as in `sets.identify`; None of earlier versions' runs."""
-    return _read(workdir / "tiles.json")
+    path = workdir / "tiles.json"
+    found = _read(path)
+    if found is not None:
+        place = found.get("directory", 0)
+        if not isinstance(found.get("sha256"), str) or not isinstance(place, (str, type(None))):
+            raise UserError(f"{path} is damaged; move it away: the tiles are then taken on trust")
+    return found
 
 
 def write_data(workdir: Path, data: dict[str, Any]) -> None:
@@ -179,14 +195,24 @@ def write_config(workdir: Path, config: Config) -> None:
 
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:
     """The content of a run's `config.json`, with the fields that were added since."""
-    return stored | {name: fields | stored.get(name, {}) for name, fields in _ADDED.items()}
+    added = {
+        name: fields | stored[name]
+        for name, fields in _ADDED.items()
+        if isinstance(stored.get(name), dict)
+    }
+    return stored | added
 
 
 def read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
     """The summary of a finished run of as many steps, or None."""
-    summary = _read(workdir / "summary.json")
-    done = summary is not None and summary["steps"] >= config.train.steps
-    return summary if done else None
+    path = workdir / "summary.json"
+    summary = _read(path)
+    if summary is None:
+        return None
+    numbers = [summary.get(name) for name in ("steps", "lambda")]
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
+        raise UserError(f"{path} {_DAMAGED_SUMMARY}")
+    return summary if summary["steps"] >= config.train.steps else None
 
 
 def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
@@ -195,7 +221,18 @@ def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
 
 
 def format_summary(summary: dict[str, Any], workdir: Path) -> str:
-    """The summary for the reader of a terminal."""
+    """The summary for the reader of a terminal.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return _format_summary(summary, workdir)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{workdir / 'summary.json'} {_DAMAGED_SUMMARY}") from error
+
+
+def _format_summary(summary: dict[str, Any], workdir: Path) -> str:
     base, weight = summary["test_baselines"], summary["lambda_per_pixel"]
     score, band = summary.get("score", "iou"), summary.get("test_boundary")
     words, end = ("pooled IoU", "_pooled") if score == "pooled_iou" else ("mean IoU", "")
