@@ -6,6 +6,7 @@ line and status 130 (75 where the same command resumes).
 
 import contextlib
 import difflib
+import logging as python_logging
 import re
 import runpy
 import sys
@@ -56,7 +57,9 @@ def run(main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED) -> 
     """
 
     def guarded(argv: list[str]) -> Any:
-        logging.set_verbosity(logging.WARNING)  # orbax and tfds log what they do as they do it
+        # Orbax and tfds log what they do, and errors with tracebacks that are told of here anyway.
+        logging.set_verbosity(logging.FATAL)
+        python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
         # A file's name need not be text; it must not end the program that prints it.
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore
         try:
