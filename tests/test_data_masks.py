@@ -91,7 +91,7 @@ def test_a_folder_of_images_and_masks_is_data_for_training(source, tmp_path):
         sets.open_sets(directory=str(source), size=5, **options)
 
 
-def test_source_json_says_what_the_labels_were_and_older_sets_open(source, tmp_path):
+def test_source_json_says_what_the_labels_were(source, tmp_path):
     def build(labels, out):
         builder.build(
             source / labels, source / "images", tmp_path / out, size=(6, 8), progress=False
@@ -107,15 +107,6 @@ def test_source_json_says_what_the_labels_were_and_older_sets_open(source, tmp_p
         build("annotation.json", "masks")
     with pytest.raises(UserError, match="prepared with labels='COCO file', now asked for 'masks'"):
         build("masks", "coco")
-    for out, digest in (("masks", None), ("coco", coco["annotations_sha256"])):  # as made before
-        content = manifest.read(tmp_path / out)
-        del content["request"]["labels"]
-        content["request"]["annotations_sha256"] = digest
-        manifest.write(tmp_path / out, content)
-    for labels, out in (("masks", "masks"), ("annotation.json", "coco")):
-        assert "labels" not in build(labels, out)["request"]  # it is there and holds what is asked
-    with pytest.raises(UserError, match="prepared with labels='masks'"):
-        build("annotation.json", "masks")
 
 
 @pytest.mark.parametrize(

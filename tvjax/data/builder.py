@@ -23,8 +23,10 @@ from tqdm import tqdm
 from tvjax import interruption
 from tvjax.data import (
     area,
+    arrangement,
     coco,
     duplicates,
+    given,
     identity,
     manifest,
     masks,
@@ -32,6 +34,7 @@ from tvjax.data import (
     splits,
     workspace,
 )
+from tvjax.data.arrangement import Arrangement
 from tvjax.data.faults import Faults
 from tvjax.data.sources import Sources
 from tvjax.errors import UserError, escaped
@@ -93,8 +96,8 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
 
 
 def build(
-    annotations: str | Path,
-    images: str | Path,
+    annotations: str | Path | Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     size: int | tuple[int, int],
@@ -103,13 +106,17 @@ def build(
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
     skip_bad: bool = False,
     categories: Sequence[int] = (),
+    split_file: str | Path | None = None,
+    group: str | None = None,
+    map_tiles: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Builds the records; does nothing if `out` already holds the same.
 
     Args:
-      annotations: the COCO file, see `coco.read`; or a directory of mask PNGs, see `masks.read`.
-      images: the directory of its images.
+      annotations: the COCO file, see `coco.read`, or three of them, of training, validation and
+        test; or a directory of mask PNGs, see `masks.read`.
+      images: the directory of its images, or of three files one each.
       out: the directory to make.
       size: of the records, in pixels: height and width, or the side of a square. Tiles are shrunk
         to it by area mean, masks by majority.
@@ -121,6 +128,12 @@ def build(
         all of them.
       categories: of a COCO file, see `coco.read`; of masks the values that are object, see
         `masks`.
+      split_file: gives the splits, see `given.read`; None, unless there are three COCO files: they
+        are drawn, see `splits.draw`, and near-duplicates stay together.
+      group: a regular expression; tiles in whose names it finds the same stay together, see
+        `groups.label`.
+      map_tiles: whether tiles whose names say that they are of one ground stay together, see
+        `map_tiles.ground`.
       progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -131,22 +144,33 @@ def build(
         background or no object in all of them, or an `out` that holds anything else. `out` is then
         as it was before.
     """
-    annotations, images, out = Path(annotations), Path(images), Path(out)
+    files, folders, out = _listed(annotations), _listed(images), Path(out)
+    if len(files) > 1 and split_file is not None:
+        raise UserError("three COCO files give the splits, and so does split_file; leave one out")
+    root = _root(files, folders)
     size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if min(size) <= 0:
         raise UserError(f"size={size}: a positive number of pixels is needed")
     asked = manifest.request(
-        annotations, size=size, limit=limit, seed=seed, split=split, categories=categories
-    )
-    sources = Sources(annotations, images)
+        files, size=size, limit=limit, seed=seed, split=split, categories=categories,
+        split_file=None if split_file is None else Path(split_file), group=group,
+        map_tiles=map_tiles,
+    )  # fmt: skip
+    sources = Sources(files[0], root)
     if manifest.is_built(out, asked, sources, skip_bad=skip_bad):
         return manifest.read(out)
     faults = Faults()
-    found = _read(annotations, images, faults, categories)
+    found, own = _read_all(files, folders, root, faults, categories)
+    arrange = Arrangement(
+        splits=own if split_file is None else given.read(Path(split_file)),
+        where="--annotations" if split_file is None else f"--split_file={split_file}",
+        group=group, map_tiles=map_tiles, fractions=split, seed=seed,
+    )  # fmt: skip
     total = len(found) + len(faults.reasons)
-    tiles = _check_sizes(_subset(found, limit, seed, annotations), size, faults)
+    tiles = _check_sizes(_subset(found, limit, seed, files[0]), size, faults)
     if not tiles:
         faults.check(total)
+    arrange.check([os.path.relpath(tile.file, root) for tile in tiles])
     with workspace.beside(out) as work:
         # Written, and mapped when it is complete: a file mapped before would, on a full disk, end
         # the process by SIGBUS.
@@ -155,22 +179,25 @@ def build(
         if not skip_bad or not tiles:
             faults.check(total)
         arrays = np.memmap(work / "arrays", np.uint8, "r", shape=(len(tiles), *size, 4))
-        for note in plausible.check(tiles, arrays[..., 3], annotations):
+        for note in plausible.check(tiles, arrays[..., 3], files[0]):
             print(f"note: {escaped(note)}", file=sys.stderr)
-        labels = duplicates.clusters(hashes)
-        assigned = splits.draw(labels, split, seed)
+        twins = duplicates.clusters(hashes)
+        names = [os.path.relpath(tile.file, root) for tile in tiles]
+        labels, assigned, notes = arrange.assign(names, twins)
+        for note in notes:
+            print(escaped(note), file=sys.stderr)
         finished = work / "finished"
-        names = [os.path.relpath(tile.file, images) for tile in tiles]
         _write_records(finished, tiles, names, arrays, assigned)
         content = {
             "request": asked,
-            "images": str(images.resolve()),
+            "images": str(root.resolve()),
             "package_version": importlib.metadata.version("tvjax"),
             "left_out": {
                 "images": len(faults.reasons),
                 "reasons": list(faults.reasons.values()),
             },
-            "near_duplicate_clusters": len(np.unique(labels)),
+            "near_duplicate_clusters": len(np.unique(twins)),
+            "clusters": len(np.unique(labels)),
             "splits": _describe(arrays, assigned),
             "files": {
                 str(file.relative_to(finished)): file.stat().st_size
@@ -178,11 +205,48 @@ def build(
                 if file.is_file()
             },
         }
+        arrangement.write(finished, [tile.id for tile in tiles], names, assigned, labels)
         manifest.write(finished, content)
         identity.write(finished, identity.digest(_pairs(arrays, assigned)))
         sources.write(finished, (f for tile in found for f in tile.files), faults.reasons.keys())
         workspace.move(finished, out)
     return content
+
+
+def _listed(places: str | Path | Sequence[str | Path]) -> list[Path]:
+    one = isinstance(places, (str, Path))
+    return [Path(place) for place in ([places] if one else places)]
+
+
+def _root(files: list[Path], folders: list[Path]) -> Path:
+    """The folder that tiles' names are relative to."""
+    if len(files) not in (1, 3) or len(folders) not in (1, len(files)):
+        raise UserError(
+            f"{len(files)} annotations and {len(folders)} directories of images: give one of each, "
+            "or three COCO files (of train, val and test) with one directory or three"
+        )
+    if len(folders) == 1:
+        return folders[0]
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+
+
+def _read_all(
+    files: list[Path], folders: list[Path], root: Path, faults: Faults, categories: Sequence[int]
+) -> tuple[list[Any], dict[str, int] | None]:
+    """The tiles of all files, and by their names the splits that three files give."""
+    if len(files) == 1:
+        return _read(files[0], folders[0], faults, categories), None
+    found, own = [], {}
+    for k, file in enumerate(files):
+        tiles = coco.read(file, folders[k % len(folders)], faults, categories)
+        for tile in tiles:
+            name = os.path.relpath(tile.file, root)
+            if own.setdefault(name, k) != k:
+                raise UserError(
+                    f"{tile.file}: is in {files[own[name]]} and in {file}; an image has one split"
+                )
+        found += tiles
+    return found, own
 
 
 def _read(annotations: Path, images: Path, faults: Faults, categories: Sequence[int]) -> list[Any]:

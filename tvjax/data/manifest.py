@@ -14,7 +14,7 @@ from tvjax.errors import UserError
 FILE = "source.json"
 VERSION = "1.0.0"
 """Version of the records' layout; raise it when tiles prepared before must not be read any more."""
-BUILDER = 2
+BUILDER = 3
 """Raise it when the same request makes other records; those that are there can be read still."""
 
 
@@ -27,31 +27,32 @@ class Differs(UserError):
 
 
 def request(
-    annotations: Path,
+    annotations: Sequence[Path],
     *,
     size: tuple[int, int],
     limit: int | None,
     seed: int,
     split: tuple[float, ...],
     categories: Sequence[int] = (),
+    split_file: Path | None = None,
+    group: str | None = None,
+    map_tiles: bool = True,
 ) -> dict[str, Any]:
     """What the caller of a build asks for, in the form that is stored and compared.
 
     Images and masks are compared by `sources`.
 
     Raises:
-      UserError: the annotations (a COCO file, or a directory of masks) cannot be read.
+      UserError: the annotations (a COCO file or one per split, or a directory of masks) or the
+        file of splits cannot be read.
     """
-    try:
-        labels: dict[str, Any] = {"labels": "masks"}  # files, which `sources` compares
-        if not annotations.is_dir():
-            local.check_regular(annotations)
-            with open(annotations, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            labels = {"labels": "COCO file", "annotations_sha256": digest}
-    except OSError as error:
-        message = f"{annotations}: cannot read the annotations ({error.strerror})"
-        raise UserError(message) from error
+    labels: dict[str, Any] = {"labels": "masks"}  # files, which `sources` compares
+    if not annotations[0].is_dir():
+        digests = [_sha256(file) for file in annotations]
+        labels = {
+            "labels": "COCO file" if len(digests) == 1 else "COCO files",
+            "annotations_sha256": digests[0] if len(digests) == 1 else digests,
+        }
     return {
         "layout_version": VERSION,
         "builder": BUILDER,
@@ -61,7 +62,19 @@ def request(
         "seed": seed,
         "split": list(split),
         "categories": sorted(set(categories)),
+        "split_file_sha256": None if split_file is None else _sha256(split_file),
+        "group": group,
+        "map_tiles": map_tiles,
     }
+
+
+def _sha256(file: Path) -> str:
+    local.check_regular(file)
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def is_built(
@@ -91,7 +104,7 @@ def is_built(
             f"another directory, or delete this one first"
         )
     content = read(directory)
-    built, left_out = _labelled(content["request"]), number_left_out(content)
+    built, left_out = content["request"], number_left_out(content)
     advice = "name another directory, or delete this one"
     if built.get("builder") != BUILDER:
         raise Differs(f"{directory}: was prepared by another version of tvjax; {advice}")
@@ -110,12 +123,6 @@ def is_built(
             f"again, name another directory, or delete this one"
         )
     return True
-
-
-def _labelled(built: dict[str, Any]) -> dict[str, Any]:
-    """Sets made before `labels` was kept have a digest of None where they had masks."""
-    digest = built.get("annotations_sha256")
-    return {"labels": "masks" if digest is None else "COCO file"} | built
 
 
 def number_left_out(content: dict[str, Any]) -> int:

@@ -2,6 +2,8 @@ r"""Prepares a COCO file, or images with mask PNGs of the same names, for traini
 
     python -m tvjax.data.prepare --annotations=annotation.json --images=images --out=DATA_DIR
     python -m tvjax.data.prepare --masks=masks --images=images --out=DATA_DIR
+    python -m tvjax.data.prepare --annotations=train.json --annotations=val.json \
+        --annotations=test.json --images=images --out=DATA_DIR
 
 Images are read by the rules of `tvjax.data.pictures`, as in prediction. Masks hold 0 and one other
 value, which is the objects'; if they hold more, `--category=VALUE` says which values are objects.
@@ -9,6 +11,12 @@ value, which is the objects'; if they hold more, `--category=VALUE` says which v
 What a COCO file names lies in the folder of images: a `file_name` or a link that leads out of it is
 refused (the folder itself may be a link). Files of the two folders may be links to anywhere with
 `--masks`, where nothing but the folders' user names them.
+
+Splits are drawn, and near-duplicates stay together, as far as hashes of the images tell them; so
+does ground that overlaps or touches, where names are those of map tiles (z/x/y, NAME-x-y-z or
+NAME_z_x_y), and what `--group` finds equal in names. Nothing knows of other ways in which images
+belong together (one roof from two sides, one town on two days): name them by `--group`, or give the
+splits by three COCO files or `--split_file`. `splits.csv` says which tile is where.
 
 It may be interrupted and run again: DATA_DIR appears when it is complete, and not before.
 """
@@ -24,7 +32,11 @@ from tvjax import program
 from tvjax.data import builder, manifest
 from tvjax.errors import UserError
 
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "The COCO file, e.g. annotation.json.")
+_ANNOTATIONS = flags.DEFINE_multi_string(
+    "annotations", [],
+    "The COCO file, e.g. annotation.json; or given three times, those of train, val and test in "
+    "this order.",
+)  # fmt: skip
 _MASKS = flags.DEFINE_string(
     "masks",
     None,
@@ -37,9 +49,24 @@ _CATEGORY = flags.DEFINE_multi_integer(
     "The COCO category, or the masks' value, that is object, e.g. 100; repeatable. Default: "
     "the only one, of masks the only value besides 0.",
 )
-_IMAGES = flags.DEFINE_string(
-    "images", None, "The directory of images, e.g. images.", required=True
-)
+_IMAGES = flags.DEFINE_multi_string(
+    "images", None, "The directory of images, e.g. images; or one for each of three COCO files.",
+    required=True,
+)  # fmt: skip
+_SPLIT_FILE = flags.DEFINE_string(
+    "split_file", None,
+    "A CSV file that gives the splits, e.g. splits.csv: an image's name, and train, val or test.",
+)  # fmt: skip
+_GROUP = flags.DEFINE_string(
+    "group", None,
+    "A regular expression, e.g. '^[a-z]+': images in whose names it finds the same (in its first "
+    "parentheses, if it has any) stay in one split.",
+)  # fmt: skip
+_MAP_TILES = flags.DEFINE_bool(
+    "map_tiles", True,
+    "Whether ground that overlaps or touches stays in one split, where all names are those of map "
+    "tiles.",
+)  # fmt: skip
 _OUT = flags.DEFINE_string("out", None, "The directory to make, e.g. TILES.", required=True)
 _SIZE = flags.DEFINE_string(
     "size", "100", "Side of the tiles in pixels, or HEIGHTxWIDTH, e.g. 100x120."
@@ -85,9 +112,11 @@ def summary(content: dict[str, Any], out: str) -> str:
         most = content["splits"][split]["tiles"]
         if most < BATCH:
             command += f" --config.{flag}={most}"
+    clusters, twins = content["clusters"], content["near_duplicate_clusters"]
+    more = "" if clusters == twins else f", with names in {clusters}"
     lines += [
-        f"{tiles} tiles in {content['near_duplicate_clusters']} clusters of near-duplicates, "
-        f"in {out}",
+        f"{tiles} tiles in {twins} clusters of near-duplicates{more}, in {out}; splits.csv says "
+        "which is where",
         f"train on them: {command}",
     ]
     return "\n".join(lines)
@@ -96,7 +125,7 @@ def summary(content: dict[str, Any], out: str) -> str:
 def main(argv: list[str]) -> None:
     """Reads the flags, builds and prints the summary."""
     del argv
-    annotations = _MASKS.value or _ANNOTATIONS.value
+    annotations = [_MASKS.value] if _MASKS.value else _ANNOTATIONS.value
     if not annotations or (_MASKS.value and _ANNOTATIONS.value):
         raise UserError("give either --annotations (a COCO file) or --masks (a directory)")
     if _MASKS.value and not Path(_MASKS.value).is_dir():
@@ -111,6 +140,9 @@ def main(argv: list[str]) -> None:
             seed=_SEED.value,
             skip_bad=_SKIP_BAD.value,
             categories=_CATEGORY.value,
+            split_file=_SPLIT_FILE.value,
+            group=_GROUP.value,
+            map_tiles=_MAP_TILES.value,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written") from None

@@ -1,8 +1,10 @@
 """Splits of a set into training, validation and test that keep clusters together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from tvjax.errors import UserError
 
@@ -50,10 +52,32 @@ def draw(labels: np.ndarray, fractions: tuple[float, ...], seed: int) -> np.ndar
     _, cluster, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if len(sizes) < splits:
         raise UserError(
-            f"{len(labels)} tiles in {len(sizes)} clusters of near-duplicates are too few for "
+            f"{len(labels)} tiles in {len(sizes)} clusters that stay together are too few for "
             f"the splits {', '.join(NAMES)}: at least {splits} clusters are needed"
         )
     return _nearest(sizes, _numbers(len(labels), fractions), np.random.default_rng(seed))[cluster]
+
+
+def join(count: int, pairs: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
+    """Labels what pairs connect, also by way of others.
+
+    Returns:
+      int `[count]`: the smallest index of what is connected.
+    """
+    one, two = np.array(pairs, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(one), bool), (one, two)), shape=(count, count))
+    labels = connected_components(graph, directed=False)[1]
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def together(*partitions: np.ndarray) -> np.ndarray:
+    """Labels, `[N]` as in `join`, of what stays together by any of several labels `[N]`."""
+    pairs = []
+    for labels in partitions:
+        _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+        pairs.append(np.stack([np.arange(len(labels)), first[inverse]], axis=1))
+    return join(len(partitions[0]), np.concatenate(pairs))
 
 
 def _numbers(tiles: int, fractions: tuple[float, ...]) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""Which tile goes into which split: as it is given, or drawn by what stays together."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tvjax.data import given, groups, map_tiles, splits
+
+FILE = "splits.csv"
+"""Beside the records: `id`, `file`, `split` and `cluster` of each tile; `--split_file` reads it."""
+
+
+class Arrangement(NamedTuple):
+    """What was asked of the splits of a build."""
+
+    splits: Mapping[str, int] | None
+    """Given ones by name, as in `given.read`; None: they are drawn."""
+    where: str
+    """What gives them, for messages."""
+    group: str | None
+    """As in `groups.label`."""
+    map_tiles: bool
+    """Whether names of map tiles count."""
+    fractions: tuple[float, ...]
+    """Of a draw, see `splits.draw`."""
+    seed: int
+    """Of a draw."""
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses, before anything is decoded, what `assign` would.
+
+        Raises:
+          UserError: the group is no regular expression or is in no name, or given splits lack a
+            name or are empty.
+        """
+        if self.group is not None:
+            groups.label(names, self.group)
+        if self.splits is not None:
+            given.assign(names, self.splits, self.where)
+
+    def assign(
+        self, names: Sequence[str], twins: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """The splits of tiles.
+
+        Args:
+          names: of the tiles.
+          twins: labels `[N]`, equal for near-duplicates.
+
+        Returns:
+          Labels of what stays together, `[N]`; the split of each tile, `[N]`; and lines to be told.
+
+        Raises:
+          UserError: see `check`, and `splits.draw`.
+        """
+        kept, notes = {"near-duplicates": twins}, []
+        if self.group is not None:
+            kept[f"--group={self.group}"] = groups.label(names, self.group)
+        places = map_tiles.read(names) if self.map_tiles else None
+        if places is not None and self.splits is not None:
+            kept["ground that overlaps or touches"] = map_tiles.touching(places)
+        elif places is not None:
+            ground = map_tiles.ground(places, self.fractions)
+            kept["ground"] = ground.labels
+            notes.append(f"note: {ground.words}")
+        labels = splits.together(*kept.values())
+        if self.splits is None:
+            return labels, splits.draw(labels, self.fractions, self.seed), notes
+        assigned = given.assign(names, self.splits, self.where)
+        return labels, assigned, [f"warning: {line}" for line in given.warn(assigned, kept)]
+
+
+def write(
+    directory: Path,
+    ids: Sequence[int],
+    names: Sequence[str],
+    assigned: np.ndarray,
+    labels: np.ndarray,
+) -> None:
+    """Writes `splits.csv`, in which clusters are numbered from 0."""
+    clusters = np.unique(labels, return_inverse=True)[1].ravel().tolist()
+    with open(directory / FILE, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "file", "split", "cluster"])
+        for number, name, split, cluster in zip(ids, names, assigned, clusters, strict=True):
+            table.writerow([number, name, splits.NAMES[split], cluster])

@@ -1,0 +1,92 @@
+"""Splits that are given, by a CSV file of names and splits."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tvjax.data.splits import NAMES
+from tvjax.errors import UserError
+
+
+def read(file: Path) -> dict[str, int]:
+    """Reads which tile belongs to which split.
+
+    Args:
+      file: a line per tile: its file's name, as in `splits.csv` (its path in the folder of images),
+        and `train`, `val` or `test`. A first line may name the columns: `file` or `name`, and
+        `split`; others do not matter.
+
+    Returns:
+      Indices in `splits.NAMES` by name.
+
+    Raises:
+      UserError: the file cannot be read, or a line is no such pair; the message names it.
+    """
+    try:
+        lines = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--split_file={file}: cannot be read ({error})") from error
+    first = [cell.strip().lower() for cell in lines[0]] if lines else []
+    at, start = (0, 1), 0
+    if "split" in first and {"file", "name"} & set(first):
+        name = "file" if "file" in first else "name"
+        at, start = (first.index(name), first.index("split")), 1
+    found: dict[str, int] = {}
+    for number, cells in enumerate(lines[start:], start + 1):
+        if not any(cells):
+            continue
+        name, split = (cells[k].strip() if k < len(cells) else "" for k in at)
+        number_of = NAMES.index(split) if name and split in NAMES else None
+        if number_of is None or found.setdefault(name, number_of) != number_of:
+            raise UserError(
+                f"--split_file={file}: line {number} is {','.join(cells)[:80]!r}; each line is the "
+                f"name of an image and one of {', '.join(NAMES)}, and each name has one split"
+            )
+    return found
+
+
+def assign(names: Sequence[str], splits: Mapping[str, int], where: str) -> np.ndarray:
+    """The split of each tile, int `[N]`.
+
+    Args:
+      names: of the tiles.
+      splits: indices by name, or by name without its ending; names of no tile do not matter.
+      where: it says so, for the message.
+
+    Raises:
+      UserError: a tile has no split, or a split no tile.
+    """
+    found = [splits.get(name, splits.get(os.path.splitext(name)[0])) for name in names]
+    lacking = [name for name, split in zip(names, found, strict=True) if split is None]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" * (len(lacking) > 1)
+        raise UserError(f"{where}: gives no split for {lacking[0]}{more}; each image needs one")
+    assigned = np.array(found, int)
+    empty = [name for k, name in enumerate(NAMES) if k not in assigned]
+    if empty:
+        raise UserError(f"{where}: no image is in {empty[0]}; each of {', '.join(NAMES)} needs one")
+    return assigned
+
+
+def warn(assigned: np.ndarray, kept: dict[str, np.ndarray]) -> list[str]:
+    """One line for each kind of what should stay together and is in several splits.
+
+    Args:
+      assigned: the split of each tile, `[N]`.
+      kept: by kind, labels `[N]`, equal for tiles that should stay together.
+    """
+    lines = []
+    for kind, labels in kept.items():
+        several = sum(len(np.unique(assigned[labels == label])) > 1 for label in np.unique(labels))
+        trained_on = np.unique(labels[assigned == 0])
+        leaked = np.isin(labels, trained_on) & (assigned > 0)
+        if several:
+            lines.append(
+                f"the given splits part {several} clusters of {kind}: {leaked.sum()} of "
+                f"{np.sum(assigned > 0)} tiles of {' and '.join(NAMES[1:])} have one of theirs in "
+                f"{NAMES[0]}, which makes scores look better than they are"
+            )
+    return lines
