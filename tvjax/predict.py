@@ -5,7 +5,7 @@ BMP, WebP, and with the extra `geo` GeoTIFF, and a virtual raster of local ones 
 itself (`a.vrt`), of up to 2^36 pixels (JPEGs are decoded whole). For `a.tif` it writes
 
     a_mask.tif         255 where the probability is above --threshold, else 0
-    a.geojson          an object a feature, with holes, its score (mean probability) and its pixels
+    a.geojson          one feature per object, with holes, its score (mean probability), its pixels
     a_probability.tif  with --probabilities: float32; of a picture a 16-bit PNG, 65535 for 1
 
 of the size of the image, with its georeference; pictures (PNG, JPEG, BMP and WebP without one) give

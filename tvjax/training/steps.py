@@ -32,7 +32,7 @@ class Regularizer(NamedTuple):
     kind: str
     """The kind of TV, as in `total_variation`."""
     reduction: str
-    """TV in the loss is a `"sum"` over pixels and batch, mean of `"image"`s, or mean per `"pixel"`."""
+    """`"sum"` of TV over pixels and batch, `"image"` (mean of images) or `"pixel"` (of pixels)."""
     parametrization: str
     """`"log"`: hyper is alpha = log lambda (the paper's note 7); `"linear"`: lambda itself, kept
     at 0 or above by projection after each update."""
