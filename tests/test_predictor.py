@@ -1,5 +1,7 @@
 """A trained net as a function: shapes, jit, and the exported program."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,8 +90,10 @@ def test_denoising_is_the_library_s(predictor, image):
     np.testing.assert_allclose(denoising(image), wanted, atol=0.05)
 
 
-@pytest.mark.parametrize("size, batch", [(64, 2), (None, None)])
-def test_an_exported_net_gives_the_same_after_a_round_trip(predictor, size, batch):
+@pytest.mark.parametrize("denoise", [None, 0.1])
+@pytest.mark.parametrize("size, batch", [(64, 2), (64, None), (None, None)])
+def test_an_exported_net_gives_the_same_after_a_round_trip(predictor, size, batch, denoise):
+    predictor = dataclasses.replace(predictor, denoise=denoise)
     content = predictor.export(size=size, batch=batch).serialize()
     exported = export.deserialize(content)
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}

@@ -19,6 +19,7 @@ runs, not of two methods, of which another seed may say the contrary.
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,8 +80,8 @@ def main(argv: list[str]) -> None:
         raise UserError("--workdir: give the folder of a run, or of two runs to compare them")
     if bool(_ANNOTATIONS.value) != bool(_IMAGES.value):
         raise UserError("--annotations and --images belong together: a COCO file and its folder")
-    if not _SCALE.value > 0:
-        raise UserError(f"--scale={_SCALE.value} must be positive")
+    if not 0 < _SCALE.value < math.inf:
+        raise UserError(f"--scale={_SCALE.value} must be positive and finite")
     if _ANNOTATIONS.value and flags.FLAGS["split"].present:
         raise UserError(
             f"--split={_SPLIT.value} is of the prepared tiles, and --annotations scores all images "

@@ -11,6 +11,7 @@ number of images; fixed ones compile to a faster program. `--checkpoint` chooses
 """
 
 import json
+import os
 from pathlib import Path
 
 from absl import flags
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
     workdir, out = _WORKDIR.value, _OUT.value
     if not (workdir and out):
         raise UserError("--workdir and --out are needed, see --help")
-    if not (_SIZE.value == "symbolic" or (_SIZE.value.isdigit() and int(_SIZE.value))):
+    if not (_SIZE.value == "symbolic" or (_SIZE.value.isdecimal() and int(_SIZE.value))):
         raise UserError(
             f"--size={_SIZE.value}: give the side of the images in pixels, e.g. 512, or symbolic"
         )
@@ -53,24 +54,24 @@ def main(argv: list[str]) -> None:
     if unknown or not _PLATFORMS.value:
         raise UserError(f"--platforms={','.join(unknown)}: give some of {', '.join(KNOWN)}")
     size = None if _SIZE.value == "symbolic" else int(_SIZE.value)
-    files.check_file("out", Path(out))
+    path = Path(os.path.realpath(out))  # of a link, what it points to
+    files.check_file("out", path)
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     try:
         exported = net.export(size=size, batch=_BATCH.value, platforms=_PLATFORMS.value)
     except UserError as error:
         raise UserError(f"--{error}") from error
     except Exception as error:  # what a net does with an open size may fail as anything
-        if size is not None:
-            raise
         first = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"--size=symbolic: this net needs a fixed size, e.g. --size=512 ({first})"
+            f"--size={_SIZE.value}: this net cannot be exported so ({first}); give --size and "
+            f"--batch, e.g. --size=512 --batch=1"
         ) from error
     interruption.check()
     content = exported.mlir_module().encode() if _MLIR.value else bytes(exported.serialize())
     try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(Path(out)) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise unwritable(f"--out={out} cannot be written: {{}}", error) from error

@@ -28,6 +28,8 @@ disk is full; 130 after Ctrl-C or SIGTERM.
 """
 
 import json
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -93,15 +95,17 @@ def main(argv: list[str]) -> None:
     workdir, out = _WORKDIR.value, _OUT.value
     if not (workdir and out and _IMAGES.value):
         raise UserError("--workdir, --images and --out are needed, see --help")
-    if not _SCALE.value > 0:
-        raise UserError(f"--scale={_SCALE.value} must be positive")
+    folder = Path(os.path.realpath(out))  # of a link, what it points to
+    for flag in (_SCALE, _WHITE):
+        if flag.value is not None and not 0 < flag.value < math.inf:
+            raise UserError(f"--{flag.name}={flag.value} must be positive and finite")
     for flag in (_THRESHOLD, _DENOISE, _SIMPLIFY):
-        if (flag.value or 0) < 0:
-            raise UserError(f"--{flag.name}={flag.value} must not be negative")
-    if _WHITE.value is not None and not _WHITE.value > 0:
-        raise UserError(f"--white={_WHITE.value} must be positive")
+        if not 0 <= (flag.value or 0) < math.inf:
+            raise UserError(f"--{flag.name}={flag.value} must be finite and not negative")
+    if _MIN_AREA.value < 0:
+        raise UserError(f"--min_area={_MIN_AREA.value} must not be negative")
     paths = prediction.find_images(_IMAGES.value)
-    if any(path.parent.resolve() == Path(out).resolve() for path in paths):
+    if any(path.parent.resolve() == folder for path in paths):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
     files.check_folder("out", Path(out))
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
@@ -111,7 +115,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     try:
         objects, skipped = prediction.predict_images(
-            prediction.number_images(paths, _ANNOTATIONS.value), Path(out), net,
+            prediction.number_images(paths, _ANNOTATIONS.value), folder, net,
             options=options, tile=_TILE.value, batch=_BATCH.value,
         )  # fmt: skip
     except KeyboardInterrupt:

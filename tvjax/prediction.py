@@ -36,6 +36,9 @@ class Options(NamedTuple):
 
 DEFAULTS = Options()
 
+MOST_NAME = 255
+"""Bytes of a file's name on the usual file systems."""
+
 
 def find_images(patterns: Iterable[str]) -> list[Path]:
     """The files of directories, globs and file names, in order, each once.
@@ -185,6 +188,7 @@ def predict_images(
     for number, path in images:
         interruption.check()
         with _skipping(path, skipped), reader.open_raster(path, white=options.white) as raster:
+            _check_name(path)
             small = reader.scaled(raster, options.scale)
             if not raster.is_plain:
                 writer.require_rasterio(path)
@@ -284,6 +288,16 @@ def predict_raster(
                 drawn = polygons.simplify(polygon, options.simplify)
             features.add(polygons.feature(drawn, raster.transform))
             yield polygon
+
+
+def _check_name(path: Path) -> None:
+    """Refuses names that could not be those of what is written for an image."""
+    longest = len(os.fsencode(f"{path.stem}_probability.png"))
+    if longest > MOST_NAME:
+        raise UserError(
+            f"{path}: its name is too long for those of its masks, by {longest - MOST_NAME} bytes; "
+            f"rename it"
+        )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tvjax import fields, interruption, usage
-from tvjax.errors import UserError, exit_with_one_line
+from tvjax.errors import Outage, UserError, exit_with_one_line
+from tvjax.home import expanded
 from tvjax.types import Config
 
 CACHE = "~/.cache/tvjax"
@@ -65,6 +66,11 @@ def run(main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED) -> 
         try:
             with interruption.noted(interrupted):
                 return main(argv)
+        except OSError as error:  # of what was not foreseen: the system says why, and of which file
+            if error.strerror is None:
+                raise
+            where = "" if error.filename is None else f"{error.filename}: "
+            raise Outage(f"{where}{error.strerror}") from error
         except KeyboardInterrupt as interrupt:
             what = f": {interrupt}" if str(interrupt) else ""
             print(f"\ninterrupted{what}; run the same command again", file=sys.stderr)
@@ -77,7 +83,8 @@ def cache_compilations(directory: str | Path) -> None:
     """Keeps compiled programs in a folder, so that a second run starts at once."""
     import jax  # programs that prepare data do without it
 
-    jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+    with contextlib.suppress(UserError):  # no home, no cache
+        jax.config.update("jax_compilation_cache_dir", str(expanded(directory)))
 
 
 def _parse(argv: list[str]) -> list[str]:

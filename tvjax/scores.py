@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -147,10 +147,15 @@ def scaled_sizes(examples: Examples, scale: float) -> set[tuple[int, int]]:
 
 def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the scores of each image, a line an image."""
-    with files.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with files.replacing(path) as temporary, _open_csv(temporary) as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
+
+
+def _open_csv(path: Path) -> TextIO:
+    # A file's name may hold bytes that are no characters.
+    return open(path, "w", newline="", encoding="utf-8", errors="backslashreplace")
 
 
 def extremes(rows: Sequence[dict[str, Any]], number: int = 2) -> dict[str, list[int]]:

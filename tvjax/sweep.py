@@ -341,7 +341,7 @@ def main(argv: list[str]) -> None:
         done = {(x["lambda"], x["seed"]) for x in lines}
         todo = [p for p in wanted if (p.lam, p.seed) not in done]
         if todo:
-            program.cache_compilations(Path(config.data.cache).expanduser() / "compiled")
+            program.cache_compilations(Path(config.data.cache) / "compiled")
             for found in _train(config, todo, workdir, args):
                 lines += found
                 write(workdir, lines)

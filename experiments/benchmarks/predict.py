@@ -25,6 +25,7 @@ from PIL import Image
 
 from configs import base
 from tvjax import prediction, program, provenance
+from tvjax.errors import UserError
 from tvjax.predictor import Predictor
 from tvjax.training.setup import make_setup
 
@@ -110,7 +111,7 @@ def main(argv):
         print(json.dumps(measure(Path(_CASE.value))))
         return
     if not _JSON.value:
-        raise app.UsageError("--json is missing")
+        raise UserError("--json is missing")
     origin, cases = provenance.describe(seed=0), []
     with tempfile.TemporaryDirectory() as scratch:
         for side in map(int, _SIZES.value):

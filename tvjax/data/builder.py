@@ -151,6 +151,8 @@ def build(
     size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if min(size) <= 0:
         raise UserError(f"size={size}: a positive number of pixels is needed")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed={seed} must be an integer of at least 0, below 2^31")
     asked = manifest.request(
         files, size=size, limit=limit, seed=seed, split=split, categories=categories,
         split_file=None if split_file is None else Path(split_file), group=group,
@@ -187,6 +189,8 @@ def build(
         for note in notes:
             print(escaped(note), file=sys.stderr)
         finished = work / "finished"
+        # Records hold text; a name may hold bytes that are none.
+        names = [os.fsencode(name).decode(errors="backslashreplace") for name in names]
         _write_records(finished, tiles, names, arrays, assigned)
         content = {
             "request": asked,
@@ -209,8 +213,9 @@ def build(
         manifest.write(finished, content)
         identity.write(finished, identity.digest(_pairs(arrays, assigned)))
         sources.write(finished, (f for tile in found for f in tile.files), faults.reasons.keys())
-        workspace.move(finished, out)
-    return content
+        if not workspace.move(finished, out):
+            manifest.is_built(out, asked, sources, skip_bad=skip_bad)  # refuses what is other
+    return manifest.read(out)
 
 
 def _listed(places: str | Path | Sequence[str | Path]) -> list[Path]:

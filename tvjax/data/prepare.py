@@ -18,7 +18,8 @@ NAME_z_x_y), and what `--group` finds equal in names. Nothing knows of other way
 belong together (one roof from two sides, one town on two days): name them by `--group`, or give the
 splits by three COCO files or `--split_file`. `splits.csv` says which tile is where.
 
-It may be interrupted and run again: DATA_DIR appears when it is complete, and not before.
+It may be interrupted and run again: DATA_DIR appears when it is complete, and not before. It may be
+a link: what that points to is made.
 """
 
 import re

@@ -10,6 +10,7 @@ from typing import Any
 from tvjax.data import builder, identity, manifest, synthetic
 from tvjax.data.records import Split, open_split
 from tvjax.errors import UserError
+from tvjax.home import expanded
 
 EMBEDDED_TILES = 600
 EMBEDDED_VERSION = 1
@@ -37,9 +38,9 @@ def open_sets(
             "data.directory is not set: give prepared tiles, or a folder with images/ and "
             "annotation.json or masks/, by --config.data.directory=DIR"
         )
-    prepared = Path(directory).expanduser() if directory else None
+    prepared = expanded(directory) if directory else None
     if prepared is None or not is_prepared(directory):
-        prepared = _prepare(prepared, Path(cache).expanduser(), size, limit, seed)
+        prepared = _prepare(prepared, expanded(cache), size, limit, seed)
     return open_prepared(prepared)
 
 
@@ -50,7 +51,7 @@ def open_prepared(directory: Path) -> dict[str, Split]:
 
 def find_embedded(cache: str, *, size: int, seed: int) -> Path | None:
     """The embedded set that was prepared in a cache before, if it was."""
-    found = Path(cache).expanduser() / f"{_embedded(seed)}-{size}px"
+    found = expanded(cache) / f"{_embedded(seed)}-{size}px"
     return found if is_prepared(str(found)) else None
 
 
@@ -60,7 +61,7 @@ def _embedded(seed: int) -> str:
 
 def is_prepared(directory: str | None) -> bool:
     """Whether a folder, as given to `open_sets`, holds prepared records."""
-    return directory is not None and (Path(directory).expanduser() / manifest.FILE).exists()
+    return directory is not None and (expanded(directory) / manifest.FILE).exists()
 
 
 def tile_shape(directory: str | None, size: int) -> tuple[int, int]:
@@ -71,13 +72,13 @@ def tile_shape(directory: str | None, size: int) -> tuple[int, int]:
     """
     if not is_prepared(directory):
         return size, size
-    height, width = manifest.read(Path(str(directory)).expanduser())["request"]["size"]
+    height, width = manifest.read(expanded(str(directory)))["request"]["size"]
     return height, width
 
 
 def absolute(place: str | None) -> str | None:
     """A folder as every working directory names it; None and nothing stay as they are."""
-    return os.path.abspath(os.path.expanduser(place)) if place else place
+    return os.path.abspath(expanded(place)) if place else place
 
 
 def identify(sets: dict[str, Split], directory: str | None) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, see
             f"images/ with annotation.json or masks/; see python -m tvjax.data.prepare --help"
         )
     else:
-        path = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+        path = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:8]
         name = f"{source.resolve().name}-{path}-limit{limit}-seed{seed}"
     coco = source / "annotation.json"
     annotations = coco if coco.exists() else source / "masks"

@@ -55,7 +55,8 @@ def write(
         return
     with workspace.beside(directory) as work:
         _write(work / "finished", info, progress)
-        workspace.move(work / "finished", directory)
+        if not workspace.move(work / "finished", directory):
+            _is_written(directory, info)  # refuses what is other
 
 
 def _is_written(directory: Path, info: dict[str, Any]) -> bool:

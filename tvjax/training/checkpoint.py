@@ -106,7 +106,7 @@ class Checkpoints:
         best = self.best
         if which == "best" and best is not None:
             return [best]
-        if str(which).isdigit() and int(which) in steps:
+        if str(which).isdecimal() and int(which) in steps:
             return [int(which)]
         named = f"newest ({steps[0]}), " + ("" if best is None else f"best ({best}), ")
         raise UserError(

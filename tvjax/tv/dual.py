@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tvjax.tv.variation import backward_difference, forward_difference, sum_from
+from tvjax.types import Dimension
 
 PyTree = Any
 Primal = Callable[[jax.Array, PyTree], jax.Array]
@@ -181,9 +182,7 @@ def run(
     """
     n = lam.shape[0]
     pixels = max([1, *(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(data))])
-    slots = max(1, SLOT_PIXELS.get(jax.default_backend(), 1 << 22) // pixels)
-    if jax.default_backend() == "cpu":
-        slots = min(slots, -(-n // ROUNDS))
+    slots = _slots(n, pixels)
     chunk = min(CHECK_EVERY, max_iterations)
 
     def active(p: _Progress) -> jax.Array:
@@ -222,6 +221,14 @@ def run(
     start = _Progress(state, infinite, infinite, zero, zero)
     end = lax.while_loop(lambda p: jnp.any(active(p)), advance, start)
     return end.state, Certificate(end.gap, end.iterations)
+
+
+def _slots(n: Dimension, pixels: Dimension) -> Dimension:
+    """How many of n images are iterated together; all where a size is open, as in an export."""
+    if not isinstance(n, int) or not isinstance(pixels, int):
+        return n
+    slots = max(1, SLOT_PIXELS.get(jax.default_backend(), 1 << 22) // pixels)
+    return min(slots, -(-n // ROUNDS)) if jax.default_backend() == "cpu" else slots
 
 
 def _where(pick: jax.Array, a: PyTree, b: PyTree) -> PyTree:

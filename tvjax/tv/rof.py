@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from tvjax import arguments
 from tvjax.tv import dual, implicit, solvers
 from tvjax.tv.dual import Field
+from tvjax.types import Dimension
 
 SOLVERS = {
     "fista": solvers.fista,
@@ -176,7 +177,7 @@ def _derivative(kind, primals, tangents):
     return u, jax.vmap(tangent)(u, v, lam, df, dlam)
 
 
-def per_image_weight(lam: ArrayLike, batch: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+def per_image_weight(lam: ArrayLike, batch: tuple[Dimension, ...], dtype: jnp.dtype) -> jax.Array:
     """Lam for each image, `[...]`; refuses a negative one."""
     lam = arguments.weight("lam", lam).astype(dtype)
     try:
