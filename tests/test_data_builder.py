@@ -1,6 +1,7 @@
 """From a COCO file to records: pixels, subset, splits, reruns, interruptions, damage."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 from skimage.morphology import dilation, erosion
 
 from configs import lunet_bilevel
-from tvjax.data import area, builder, coco, manifest, prepare, records, splits, workspace
+from tvjax.data import area, builder, coco, manifest, prepare, records, sets, splits, workspace
 from tvjax.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "crowdai" / "train"
@@ -295,6 +296,56 @@ def test_a_build_in_progress_is_left_alone(source, tmp_path):
         (other / "finished" / "late").write_text("")
         workspace.move(other / "finished", tmp_path / "out")  # the first to finish stays
     assert not (tmp_path / "out" / "late").exists()
+
+
+def test_the_second_of_two_builds_into_one_place_is_told(source, tmp_path, monkeypatch):
+    write = builder._write_records
+
+    def slower(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(builder, "_write_records", write)
+            builder.build(
+                source / "annotation.json", source / "images", tmp_path / "out", size=12,
+                progress=False,
+            )  # fmt: skip
+        write(*arguments)
+
+    monkeypatch.setattr(builder, "_write_records", slower)
+    with pytest.raises(UserError, match=r"prepared with size=\[12, 12\], now asked for \[10, 10\]"):
+        build(source, tmp_path / "out")
+    assert not [path for path in tmp_path.iterdir() if ".building-" in path.name]
+
+
+def test_a_link_is_followed_and_one_to_itself_refused_before_the_work(source, tmp_path):
+    (tmp_path / "there").mkdir()
+    for name, place in (("dangling", "new"), ("empty", "there"), ("loop", "loop")):
+        (tmp_path / name).symlink_to(tmp_path / place)
+    for name, place in (("dangling", "new"), ("empty", "there")):
+        build(source, tmp_path / name)
+        assert (tmp_path / name).is_symlink() and (tmp_path / place / "source.json").is_file()
+    with pytest.raises(UserError, match="loop: is a link that leads nowhere"):
+        with workspace.beside(tmp_path / "loop"):
+            raise AssertionError("the work began")
+
+
+def test_a_working_directory_without_a_lock_is_removed_when_it_is_old(tmp_path):
+    young, old = (tmp_path / f".out.building-{name}" for name in ("young", "old"))
+    young.mkdir(), old.mkdir()
+    os.utime(old, (1, 1))
+    with workspace.beside(tmp_path / "out"):
+        assert young.is_dir() and not old.exists()
+
+
+def test_folders_whose_names_are_no_text_are_refused_before_the_work(source, tmp_path):
+    with pytest.raises(UserError, match="the bytes of its name are no UTF-8"):
+        build(source, tmp_path / os.fsdecode(b"s\xff"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_home_one_line_says_so(monkeypatch):
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(UserError, match="there is no home directory"):
+        sets.open_sets(directory=None, cache="~/.cache/tvjax", size=16, limit=None, seed=0)
 
 
 def test_its_hint_knows_the_batches_of_the_config():

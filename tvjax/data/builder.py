@@ -148,6 +148,9 @@ def build(
     if len(files) > 1 and split_file is not None:
         raise UserError("three COCO files give the splits, and so does split_file; leave one out")
     root = _root(files, folders)
+    for folder in (out, *folders):  # array_record and GDAL take none but these
+        if os.fsencode(folder).decode(errors="ignore") != str(folder):
+            raise UserError(f"{folder}: the bytes of its name are no UTF-8; rename it")
     size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if min(size) <= 0:
         raise UserError(f"size={size}: a positive number of pixels is needed")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tvjax.errors import unwritable
+from tvjax.errors import UserError, unwritable
 
 LOCK = "lock"
 STALE = 3600
