@@ -5,7 +5,7 @@
 Each pair of a weight and a seed is a run of `tvjax.main` with `--config.regularizer.weight` and
 `--config.seed`, and has its numbers but for rounding. On a GPU many of them are one program; else
 they are trained one by one, each in a folder of its own. In the workdir: `results.jsonl`, one
-line per finished run, `config.json` and `sweep.png`. The same command goes on where the last stopped.
+line per finished run, `config.json` and `sweep.png`. The same command goes on where it ended.
 """
 
 import json
