@@ -168,7 +168,8 @@ def test_three_coco_files_give_the_splits_and_parted_twins_are_told(source, tmp_
     content = build(source, tmp_path / "out", annotations="train val test")
     assert [content["splits"][name]["tiles"] for name in splits.NAMES] == [19, 3, 2]
     warning = capsys.readouterr().err
-    assert "warning: the given splits part 1 clusters of near-duplicates: 1 of 5 tiles" in warning
+    assert "warning: the given splits part 1 cluster of near-duplicates: of the 5 tiles" in warning
+    assert "of val and test 1 are of a cluster that is in train too" in warning
     assert {row["file"]: row["split"] for row in table(tmp_path / "out")}["town0_0.png"] == "val"
     assert build(source, tmp_path / "out", annotations="train val test") == content
     with pytest.raises(manifest.Differs, match="annotations_sha256="):
@@ -236,10 +237,13 @@ def test_map_tiles_of_one_ground_share_a_split(source, tmp_path, capsys):
         "".join(f"{row['file']},{splits.NAMES[k % 3]}\n" for k, row in enumerate(rows))
     )
     build(folder, tmp_path / "given", split_file=tmp_path / "s.csv")
-    assert "clusters of ground that overlaps or touches: 1" in capsys.readouterr().err
+    assert " of ground that overlaps or touches: of the 16" in capsys.readouterr().err
 
 
 def test_leaks_are_counted():
     lines = given.warn(np.array([0, 1, 1, 2, 2]), {"twins": np.array([0, 0, 2, 2, 4])})
-    assert len(lines) == 1 and "part 2 clusters of twins: 1 of 4 tiles of val and test" in lines[0]
+    assert (
+        len(lines) == 1
+        and "part 2 clusters of twins: of the 4 tiles of val and test 1 are" in lines[0]
+    )
     assert given.warn(np.array([0, 1, 2]), {"twins": np.arange(3)}) == []

@@ -63,7 +63,8 @@ def test_scores_leave_the_padding_out(count):
     def step(states, batch, weight):
         sums = {name: jnp.sum(weight * batch.mask.sum(axis=(1, 2, 3))) for name in (
             "true_positive", "false_positive", "false_negative")}  # fmt: skip
-        return jax.tree.map(lambda x: x * states, sums | {"images": weight.sum()})
+        none = dict.fromkeys(("empty_images", "nonempty_iou"), jnp.zeros(()))
+        return jax.tree.map(lambda x: x * states, sums | none | {"images": weight.sum()})
 
     (scores,) = members.evaluate(step, jnp.ones(1), tiles, batch_size=4)
     assert scores["images"] == count and scores["pooled_iou"] == pytest.approx(1 / 3)

@@ -28,7 +28,8 @@ def count_narrow(mask: np.ndarray, pixels: int) -> tuple[int, int]:
 
 def describe(pixels: float, objects: float, narrow: float) -> str:
     """The band of a boundary IoU, and a warning where most objects are narrower, in one line."""
-    band = f"boundary IoU counts a band of {pixels:.3g} pixels inside each outline"
+    unit = "pixel" if pixels == 1 else "pixels"
+    band = f"boundary IoU counts a band of {pixels:.3g} {unit} inside each outline"
     if not 2 * narrow > objects:
         return band
     return (

@@ -85,8 +85,8 @@ def warn(assigned: np.ndarray, kept: dict[str, np.ndarray]) -> list[str]:
         leaked = np.isin(labels, trained_on) & (assigned > 0)
         if several:
             lines.append(
-                f"the given splits part {several} clusters of {kind}: {leaked.sum()} of "
-                f"{np.sum(assigned > 0)} tiles of {' and '.join(NAMES[1:])} have one of theirs in "
-                f"{NAMES[0]}, which makes scores look better than they are"
+                f"the given splits part {several} cluster{'s' * (several > 1)} of {kind}: of the "
+                f"{np.sum(assigned > 0)} tiles of val and test {leaked.sum()} are of a cluster "
+                "that is in train too, which makes scores look better than they are"
             )
     return lines

@@ -114,7 +114,7 @@ def summary(content: dict[str, Any], out: str) -> str:
         if most < BATCH:
             command += f" --config.{flag}={most}"
     clusters, twins = content["clusters"], content["near_duplicate_clusters"]
-    more = "" if clusters == twins else f", with names in {clusters}"
+    more = "" if clusters == twins else f" (in {clusters} that stay together, as names say)"
     lines += [
         f"{tiles} tiles in {twins} clusters of near-duplicates{more}, in {out}; splits.csv says "
         "which is where",
