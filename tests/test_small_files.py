@@ -158,7 +158,7 @@ def test_what_lies_beside_prepared_tiles(coco, prepared, tmp_path, name):
     tiles = tmp_path / "tiles"
     shutil.copytree(prepared, tiles)
     asked = manifest.request(
-        coco / "annotation.json", size=(16, 16), limit=None, seed=0, split=(0.8, 0.1, 0.1)
+        [coco / "annotation.json"], size=(16, 16), limit=None, seed=0, split=(0.8, 0.1, 0.1)
     )
     sources = Sources(coco / "annotation.json", coco / "images")
     sha256 = identity.of(tiles)

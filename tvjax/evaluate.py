@@ -119,9 +119,10 @@ def main(argv: list[str]) -> None:
                 for name in KEPT:
                     (work / name).replace(folder / name)
     names = "boundary_pixels", "true_components", "narrow_components"
-    print(f"note: {boundaries.describe(*(reports[0][name] for name in names))}", file=sys.stderr)
     if len(found) == 1:
-        print(describe_run(reports[0]))
+        print(describe_run(reports[0]), file=sys.stderr)  # stdout is the JSON object alone
+    print(boundaries.describe(*(reports[0][name] for name in names)), file=sys.stderr)
+    if len(found) == 1:
         print(json.dumps(reports[0]))
         return
     ious = [[row["iou"] for row in result.images] for result in found]
