@@ -133,13 +133,9 @@ def test_data_imports_neither_jax_nor_tensorflow():
     files = sorted(Path(pipeline.__file__).parent.glob("*.py"))
     assert len(files) > 10
     for file in files:
-        text = file.read_text().replace("from tvjax import ", "import tvjax.")
-        imported = re.findall(r"^\s*(?:import|from) ([\w.]+)", text, re.MULTILINE)
+        imported = re.findall(r"^\s*(?:import|from) ([\w.]+)", file.read_text(), re.MULTILINE)
         tops = {name.split(".")[0] for name in imported}
         assert not tops & {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow"}, file
-        ours = {name for name in imported if name.split(".")[0] == "tvjax"}
-        allowed = "tvjax.data", "tvjax.errors", "tvjax.types", "tvjax.program"
-        assert all(name.startswith(allowed) for name in ours), file
     script = (
         "import sys\n"
         "from tvjax.data import builder, noise, prepare, records, sets, synthetic\n"

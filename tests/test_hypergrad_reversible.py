@@ -35,7 +35,8 @@ def test_a_thousand_steps_and_back_lose_no_bit(dtype, momentum):
 
         end, _ = jax.jit(lambda x: jax.lax.scan(advance, x, words))(start)
         back, _ = jax.jit(lambda x: jax.lax.scan(retreat, x, words, reverse=True))(end)
-        assert not (end.position["w"] == start.position["w"]).any()
+        # Each number has two words, of which one may come back by chance.
+        assert (end.position["w"] != start.position["w"]).any(axis=0).all()
         jax.tree.map(np.testing.assert_array_equal, back, start)
 
 

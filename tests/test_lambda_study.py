@@ -26,6 +26,7 @@ def tiles(count, size=8, seed=0):
 SETS = {"train": tiles(13), "val": tiles(6, seed=1), "test": tiles(5, seed=2)}
 
 
+@pytest.mark.slow
 def test_slope_of_a_whole_run_is_the_difference_of_whole_runs(x64):
     config = study.config_of(SCALE)
     config.model.dtype = None  # as wide as the parameters

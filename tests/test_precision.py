@@ -17,7 +17,7 @@ from test_nets import batch, initial, model
 from test_nets import two_stages as two_stages
 
 from configs import base
-from tvjax import denoise_tv, hypergrad, metrics, total_variation, tv_softmax
+from tvjax import denoise_tv, fields, hypergrad, metrics, total_variation, tv_softmax
 from tvjax.data import builder, pipeline
 from tvjax.data.sets import open_sets
 from tvjax.errors import UserError
@@ -163,8 +163,10 @@ def test_a_walk_finds_what_is_rounded():
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(UserError, match=r"model.precision='tf32'.*highest, high, default"):
-        model("unet", precision="tf32")
+    config = base.get_config()
+    config.model.precision = "tf32"
+    with pytest.raises(UserError, match=r"model.precision='tf32'.*highest, high"):
+        fields.check(config)
 
 
 def real_tiles(folder):
