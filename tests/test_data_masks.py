@@ -155,6 +155,8 @@ def test_program(source, tmp_path):
     assert (
         both.stderr == "error: give either --annotations (a COCO file) or --masks (a directory)\n"
     )
+    same = prepare(f"--masks={source / '..' / source.name / 'images'}")
+    assert same.returncode == 2 and "is the directory of the images too" in same.stderr
 
 
 def write_masks(source, write):

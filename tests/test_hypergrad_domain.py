@@ -188,3 +188,9 @@ def test_darts_sees_gradients_whose_square_is_zero():
     for estimator in (hypergrad.darts(0.1), hypergrad.sgd_formula(0.1)):
         small, whole = (call(estimator, problem=p).gradient for p in (tiny, PROBLEM))
         np.testing.assert_allclose(small, 1e-25 * whole, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [hypergrad.reverse, hypergrad.forward, hypergrad.cg])
+def test_numbers_of_steps_are_integers(make):
+    with pytest.raises(ValueError, match=r"(steps|iterations) must be an integer, got 1\.5"):
+        make(1.5)

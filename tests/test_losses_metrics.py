@@ -1,10 +1,12 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from tvjax import losses, metrics
+from tvjax import denoise_tv, losses, metrics, total_variation, tv_softmax
 from tvjax.models.heads import SIGMOID, make_head, make_loss
 
 
@@ -228,6 +230,24 @@ def test_options_out_of_range_are_refused_by_name():
     assert jnp.isnan(jax.jit(lambda t: metrics.iou(z, y, threshold=t))(-1.0))
     refuses(lambda: metrics.num_components(z[..., 0]), r"\(4, 4\)")
     refuses(lambda: metrics.num_components(z * jnp.nan), "mask must be a number; got nan")
+
+
+@pytest.mark.parametrize("several", [np.array([0.25, 0.75]), np.full((2, 1, 1, 1, 1), 0.5)])
+@pytest.mark.parametrize(
+    "f, name",
+    [
+        (metrics.counts, "threshold"), (metrics.boundary_iou, "threshold"),
+        (metrics.boundary_iou, "width"), (losses.focal, "gamma"), (losses.focal, "alpha"),
+        (losses.dice, "smoothing"), (total_variation, "delta"), (denoise_tv, "tolerance"),
+        (tv_softmax, "step_size"),
+    ],
+)  # fmt: skip
+def test_options_are_one_number(f, name, several):
+    # Weights per class, as other libraries take them, would be broadcast along the channels.
+    z, y = jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1))
+    second = {total_variation: (), denoise_tv: (0.1,), tv_softmax: (0.1,)}.get(f, (y,))
+    bare = inspect.unwrap(f)  # without the tests' checks of types, as users have it
+    refuses(lambda: bare(z, *second, **{name: several}), f"{name} must be one number")
 
 
 def test_counts_go_on_beyond_what_float32_counts():

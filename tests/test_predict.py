@@ -608,3 +608,10 @@ def test_mistakes_are_one_line(tmp_path):
         reader.open_raster(tmp_path / "deep.tif"),
     ):
         pass
+
+
+def test_a_threshold_is_a_probability(tmp_path):
+    command = [sys.executable, "-m", "tvjax.predict", "--workdir=x", "--images=x", "--threshold=50"]
+    result = subprocess.run([*command, f"--out={tmp_path}"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "error: --threshold=50.0 must be a probability, at most 1\n"

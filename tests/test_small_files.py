@@ -215,3 +215,18 @@ def test_a_run_s_folder_chooses_no_place_that_is_written(run, tmp_path, monkeypa
     splits, data = restore.open_data(restore.read_config(run))  # what is there is read
     assert splits["val"].directory.is_relative_to(tmp_path / "theirs")
     assert data["directory"] is None and not (tmp_path / "own").exists()
+
+
+def test_no_link_of_a_run_s_folder_leads_to_what_is_written(run, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("whole")
+    (run / ".summary.part.json").symlink_to(outside)
+    rundir.write_summary(run, SUMMARY)
+    assert not (run / "summary.json").is_symlink()
+    (run / ".lock").symlink_to(outside)
+    with pytest.raises(UserError, match="cannot be written"), rundir.lock(run):
+        pass
+    assert outside.read_text() == "whole"
+    (run / ".lock").unlink()
+    with rundir.lock(run) as free:
+        assert free

@@ -106,6 +106,36 @@ def test_a_sweep_of_another_config_is_refused(tmp_path):
         rundir.check_sweep(tmp_path, config)
 
 
+def test_a_sweep_and_a_run_keep_out_of_each_others_folder(tmp_path):
+    config, run, swept = lunet.get_config(), tmp_path / "run", tmp_path / "sweep"
+    (run / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run holds a run of tvjax\.main; use another --workdir"):
+        rundir.check_sweep(run, config)
+    swept.mkdir()
+    sweep.write(swept, [])
+    with pytest.raises(UserError, match="sweep holds a sweep"):
+        rundir.check(swept, config)
+
+
+def test_a_table_is_of_one_set(monkeypatch, tmp_path):
+    found = {"sha256": "a" * 64, "directory": "A"}
+    monkeypatch.setattr(sweep.sets, "open_sets", lambda **options: {})
+    monkeypatch.setattr(sweep.sets, "identify", lambda splits, directory: dict(found))
+    config = lunet.get_config()
+    sweep._keep_data(config, tmp_path)
+    sweep.write(tmp_path, [])
+    found["directory"] = "B"  # moved
+    sweep._keep_data(config, tmp_path)
+    found["sha256"] = "b" * 64
+    with pytest.raises(UserError, match="was trained on the tiles aaaaaaaaaaaa of B, but"):
+        sweep._keep_data(config, tmp_path)
+
+
+def test_each_weight_has_a_folder_of_its_own():
+    assert [sweep._short(x) for x in (0.0, 1.0, 1e-6, 1e-4)] == ["0", "1", "1e-06", "0.0001"]
+    assert sweep._short(1e-6 + 1e-14) != sweep._short(1e-6)
+
+
 def test_the_table_has_a_row_a_lambda_and_says_what_was_learned():
     names = "bce", "iou", "pooled_iou", "nonempty_iou", "components", "true_components"
     scores = dict.fromkeys(names, 0.5) | {"images": 9, "empty_images": 4}

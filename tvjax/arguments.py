@@ -68,6 +68,14 @@ def positive(name: str, x: Any) -> jax.Array:
     return valid(name, x, lambda v: (v > 0) & (v < np.inf), "positive and finite")
 
 
+def number(name: str, x: Any) -> jax.Array:
+    """One real number: an array of several would be broadcast to pixels and channels."""
+    array = real(name, x)
+    if array.ndim:
+        raise ValueError(f"{name} must be one number; got an array of shape {array.shape}")
+    return array
+
+
 def share(name: str, x: Any) -> jax.Array:
     """Numbers in [0, 1], or as near as `SLACK`."""
     return valid(name, x, lambda v: (v >= -SLACK) & (v <= 1 + SLACK), "in [0, 1]")

@@ -15,10 +15,12 @@ from tvjax.errors import UserError, unwritable
 def replacing(path: Path, work: Path | None = None) -> Iterator[Path]:
     """A temporary path, renamed to `path` at the end, or removed after an error.
 
-    It lies in `work`, a folder of the same file system, or beside `path` under a hidden name.
+    It lies in `work`, a folder of the same file system, or beside `path` under a hidden name; what
+    has that name already, perhaps a link to elsewhere, is removed first.
     """
     hidden = path.with_name(f".{path.stem}.part{path.suffix}")
     temporary = hidden if work is None else work / path.name
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         temporary.replace(path)

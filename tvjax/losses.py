@@ -76,8 +76,11 @@ def focal(
       Array([0.1732868, 0.1732868], dtype=float32)
     """
     z, y = _pair("logits", _logits(logits), arguments.binary("mask", mask))
+    arguments.number("gamma", gamma)
     gamma = arguments.weight("gamma", gamma).astype(z.dtype)
-    alpha = None if alpha is None else arguments.share("alpha", alpha).astype(z.dtype)
+    if alpha is not None:
+        arguments.number("alpha", alpha)
+        alpha = arguments.share("alpha", alpha).astype(z.dtype)
     pixels = optax.sigmoid_focal_loss(z, y, alpha=alpha, gamma=gamma)
     return jnp.mean(pixels, axis=(-3, -2, -1))
 
@@ -144,6 +147,7 @@ def dice_of_probabilities(
 
 
 def _dice(p: jax.Array, y: jax.Array, smoothing: Any) -> jax.Array:
+    arguments.number("smoothing", smoothing)
     s = arguments.positive("smoothing", smoothing).astype(p.dtype)
     both, each = (jnp.sum(x, axis=(-3, -2, -1)) for x in (p * y, p + y))
     return 1 - (2 * both + s) / (each + s)

@@ -131,6 +131,7 @@ def boundary_iou(
     """
     prediction, truth, sound = _masks(probabilities, mask, threshold)
     h, w = truth.shape[-3:-1]
+    arguments.number("width", width)
     arguments.share("width", width)
     pixels = boundary_pixels(h, w, width=width)
     found = counts(_boundary(prediction, pixels), _boundary(truth, pixels)).iou
@@ -174,6 +175,7 @@ def _masks(
     arguments.images("probabilities", p.shape)
     arguments.same_shape("mask", y.shape, "probabilities", p.shape)
     dtype = jnp.promote_types(p.dtype, jnp.float32)
+    arguments.number("threshold", threshold)
     t = arguments.share("threshold", threshold).astype(dtype)
     sound = jnp.all((p == p) & (y == y) & (t == t), axis=(-3, -2, -1))
     return p.astype(dtype) > t, y > 0, sound

@@ -102,6 +102,8 @@ def main(argv: list[str]) -> None:
     for flag in (_THRESHOLD, _DENOISE, _SIMPLIFY):
         if not 0 <= (flag.value or 0) < math.inf:
             raise UserError(f"--{flag.name}={flag.value} must be finite and not negative")
+    if _THRESHOLD.value > 1:
+        raise UserError(f"--threshold={_THRESHOLD.value} must be a probability, at most 1")
     if _MIN_AREA.value < 0:
         raise UserError(f"--min_area={_MIN_AREA.value} must not be negative")
     paths = prediction.find_images(_IMAGES.value)

@@ -24,9 +24,8 @@ from jax import lax
 from tqdm import tqdm
 
 from tvjax import fields, files, interruption, program, provenance
-from tvjax.data import pipeline
+from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
-from tvjax.data.sets import open_sets
 from tvjax.errors import UserError
 from tvjax.training import figures, interrupt, loop, members, resident, rundir
 from tvjax.training.feeds import schedule
@@ -110,9 +109,14 @@ def singly(config: Config, todo: list[Pair], workdir: Path) -> Iterator[list[dic
     for k, pair in enumerate(todo):
         print(f"lambda {pair.lam:g}, seed {pair.seed} ({k + 1} of {len(todo)}):", file=sys.stderr)
         own = config_of(config, pair)
-        summary = loop.run(own, workdir / "runs" / f"lambda={pair.lam:g},seed={pair.seed}")
+        summary = loop.run(own, workdir / "runs" / f"lambda={_short(pair.lam)},seed={pair.seed}")
         scores = summary["splits"]
         yield [line(pair, summary["lambda"], scores, summary["seconds"])]
+
+
+def _short(lam: float) -> str:
+    """A weight as a folder's name has it: short, and never another's."""
+    return f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
 
 
 def line(pair: Pair, lam: float, splits: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -340,6 +344,8 @@ def main(argv: list[str]) -> None:
         lines = read(workdir)
         done = {(x["lambda"], x["seed"]) for x in lines}
         todo = [p for p in wanted if (p.lam, p.seed) not in done]
+        if todo or sets.is_prepared(config.data.directory):
+            _keep_data(config, workdir)
         if todo:
             program.cache_compilations(Path(config.data.cache) / "compiled")
             for found in _train(config, todo, workdir, args):
@@ -350,12 +356,22 @@ def main(argv: list[str]) -> None:
     print(f"figure: {workdir}/sweep.png")
 
 
+def _keep_data(config: Config, workdir: Path) -> None:
+    """Refuses other data than those of the lines that are there: one table is of one set."""
+    data = sets.identify(_open(config), config.data.directory)
+    rundir.check_data(workdir, data, advice="use another --workdir for the latter")
+    rundir.write_data(workdir, data)
+
+
+def _open(config: Config) -> dict[str, Split]:
+    return sets.open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
+
+
 def _train(config: Config, todo: list[Pair], workdir: Path, args: Any):
     devices = jax.devices()
     alone = len(devices) == 1 and devices[0].platform == "gpu"
     if args.train == "together" or (args.train == "auto" and alone):
-        splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
-        return together(config, todo, splits, args.group)
+        return together(config, todo, _open(config), args.group)
     return singly(config, todo, workdir)
 
 

@@ -22,6 +22,7 @@ It may be interrupted and run again: DATA_DIR appears when it is complete, and n
 a link: what that points to is made.
 """
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -131,6 +132,10 @@ def main(argv: list[str]) -> None:
         raise UserError("give either --annotations (a COCO file) or --masks (a directory)")
     if _MASKS.value and not Path(_MASKS.value).is_dir():
         raise UserError(f"--masks={_MASKS.value}: no such directory")
+    if _MASKS.value and any(
+        os.path.realpath(x) == os.path.realpath(_MASKS.value) for x in _IMAGES.value
+    ):
+        raise UserError(f"--masks={_MASKS.value}: is the directory of the images too")
     try:
         content = builder.build(
             annotations,

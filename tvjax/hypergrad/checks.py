@@ -1,5 +1,6 @@
 """Arguments that cannot be so, refused with their names and values."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,12 @@ def check_positive(**values: float) -> None:
 
 
 def check_least(least: int, **values: int) -> None:
-    """Raises ValueError unless all are at least `least`."""
+    """Raises ValueError unless all are integers of at least `least`."""
     for name, value in values.items():
+        try:
+            operator.index(value)
+        except TypeError:
+            raise ValueError(f"{name} must be an integer, got {value!r}") from None
         if not value >= least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +45,10 @@ def check(workdir: Path, config: Config) -> None:
       config: of the run.
 
     Raises:
-      UserError: it holds a run of another config.
+      UserError: it holds a run of another config, or a sweep.
     """
+    if _holds_sweep(workdir):
+        raise UserError(f"{workdir} holds a sweep (results.jsonl); use another --workdir")
     stored = _read(workdir / "config.json") if _holds_run(workdir) else None
     _compare(workdir, stored, config, (*_MAY_CHANGE, *_let(workdir)))
 
@@ -80,11 +83,12 @@ def check_sweep(workdir: Path, config: Config) -> None:
     """Checks that the folder holds runs of the same config but for lambda and seed, or none.
 
     Raises:
-      UserError: it holds a sweep of another config.
+      UserError: it holds a sweep of another config, or a run.
     """
-    begun = (workdir / "results.jsonl").exists()
+    if _holds_run(workdir):
+        raise UserError(f"{workdir} holds a run of tvjax.main; use another --workdir")
     may_change = tuple(name for name in _MAY_CHANGE if name != "train.steps")
-    stored = _read(workdir / "config.json") if begun else None
+    stored = _read(workdir / "config.json") if _holds_sweep(workdir) else None
     _compare(workdir, stored, config, (*may_change, "seed", "regularizer.weight"))
 
 
@@ -114,14 +118,14 @@ def check_data(workdir: Path, data: dict[str, Any], *, advice: str) -> None:
     """Checks that a run is given the data that it was trained on, wherever they lie by now.
 
     Args:
-      workdir: the folder; where it holds no run yet, any data will do.
+      workdir: the folder, of a run or a sweep; where it holds none yet, any data will do.
       data: that are given, as `sets.identify` has them.
       advice: what to do about other data, "the latter", than its own, "the former".
 
     Raises:
       UserError: they are other data.
     """
-    if not _holds_run(workdir):
+    if not (_holds_run(workdir) or _holds_sweep(workdir)):
         return
     own = read_data(workdir)
     if own is None and parallel.is_first():
@@ -171,7 +175,9 @@ def lock(workdir: Path) -> Iterator[bool]:
     with contextlib.ExitStack() as held:
         with _writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context((workdir / ".lock").open("w"))
+            # Never emptied, nor another file to which a link of a foreign folder leads.
+            number = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            file = held.enter_context(os.fdopen(number, "w"))
         free = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,6 +277,10 @@ def _place(data: dict[str, Any]) -> str:
 def _holds_run(workdir: Path) -> bool:
     steps = workdir.glob("checkpoints/[0-9]*")
     return (workdir / "summary.json").exists() or any(step.name.isdigit() for step in steps)
+
+
+def _holds_sweep(workdir: Path) -> bool:
+    return (workdir / "results.jsonl").exists()
 
 
 @contextlib.contextmanager

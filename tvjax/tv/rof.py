@@ -196,5 +196,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_stop(tolerance: ArrayLike, max_iterations: ArrayLike) -> tuple[jax.Array, int]:
     """Refuses a rule that could never stop, or never start."""
+    arguments.number("tolerance", tolerance)
     tolerance = arguments.positive("tolerance", tolerance)
     return tolerance, arguments.count("max_iterations", max_iterations, 1)

@@ -111,6 +111,7 @@ def tv_softmax(
         return _converged(logits, lam, kind, backward, tolerance, max_iterations)
     num_iterations = arguments.count("num_iterations", num_iterations, 0)
     if step_size is not None:
+        arguments.number("step_size", step_size)
         step_size = arguments.positive("step_size", step_size)
     if backward == "implicit":
         raise ValueError(

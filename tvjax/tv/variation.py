@@ -127,6 +127,7 @@ def total_variation(
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     x = arguments.real("x", x)
+    arguments.number("delta", delta)
     delta = arguments.positive("delta", delta)
     _check_axes(x.shape, axes)
     axes = tuple(axes)
