@@ -243,3 +243,17 @@ def test_help_is_a_screen_or_two_that_names_every_flag(name):
             section, _, field = path.rpartition(".")
             block = listed.partition(f"\n  {section}: ")[2] if section else listed
             assert re.search(rf"\b{field}\b", block), path
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--annotations=A", "--images=B", "--data=C"], "--data=C is of prepared tiles"),
+        (["--scale=2"], "--scale=2.0 is of a COCO file's images"),
+    ],
+)
+def test_flags_of_evaluate_that_would_not_matter_are_refused(flags, words):
+    command = [sys.executable, "-m", "tvjax.evaluate", "--workdir=x", *flags]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith(f"error: {words}"), result.stderr
+    assert result.stderr.count("\n") == 1

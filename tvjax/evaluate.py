@@ -87,6 +87,16 @@ def main(argv: list[str]) -> None:
             f"--split={_SPLIT.value} is of the prepared tiles, and --annotations scores all images "
             "of a COCO file; leave one out"
         )
+    if _ANNOTATIONS.value and _DATA.value:
+        raise UserError(
+            f"--data={_DATA.value} is of prepared tiles, and --annotations scores the images of a "
+            "COCO file; leave one out"
+        )
+    if not _ANNOTATIONS.value and _SCALE.value != 1:
+        raise UserError(
+            f"--scale={_SCALE.value} is of a COCO file's images, and tiles have the net's size "
+            "already; leave it out, or give --annotations and --images"
+        )
     chosen = _CATEGORY.value[0] if _CATEGORY.value else None
     category = coco.choose_category(_ANNOTATIONS.value, chosen) if _OUT.value else 1
     folders = [_folder(number) for number in range(1, len(_WORKDIR.value) + 1)]
