@@ -30,6 +30,14 @@ class Job(NamedTuple):
         """Blocks of the U-Net's encoder: the paper's, or one, which compiles in half the time."""
         return 1 if self.tiny else 2
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of a config that make its run tiny; none at the full scale."""
+        if not self.tiny:
+            return {}
+        net = {"model.width": 4, "model.depth": self.depth}
+        return net | {"train.batch_size": 4, "hypergrad.batch_size": 4}
+
 
 class Report:
     """One JSON file that is written anew after each finding, so that a killed piece loses none.

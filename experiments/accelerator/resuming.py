@@ -59,13 +59,7 @@ def _train(job: Job, folder, option: str, name: str, steps: int) -> str:
         "data.directory": job.data, "data.cache": folder / "cache", "train.steps": steps,
         "hypergrad.warmup": 2, "evaluation.every": 32, "checkpoint.every": 32,
     }  # fmt: skip
-    if job.tiny:
-        fields |= {
-            "model.width": 4,
-            "model.depth": job.depth,
-            "train.batch_size": 4,
-            "hypergrad.batch_size": 4,
-        }
+    fields |= job.fields
     command = [
         sys.executable, "-m", "tvjax.main", "--config=configs/lunet_bilevel.py",
         f"--workdir={folder / name}", *(f"--config.{k}={v}" for k, v in fields.items()),

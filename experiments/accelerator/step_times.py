@@ -106,14 +106,7 @@ def _seconds(function: Callable, *arguments: jax.Array) -> float:
 
 def _config(job: Job, fields: dict[str, Any]) -> Config:
     config = lunet_bilevel.get_config("paper")
-    fields = {"train.steps_per_dispatch": 1} | fields
-    if job.tiny:
-        fields |= {
-            "model.width": 4,
-            "model.depth": job.depth,
-            "train.batch_size": 4,
-            "hypergrad.batch_size": 4,
-        }
+    fields = {"train.steps_per_dispatch": 1} | fields | job.fields
     fields |= {"hypergrad.warmup": 1, "train.steps": 10**6, "evaluation.every": 10**6}
     fields |= {"checkpoint.every": 10**6, "data.directory": str(job.data)}
     config.update_from_flattened_dict(fields)

@@ -36,13 +36,7 @@ def train(job: Job, config: str, seconds: float) -> dict[str, Any]:
     steps = EPOCHS * (len(open_split(job.data, "train")) // BATCH)
     fields = {"data.directory": job.data, "train.steps": steps, "train.log_every": 10}
     if job.tiny:
-        fields |= {
-            "model.width": 4,
-            "model.depth": job.depth,
-            "train.steps": 6,
-            "train.log_every": 2,
-        }
-        fields |= {"train.batch_size": 4, "hypergrad.batch_size": 4, "hypergrad.warmup": 2}
+        fields |= job.fields | {"train.steps": 6, "train.log_every": 2, "hypergrad.warmup": 2}
     command = [
         sys.executable, "-m", "tvjax.main", f"--config=configs/{config}.py:paper",
         f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items()),
