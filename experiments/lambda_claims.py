@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special, stats
 
 DRAWS = 4000
-"""Of a bootstrap over seeds."""
+"""Draws of a bootstrap over seeds."""
 FLAT = 1e-5
 """Up to it lambda changes the final loss by less than seeds do (seen before this study)."""
 
@@ -75,7 +75,7 @@ class Study:
         return found
 
     def descent(self) -> dict[float, list[list[dict]]]:
-        """Of each start, the members of each outer step."""
+        """The members of each outer step, by start."""
         names = sorted(name for name in self.pieces if name.startswith("whole_"))
         walk: dict[float, list[list[dict]]] = {}
         for name in names:
@@ -95,7 +95,7 @@ class Study:
         return dict(by)
 
     def secants(self) -> dict[float, list[float]]:
-        """Of each seed's curve, the slope in log lambda between each lambda's two neighbours."""
+        """The slope of each seed's curve in log lambda between each lambda's two neighbours."""
         lams, _, _ = self.curve()
         loss = self.scores()
         return {

@@ -19,7 +19,7 @@ STYLES = {
     "whole": ("#2ca02c", "descent by whole runs"),
 }
 MARKS = ">os<D^v"
-"""Of the starts, from the least."""
+"""Markers of the starts, from the least start on."""
 
 
 def curves(studies: list[Study], path: Path) -> None:

@@ -48,9 +48,9 @@ from tvjax.training.setup import make_functions
 from tvjax.types import Batch, Config
 
 KEPT = "loss", "bce", "tv", "lambda", "hypergradient", "outer_loss"
-"""Of the metrics of a step."""
+"""Names of the metrics of a step that are kept."""
 DRAWN = "bce", "hypergradient", "outer_loss"
-"""Of them, those whose course a result file keeps."""
+"""Those of `KEPT` whose course a result file keeps."""
 
 
 def define_flags() -> None:
@@ -80,7 +80,7 @@ class Scale(NamedTuple):
     chunk: int
     """Steps in one call of a program."""
     rate: float
-    """Of Adam on log lambda, for each training step that an update looks at."""
+    """Learning rate of Adam on log lambda, per training step that an update looks at."""
     lambdas: tuple[float, ...]
     starts: tuple[float, ...]
     slopes: tuple[float, ...]
@@ -116,14 +116,14 @@ class Member(NamedTuple):
     lam: float
     """Lambda at the start."""
     rate: float = 0.0
-    """Of Adam on log lambda; 0: lambda is held."""
+    """Learning rate of Adam on log lambda; 0: lambda is held."""
     every: int = 1
     """Steps from one update of lambda to the next."""
     warmup: int = 0
     horizon: int | None = None
     """Steps that a derivative looks back; None: all since the warm-up. Of `memory` alone."""
     decay: float = 1.0
-    """Of the tangent's memory, where the horizon is None."""
+    """Decay of the tangent's memory, where the horizon is None."""
 
 
 class Slot(NamedTuple):
@@ -451,7 +451,7 @@ class Lab:
 
 
 def _summary(log: dict[str, np.ndarray], due: np.ndarray) -> dict[str, Any]:
-    """Of one member's metrics `[T]`: curves by means of tenths of the run, and derivatives."""
+    """One member's metrics `[T]` in short: means of tenths of the run, and derivatives."""
     finite = {k: np.where(np.isfinite(v), v, np.nan) for k, v in log.items()}
     tenths = np.array_split(np.arange(len(due)), min(10, len(due)))
     last = max(1, len(due) // 4)

@@ -17,11 +17,9 @@ runs, not of two methods, of which another seed may say the contrary.
 `--checkpoint` chooses what is scored of a run: `newest`, `best` by validation score, or a step.
 """
 
-import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from absl import flags
 from tvjax import boundaries, files, interruption, program, scores
 from tvjax.comparison import compare, describe, describe_run, warn_of_data
 from tvjax.data import coco, workspace
-from tvjax.errors import UserError, unwritable
+from tvjax.errors import UserError
 from tvjax.examples import Examples
 from tvjax.predictor import Predictor, own_denoising
 from tvjax.rasters import tiles
@@ -124,7 +122,7 @@ def main(argv: list[str]) -> None:
         reports.append({"workdir": workdir, **source, **headline, **result.summary})
         found.append(result)
         if folder:
-            with workspace.beside(folder / "scores.json") as work, _writing(folder):
+            with workspace.beside(folder / "scores.json") as work, files.writing("out", folder):
                 keep(work, examples, net, tiling, result, reports[-1])
                 for name in KEPT:
                     (work / name).replace(folder / name)
@@ -143,7 +141,7 @@ def main(argv: list[str]) -> None:
     print(describe(comparison, reports))
     print(json.dumps({"runs": reports, "comparison": comparison, "warning": warning}))
     if _OUT.value:
-        with _writing(Path(_OUT.value)):
+        with files.writing("out", Path(_OUT.value)):
             text = json.dumps(comparison, indent=2) + "\n"
             files.write_text(Path(_OUT.value) / "comparison.json", text)
 
@@ -153,14 +151,6 @@ def _folder(number: int) -> Path | None:
     if not _OUT.value:
         return None
     return Path(_OUT.value) / (str(number) if len(_WORKDIR.value) > 1 else "")
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(f"--out={out} cannot be written: {{}}", error) from error
 
 
 def open_net(workdir: Path) -> tuple[Predictor, int, Config]:

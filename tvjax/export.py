@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from tvjax import files, interruption, program
-from tvjax.errors import UserError, unwritable
+from tvjax.errors import UserError
 from tvjax.predictor import KNOWN, PLATFORMS, Predictor
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/roofs.")
@@ -69,12 +69,10 @@ def main(argv: list[str]) -> None:
         ) from error
     interruption.check()
     content = exported.mlir_module().encode() if _MLIR.value else bytes(exported.serialize())
-    try:
+    with files.writing("out", Path(out)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as temporary:
             temporary.write_bytes(content)
-    except OSError as error:
-        raise unwritable(f"--out={out} cannot be written: {{}}", error) from error
     shapes = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in exported.in_avals]
     taken = {"step": int(net.state.step), "images": shapes[0], "platforms": exported.platforms}
     print(json.dumps({"out": out, "bytes": len(content), **taken}))

@@ -56,6 +56,19 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+@contextlib.contextmanager
+def writing(flag: str, place: Path) -> Iterator[None]:
+    """Turns a failed write under `place` into one line that names the flag that chose it.
+
+    Raises:
+      UserError: an `OSError` came from within; an `Outage` for a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(f"--{flag}={place} cannot be written: {{}}", error) from error
+
+
 def check_folder(flag: str, folder: Path, within: str = "") -> None:
     """Checks, before the work, that a folder can be written, or made; makes nothing.
 
@@ -68,12 +81,10 @@ def check_folder(flag: str, folder: Path, within: str = "") -> None:
       UserError: it cannot be; an `Outage` for a full disk.
     """
     real = Path(os.path.realpath(folder))
-    try:
+    with writing(flag, folder / within):
         there = next(place for place in (real, *real.parents) if place.exists())
         with tempfile.NamedTemporaryFile(dir=there) as probe:
             probe.write(bytes(4096))
-    except OSError as error:
-        raise unwritable(f"--{flag}={folder / within} cannot be written: {{}}", error) from error
 
 
 def check_file(flag: str, path: Path) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tvjax import files, interruption, polygons
 from tvjax.data import coco, pictures, workspace
 from tvjax.data.pictures import Raster
-from tvjax.errors import UserError, escaped, unwritable
+from tvjax.errors import UserError, escaped
 from tvjax.rasters import reader, tiles, writer
 
 
@@ -179,7 +179,7 @@ def predict_images(
     ...     print(done, sorted(file.name for file in out.iterdir()))
     (1, []) ['a.geojson', 'a_mask.png', 'results.json']
     """
-    with _writing(out):
+    with files.writing("out", out):
         out.mkdir(parents=True, exist_ok=True)
     if options.simplify:
         polygons.require_shapely()
@@ -204,7 +204,7 @@ def predict_images(
     total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
     with (
         workspace.beside(out / "results.json") as work,
-        _writing(out),
+        files.writing("out", out),
         files.replacing(out / "results.json", work) as temporary,
         writer.JsonList(temporary) as results,
         tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
@@ -314,14 +314,6 @@ def _skipping(path: Path, skipped: list[str]) -> Iterator[None]:
             reason = f"{path}: {type(error).__name__}: {reason.partition(chr(10))[0]}"
         tqdm.write(f"skipped: {escaped(reason)}", file=sys.stderr)
         skipped.append(reason)
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(f"--out={out} cannot be written: {{}}", error) from error
 
 
 def _note(words: str) -> None:

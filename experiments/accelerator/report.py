@@ -23,7 +23,7 @@ class Job(NamedTuple):
     seconds: float
     """How long the piece may take."""
     folder: Path
-    """For what the piece writes beside its report."""
+    """Where the piece writes what does not go into its report."""
 
     @property
     def depth(self) -> int:

@@ -25,9 +25,9 @@ class Arrangement(NamedTuple):
     map_tiles: bool
     """Whether names of map tiles count."""
     fractions: tuple[float, ...]
-    """Of a draw, see `splits.draw`."""
+    """Shares of the splits in a draw, see `splits.draw`."""
     seed: int
-    """Of a draw."""
+    """Seed of a draw."""
 
     def check(self, names: Sequence[str]) -> None:
         """Refuses, before anything is decoded, what `assign` would.

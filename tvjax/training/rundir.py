@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tvjax import boundaries, files
-from tvjax.errors import UserError, unwritable
+from tvjax.errors import UserError
 from tvjax.training import parallel
 from tvjax.types import Config
 
@@ -55,7 +55,7 @@ def check(workdir: Path, config: Config) -> None:
 
 def let_change(workdir: Path, names: list[str]) -> None:
     """Lets the next command change these fields: those that its error names."""
-    with _writing(workdir):
+    with files.writing("workdir", workdir):
         _write(workdir / _STOPPED, {"may_change": names})
 
 
@@ -158,7 +158,7 @@ def write_data(workdir: Path, data: dict[str, Any]) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
-    with _writing(workdir):
+    with files.writing("workdir", workdir):
         _write(workdir / "tiles.json", data)
 
 
@@ -173,7 +173,7 @@ def lock(workdir: Path) -> Iterator[bool]:
       UserError: the folder cannot be written.
     """
     with contextlib.ExitStack() as held:
-        with _writing(workdir):
+        with files.writing("workdir", workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             # Never emptied, nor another file to which a link of a foreign folder leads.
             number = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -194,7 +194,7 @@ def write_config(workdir: Path, config: Config) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
-    with _writing(workdir):
+    with files.writing("workdir", workdir):
         _write(workdir / "config.json", config.to_dict())
         (workdir / _STOPPED).unlink(missing_ok=True)
 
@@ -281,14 +281,6 @@ def _holds_run(workdir: Path) -> bool:
 
 def _holds_sweep(workdir: Path) -> bool:
     return (workdir / "results.jsonl").exists()
-
-
-@contextlib.contextmanager
-def _writing(workdir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(f"--workdir={workdir} cannot be written: {{}}", error) from error
 
 
 def _read(path: Path) -> dict[str, Any] | None:
