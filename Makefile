@@ -11,7 +11,7 @@ run: $(VENV)/run.stamp
 	$(BIN)/python -m tvjax.main --config=configs/lunet_bilevel.py
 
 test: check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=20
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow -n 2

@@ -70,7 +70,10 @@ def flags_of(name, source):
     }[name]
 
 
-@pytest.mark.parametrize("name", ["prepare", "predict", "evaluate"])
+@pytest.mark.parametrize(
+    "name",
+    ["prepare", *(pytest.param(n, marks=pytest.mark.slow) for n in ("predict", "evaluate"))],
+)
 def test_a_signal_at_any_moment_ends_a_program_in_one_line(source, tmp_path, name):
     rng = random.Random(name)
     moments = [0.1 + rng.uniform(0, 0.4) for _ in range(6)]

@@ -74,7 +74,9 @@ def test_a_run_names_its_data_and_where_they_are(begun):
     assert config["data"]["directory"] == str(begun / "tiles")
 
 
-@pytest.mark.parametrize("steps", [4, 8])  # of a run that is finished, and of one that goes on
+@pytest.mark.parametrize(
+    "steps", [pytest.param(4, marks=pytest.mark.slow), 8]
+)  # of a run that is finished, and of one that goes on
 def test_a_run_goes_on_with_its_own_data_alone(run, begun, other, tmp_path, monkeypatch, steps):
     own = rundir.read_data(run)["sha256"]
     shutil.copytree(other, tmp_path / "tiles")
@@ -101,6 +103,7 @@ def test_data_replaced_in_place_are_refused(run, other, tmp_path):
             use()
 
 
+@pytest.mark.slow
 def test_data_made_at_first_use_are_refused_when_they_are_others(tiles, run, tmp_path):
     coco = tmp_path / "coco"
     shutil.copytree(tiles.parent / "coco", coco)
