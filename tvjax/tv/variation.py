@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Num
 
 from tvjax import arguments
+from tvjax.types import Dimension
 
 KINDS = ("anisotropic", "isotropic", "huber")
 
@@ -207,7 +208,7 @@ def _float_type(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _has_next(shape: tuple[int, ...], axis: int) -> jax.Array:
+def _has_next(shape: tuple[Dimension, ...], axis: int) -> Bool[Array, "..."]:
     return lax.broadcasted_iota(jnp.int32, shape, len(shape) + axis) < shape[axis] - 1
 
 
