@@ -4,23 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from experiments.accelerator import numerics
 from experiments.accelerator.report import Job, Report, bounded
 
 ROOT = Path(__file__).parents[1]
-SLOW = "numerics", "resuming"
-"""Pieces that take half a minute here; the others run in every test run."""
-PIECES = (
-    "step_times",
-    "training",
-    "denoising",
-    *(pytest.param(p, marks=pytest.mark.slow) for p in SLOW),
-)
+PIECES = "numerics", "step_times", "training", "denoising", "resuming"
 
 
 def run(out, *flags):
@@ -37,16 +28,6 @@ def test_every_piece_keeps_its_bounds(piece, tiles, tmp_path):
     assert report["complete"] and report["found"] and report["scale"] == "tiny"
     assert {"versions", "hardware", "seed", "seconds"} <= report.keys()
     assert [k for k, found in report["found"].items() if not found.get("ok", True)] == []
-
-
-def test_numerical_checks_keep_their_bounds():
-    job = Job(True, Path(), 1.0, Path())
-    for find in (
-        numerics.total_variation,
-        partial(numerics.rof, 16),
-        partial(numerics.batch_norm, 100, job.tiny),
-    ):
-        assert find()["ok"], find
 
 
 def test_a_piece_whose_time_runs_out_does_not_cost_the_others(tiles, tmp_path):
