@@ -18,7 +18,7 @@ RUN = {"seconds": 1.5, "sums": {"loss": [0.25, 2]}, "best_val_iou": 0.5}
 
 
 def state(step):
-    """Of numbers that no compression makes smaller, one array of bfloat16."""
+    """A state of numbers that no compression makes smaller, one array of bfloat16."""
     w = jax.random.normal(jax.random.key(step), (2000,))
     params = {"w": w, "b": w[:9].reshape(3, 3).astype(jnp.bfloat16)}
     return TrainState(jnp.int32(step), InnerState(params, (), ()), w[0], optax.EmptyState(), ())

@@ -86,7 +86,7 @@ def png(values, bits, kind, *before, after=b""):
 
 
 def decoded(image, **options):
-    """Of a lossy picture: what its decoder gives."""
+    """Pixels of a lossy picture as its decoder gives them."""
     file = io.BytesIO()
     image.save(file, **options)
     return np.asarray(Image.open(file).convert("RGB"))

@@ -19,7 +19,7 @@ from tvjax.errors import UserError, escaped, short
 from tvjax.rasters import tiles
 
 SECONDS = 2
-"""Of the processor, for any file."""
+"""Seconds of the processor, for any file."""
 
 
 def outcomes(kind, folder):

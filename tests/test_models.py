@@ -94,7 +94,7 @@ def test_batch_norm_over_devices_is_that_of_the_whole_batch(x64):
 
 
 def batch_norm(x, *, scale=1.0, bias=0.0, axis_name=None):
-    """Of this scale and bias in training: the output, and the batch's mean and variance."""
+    """What this scale and bias give in training: the output, and the batch's mean and variance."""
     c, dtype = x.shape[-1], jnp.promote_types(x.dtype, jnp.float32)
     variables = {
         "params": {"scale": jnp.full(c, scale, dtype), "bias": jnp.full(c, bias, dtype)},

@@ -27,7 +27,7 @@ class Setting(NamedTuple):
     estimators: Mapping[str, Estimator]
     reference: PyTree | Estimator
     reference_horizon: str | None
-    """Of a reference of numbers, as in `hypergrad.audit`."""
+    """Horizon of a reference of numbers, as in `hypergrad.audit`."""
     reference_name: str
     snapshots: Sequence[int]
     """The inner steps after which the estimators are audited."""
