@@ -25,15 +25,25 @@ def x64():
 
 
 @pytest.fixture(scope="session")
-def tiles(tmp_path_factory):
-    """A tiny prepared set: 60 tiles of 16 pixels."""
-    base = tmp_path_factory.mktemp("tiles")
-    synthetic.write(base / "coco", tiles=60, seed=0, progress=False)
-    builder.build(
-        base / "coco" / "annotation.json", base / "coco" / "images", base / "records",
-        size=16, progress=False,
-    )  # fmt: skip
-    return base / "records"
+def make_tiles(tmp_path_factory):
+    """`seed ->` a tiny prepared set, made anew: 60 tiles of 16 pixels."""
+
+    def make(seed):
+        folder = tmp_path_factory.mktemp("tiles")
+        synthetic.write(folder / "coco", tiles=60, seed=seed, progress=False)
+        builder.build(
+            folder / "coco" / "annotation.json", folder / "coco" / "images", folder / "records",
+            size=16, progress=False,
+        )  # fmt: skip
+        return folder / "records"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiles(make_tiles):
+    """The tiny prepared set that tests share, and leave as it is."""
+    return make_tiles(0)
 
 
 @pytest.fixture(scope="module")

@@ -11,21 +11,14 @@ import lives
 import pytest
 
 from tvjax import program
-from tvjax.data import builder, synthetic
 from tvjax.errors import UserError
 from tvjax.training import loop, parallel, restore, rundir
 
 
 @pytest.fixture(scope="module")
-def other(tiles, tmp_path_factory):
-    """As many tiles of the same size as `tiles` has."""
-    folder = tmp_path_factory.mktemp("other")
-    synthetic.write(folder / "coco", tiles=60, seed=1, progress=False)
-    builder.build(
-        folder / "coco" / "annotation.json", folder / "coco" / "images", folder / "records",
-        size=16, progress=False,
-    )  # fmt: skip
-    return folder / "records"
+def other(make_tiles):
+    """Other tiles than those of `tiles`, of the same number and size."""
+    return make_tiles(1)
 
 
 @pytest.fixture(scope="module")

@@ -180,7 +180,7 @@ def test_ties_of_a_net_are_ties_in_a_compiled_gradient_too(x64, kind, dtype):
 
 @pytest.mark.parametrize("name", ["softplus", "normalised"])
 def test_forward_and_reverse_mode_see_the_same_ties(name):
-    """With signs of `x[i + 1] - x[i]` as compilers fuse it, these are off by 15 and by 1e6."""
+    """Signs of `x[i + 1] - x[i]`, as compilers fuse it, put these off by 15 and by 1e6."""
     rng = np.random.default_rng(1)
     features = jnp.maximum(jnp.asarray(rng.normal(size=(2, 32, 30, 2)) - 1.0, jnp.float32), 0)
     features = jnp.round(2 * features) / 2

@@ -21,7 +21,7 @@ class Arrangement(NamedTuple):
     where: str
     """What gives them, for messages."""
     group: str | None
-    """As in `groups.label`."""
+    """Pattern of file names that stay together, see `groups.label`."""
     map_tiles: bool
     """Whether names of map tiles count."""
     fractions: tuple[float, ...]
