@@ -20,7 +20,7 @@ from tvjax.training import figures, logs, loop
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs and the figure.", required=True)
 _NAMES = flags.DEFINE_list(
-    "names", ["lunet", "lunet_bilevel", "lunet_printed", "lunet_online", "lunet_unrolled"],
+    "names", ["lunet", "lunet_bilevel", "lunet_printed", "lunet_online", "lunet_forward"],
     "Configs to train.",
 )  # fmt: skip
 _STEPS = flags.DEFINE_integer("steps", None, "Of each run; default: the config's own.")

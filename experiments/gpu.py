@@ -107,7 +107,8 @@ def start_piece(name: str, out: Path, data: Path, seconds: float, log) -> str:
 
 def draw_tiles(out: Path) -> Path:
     """Draws tiles of the embedded kind; of the paper's size, unless the scale is tiny."""
-    from tvjax.data import builder, synthetic
+    from tvjax.data import builder
+    from tvjax.data.embedded import synthetic
 
     tiles, size = (60, 16) if _SCALE.value == "tiny" else (320, 100)
     source = out / "work" / "drawn"

@@ -42,7 +42,7 @@ from configs import lunet
 from experiments import pack
 from tvjax import hypergrad, program, provenance
 from tvjax.errors import UserError
-from tvjax.hypergrad.derivatives import floats, merge
+from tvjax.hypergrad.trees import floats, merge
 from tvjax.training import members, resident, steps
 from tvjax.training.setup import make_functions
 from tvjax.types import Batch, Config

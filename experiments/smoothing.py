@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
 
-from tvjax import denoise_tv, metrics, program, total_variation, tv_softmax
+from tvjax import denoise_tv, program, total_variation, tv_softmax
+from tvjax.scoring import metrics
 from tvjax.training import figures, restore
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a trained U-Net.", required=True)

@@ -12,7 +12,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import tvjax
 from configs import base
-from tvjax.data import builder, synthetic
+from tvjax.data import builder
+from tvjax.data.embedded import synthetic
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from tvjax import hypergrad
 from tvjax.losses import binary_cross_entropy, dice, dice_of_probabilities, focal
-from tvjax.metrics import iou
+from tvjax.scoring.metrics import iou
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.softmax import tv_softmax
 from tvjax.tv.variation import total_variation
 
 if TYPE_CHECKING:
-    from tvjax.predictor import Predictor
+    from tvjax.inference.predictor import Predictor
 
 __all__ = [
     "Predictor",
@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`tvjax.Predictor`, which needs flax and orbax, is loaded when it is first asked for."""
     if name == "Predictor":
-        from tvjax.predictor import Predictor
+        from tvjax.inference.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module 'tvjax' has no attribute {name!r}")

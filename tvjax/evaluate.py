@@ -25,13 +25,14 @@ from typing import Any
 
 from absl import flags
 
-from tvjax import boundaries, files, interruption, program, scores
-from tvjax.comparison import compare, describe, describe_run, warn_of_data
+from tvjax import files, interruption, program
 from tvjax.data import coco, workspace
 from tvjax.errors import UserError
-from tvjax.examples import Examples
-from tvjax.predictor import Predictor, own_denoising
-from tvjax.rasters import tiles
+from tvjax.inference import tiles
+from tvjax.inference.predictor import Predictor, own_denoising
+from tvjax.scoring import boundaries, scores
+from tvjax.scoring.comparison import compare, describe, describe_run, warn_of_data
+from tvjax.scoring.examples import Examples
 from tvjax.training import restore, rundir
 from tvjax.types import Config
 

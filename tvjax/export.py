@@ -18,7 +18,7 @@ from absl import flags
 
 from tvjax import files, interruption, program
 from tvjax.errors import UserError
-from tvjax.predictor import KNOWN, PLATFORMS, Predictor
+from tvjax.inference.predictor import KNOWN, PLATFORMS, Predictor
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/roofs.")
 _OUT = flags.DEFINE_string("out", None, "File to write, e.g. net.stablehlo.")

@@ -35,10 +35,11 @@ from pathlib import Path
 
 from absl import flags
 
-from tvjax import files, prediction, program
+from tvjax import files, program
 from tvjax.data import coco
 from tvjax.errors import UserError
-from tvjax.predictor import Predictor
+from tvjax.inference import writing
+from tvjax.inference.predictor import Predictor
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/roofs.")
 _IMAGES = flags.DEFINE_multi_string(
@@ -106,18 +107,18 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--threshold={_THRESHOLD.value} must be a probability, at most 1")
     if _MIN_AREA.value < 0:
         raise UserError(f"--min_area={_MIN_AREA.value} must not be negative")
-    paths = prediction.find_images(_IMAGES.value)
+    paths = writing.find_images(_IMAGES.value)
     if any(path.parent.resolve() == folder for path in paths):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
     files.check_folder("out", Path(out))
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
-    options = prediction.Options(
+    options = writing.Options(
         _SCALE.value, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value, _MIN_AREA.value,
         _WHITE.value, coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value),
     )  # fmt: skip
     try:
-        objects, skipped = prediction.predict_images(
-            prediction.number_images(paths, _ANNOTATIONS.value), folder, net,
+        objects, skipped = writing.predict_images(
+            writing.number_images(paths, _ANNOTATIONS.value), folder, net,
             options=options, tile=_TILE.value, batch=_BATCH.value,
         )  # fmt: skip
     except KeyboardInterrupt:

@@ -24,9 +24,10 @@ from absl import flags
 from PIL import Image
 
 from configs import base
-from tvjax import prediction, program, provenance
+from tvjax import program, provenance
 from tvjax.errors import UserError
-from tvjax.predictor import Predictor
+from tvjax.inference import writing
+from tvjax.inference.predictor import Predictor
 from tvjax.training.setup import make_setup
 
 _JSON = flags.DEFINE_string("json", None, "Where to write the result.")
@@ -83,7 +84,7 @@ def measure(folder: Path) -> dict:
     jax.block_until_ready(net(np.zeros(shape, np.float32)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.perf_counter()
-    objects, skipped = prediction.predict_images(images, folder / "out", net, **timed)
+    objects, skipped = writing.predict_images(images, folder / "out", net, **timed)
     seconds = time.perf_counter() - began
     assert not skipped, skipped
     return {

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tvjax.data import builder, identity, manifest, synthetic
+from tvjax.data import builder, identity, manifest
+from tvjax.data.embedded import synthetic
 from tvjax.data.records import Split, open_split
 from tvjax.errors import UserError
 from tvjax.home import expanded

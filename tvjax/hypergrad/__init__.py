@@ -29,18 +29,17 @@ Every estimator is called so, and `audit` sets them side by side.
 
 from tvjax.hypergrad.adam import adam, adam_scaling, adamw, is_first_adam_step, scale_by_adam
 from tvjax.hypergrad.audit import Record, audit, table
-from tvjax.hypergrad.conjugate import cg, hoag_tolerance
-from tvjax.hypergrad.differences import finite_difference
-from tvjax.hypergrad.formulas import darts, paper, preconditioned, sgd_formula
+from tvjax.hypergrad.cg import cg, hoag_tolerance
+from tvjax.hypergrad.contrib.reversible import reversible
+from tvjax.hypergrad.exact import exact
+from tvjax.hypergrad.finite_difference import finite_difference
+from tvjax.hypergrad.formulas import darts, paper, preconditioned, sgd_formula, training_loss
 from tvjax.hypergrad.forward import forward, forward_online
 from tvjax.hypergrad.implicit import implicit, neumann, nystrom, scaled_identity
 from tvjax.hypergrad.loops import SCANNED, UNROLLED, Loop, default_loop
-from tvjax.hypergrad.one_step import exact
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
-from tvjax.hypergrad.reversible import reversible
+from tvjax.hypergrad.reverse import reverse
 from tvjax.hypergrad.significance import until_significant
-from tvjax.hypergrad.training_loss import training_loss
-from tvjax.hypergrad.unrolled import reverse
 
 __all__ = [
     "SCANNED",

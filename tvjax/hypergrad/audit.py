@@ -15,9 +15,9 @@ from jax.flatten_util import ravel_pytree
 
 from tvjax.hypergrad.adam import is_first_adam_step
 from tvjax.hypergrad.checks import arrays, check_floats, check_least, check_real
-from tvjax.hypergrad.derivatives import size
 from tvjax.hypergrad.problem import Bilevel, Estimator, InnerState
 from tvjax.hypergrad.significance import chance
+from tvjax.hypergrad.trees import size
 from tvjax.types import PyTree
 
 SURE = 0.975

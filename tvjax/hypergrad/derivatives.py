@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from tvjax.hypergrad.trees import basis, size
 from tvjax.types import PyTree
 
 _FEW = 4  # up to here n tangents compare with one reverse pass, and need less memory
@@ -59,36 +60,6 @@ def push(f: Callable[[PyTree], Any], x: PyTree, directions: PyTree) -> tuple[Any
     return value, jax.tree.map(lambda *c: jnp.stack(c), *columns), aux
 
 
-def basis(x: PyTree) -> PyTree:
-    """The n unit directions of a pytree of n elements; leaves `[n, ...]`."""
-    flat, unravel = ravel_pytree(x)
-    return jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))
-
-
-def floats(tree: PyTree) -> PyTree:
-    """`tree` with None for every leaf that has no derivative, such as a step count or a key."""
-    return jax.tree.map(lambda x: x if jnp.issubdtype(_dtype(x), jnp.inexact) else None, tree)
-
-
-def merge(part: PyTree, tree: PyTree) -> PyTree:
-    """`tree` with the leaves that `floats` keeps taken from `part`."""
-    return jax.tree.map(lambda a, b: b if a is None else a, part, tree, is_leaf=lambda a: a is None)
-
-
-def zeros(tree: PyTree) -> PyTree:
-    """Zeros like `tree`, in every leaf."""
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
-def size(tree: PyTree) -> int:
-    """The number of elements of a pytree."""
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
-
-
 def few(tree: PyTree) -> bool:
     """Whether a tangent per element is cheaper than a reverse pass."""
     return size(tree) <= _FEW
-
-
-def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

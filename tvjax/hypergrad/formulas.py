@@ -3,7 +3,7 @@
 Each replaces d step/dg by something simpler: -learning_rate (`sgd_formula`, `paper`, `darts`), or
 -learning_rate over Adam's running scale (`preconditioned`). They are cheap to write, and exact
 only where the optimiser is gradient descent: compare them with `exact` by `audit`. For costs in
-forward passes F see `tvjax.hypergrad.one_step`.
+forward passes F see `tvjax.hypergrad.exact`.
 """
 
 from collections.abc import Callable
@@ -159,6 +159,34 @@ def darts(learning_rate: optax.ScalarOrSchedule, *, radius: float = 0.01) -> Est
         gradient = problem.mean(jax.tree.map(lambda a, b: -scale * (a - b), plus, minus))
         through_loss = direct_term(problem, state, new, hyper, inner_batches[0], outer_batch)
         gradient = jax.tree.map(jnp.add, gradient, through_loss)
+        return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
+
+    return Estimator(estimate, through_steps=False)
+
+
+def training_loss() -> Estimator:
+    """The derivative of the inner loss in the hyperparameter, before the step.
+
+        H = d/dhyper L_in(theta, hyper)
+
+    How Jia et al. (2021) learn the weight of their TV-softmax layer, and the peer of RU-Net's
+    lambda here. No hypergradient: it knows no outer loss, which is only reported.
+
+    Cost: 4F (3F for a hyperparameter that enters after the net), and F for the outer loss.
+    Memory: that of a plain step.
+
+    Prefer it for comparison only, or where there is no validation data and lambda is no penalty.
+
+    What it cannot do: choose the weight of a penalty. The inner loss falls with it, to 0.
+    """
+
+    def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
+        def inner(params, hyper):
+            return problem.inner(params, hyper, inner_batches[0], state.model_state)[0]
+
+        gradient = problem.mean(jax.grad(inner, argnums=1)(state.params, hyper))
+        new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
+        loss, outer_aux = problem.mean(problem.outer(new.params, outer_batch, new.model_state))
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
     return Estimator(estimate, through_steps=False)

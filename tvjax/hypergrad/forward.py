@@ -9,10 +9,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from tvjax.hypergrad.checks import check_least
-from tvjax.hypergrad.derivatives import basis, few, floats, merge, push, size
+from tvjax.hypergrad.derivatives import few, push
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
-from tvjax.hypergrad.unrolled import outer_pullback
+from tvjax.hypergrad.reverse import outer_pullback
+from tvjax.hypergrad.trees import basis, floats, merge, size
 from tvjax.types import PyTree
 
 

@@ -28,7 +28,7 @@ from tvjax.hypergrad.checks import arrays, check_least, check_positive
 from tvjax.hypergrad.formulas import response
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Estimate, Estimator
-from tvjax.hypergrad.unrolled import inner_run
+from tvjax.hypergrad.reverse import inner_run
 from tvjax.types import PyTree
 
 

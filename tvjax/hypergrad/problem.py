@@ -26,7 +26,7 @@ from tvjax.hypergrad.checks import (
     check_real,
 )
 from tvjax.hypergrad.degenerate import check_slope, first_state, take_step
-from tvjax.hypergrad.derivatives import floats, merge
+from tvjax.hypergrad.trees import floats, merge
 from tvjax.types import PyTree
 
 

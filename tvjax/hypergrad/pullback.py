@@ -9,7 +9,7 @@ import optax
 from jax.extend.core import Literal
 
 from tvjax.hypergrad.degenerate import take_step
-from tvjax.hypergrad.derivatives import floats, merge, zeros
+from tvjax.hypergrad.trees import floats, merge, zeros
 from tvjax.types import PyTree
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from tvjax import boundaries
 from tvjax.data.pipeline import eval_batches
 from tvjax.data.records import Split
-from tvjax.metrics import Counts, boundary_pixels
+from tvjax.scoring import boundaries
+from tvjax.scoring.metrics import Counts, boundary_pixels
 from tvjax.training import parallel
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tvjax import boundaries, files
+from tvjax import files
 from tvjax.errors import UserError
+from tvjax.scoring import boundaries
 from tvjax.training import parallel
 from tvjax.types import Config
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from tvjax import metrics
 from tvjax.hypergrad import Bilevel, Estimator
 from tvjax.models.heads import Head, Loss
+from tvjax.scoring import metrics
 from tvjax.training.augment import Augment, to_float
 from tvjax.training.state import TrainState
 from tvjax.tv.rof import denoise_tv

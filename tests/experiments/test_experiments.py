@@ -1,0 +1,100 @@
+"""The programs under experiments/ still fit the package: no renamed thing, no clash of flags."""
+
+import contextlib
+import importlib
+import sys
+
+import jax
+import pytest
+from absl import flags
+from devices import Pixels
+from programs import ROOT
+
+from tvjax import models
+from tvjax.errors import UserError
+
+PROGRAMS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for folder in ("experiments", "experiments/benchmarks")
+    for path in (ROOT / folder).glob("[a-z]*.py")
+    if "__main__" in path.read_text()
+)
+
+
+@contextlib.contextmanager
+def program(name, **values):
+    """The module of a program, its flags set. Afterwards the flags are as they were before."""
+
+    def ours():
+        defined = {n: flags.FLAGS.find_module_defining_flag(n, "") for n in flags.FLAGS}
+        # "": flags that an earlier call has put back, of no module.
+        return [n for n, by in defined.items() if not by or by.startswith(("tvjax", "experiments"))]
+
+    others = {n: flags.FLAGS[n] for n in ours()}
+    for n in others:
+        delattr(flags.FLAGS, n)
+    sys.modules.pop(name, None)
+    try:
+        module = importlib.import_module(name)
+        flags.FLAGS.mark_as_parsed()
+        for n, value in values.items():
+            flags.FLAGS[n].parse(value)
+        yield module
+    finally:
+        sys.modules.pop(name, None)
+        for n in ours():
+            delattr(flags.FLAGS, n)
+        for n, flag in others.items():
+            flags.FLAGS[n] = flag
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_imports(name):
+    if name.endswith("peers"):
+        pytest.importorskip("torch", reason="PyTorch's libraries are what it compares with")
+    with program(name) as module:
+        assert callable(module.main) and f"python -m {name}" in module.__doc__
+
+
+def test_runs_of_other_lengths_are_not_compared(tmp_path, monkeypatch):
+    with program("experiments.compare_estimators", steps="50") as compare:
+        monkeypatch.setattr(compare.loop, "run", lambda config, out: {"steps": 100})
+        with pytest.raises(UserError, match=r"lunet holds a run of 100 steps.* of 50"):
+            compare.train("lunet", tmp_path)
+
+
+def test_runs_are_drawn_side_by_side(tmp_path):
+    lines = [
+        {"kind": kind, "step": step, "lambda": 1e-6, "iou": 0.5, "bce": 0.6}
+        for kind in ("train", "val") for step in (1, 2)
+    ]  # fmt: skip
+    result = {"lunet": {"summary": {"test_iou": 0.5}, "metrics": lines}}
+    with program("experiments.compare_estimators") as compare:
+        compare.draw(result, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_steps_that_are_timed_can_be_traced(monkeypatch):
+    monkeypatch.setitem(models.NETS, "unet", Pixels)  # which compiles in a moment
+    sizes = {"width": "2", "size": "8", "batch": "2"}
+    with program("experiments.benchmarks.steps", json="x", only="exact", **sizes) as steps:
+        made, states, _ = steps.make_steps()
+        assert set(made) == {"plain", "exact"}
+        for name, (step, _, batches) in made.items():
+            metrics = step.eval_shape(states[name], None, *batches)[1]
+            assert ("hypergradient" in metrics) == (name == "exact")
+
+
+@pytest.mark.slow
+def test_the_audit_of_the_net_runs_on_any_tiles(x64, tiles, monkeypatch):
+    from experiments import hypergradients
+    from experiments.problems import segmentation
+
+    monkeypatch.setattr(segmentation, "CROP", 8)
+    monkeypatch.setattr(segmentation, "BATCH", 2)
+    monkeypatch.setattr(segmentation, "WIDTH", 2)
+    results = hypergradients.run("segmentation", 0, 1, str(tiles))
+    found = {r["estimator"]: r for r in results["records"]}
+    assert found["exact"]["relative_error"] < 1e-9
+    assert found["reverse_3"]["value"] == pytest.approx(found["forward_3"]["value"], rel=1e-9)
+    assert jax.config.jax_enable_x64

@@ -1,0 +1,572 @@
+"""Images of any size to masks and polygons; the net is a stub that reads the red channel."""
+
+import contextlib
+import json
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from tvjax.data import area, coco, pictures
+from tvjax.errors import UserError
+from tvjax.inference import polygons, reader, resample, tiles, writing
+
+rasterio = pytest.importorskip("rasterio")
+geopandas = pytest.importorskip("geopandas")
+shapely = pytest.importorskip("shapely")
+from roofs import METRES, TOP_LEFT, draw_roofs, expected_outline, write_raster  # noqa: E402
+
+GroundControlPoint = pytest.importorskip("rasterio.control").GroundControlPoint
+
+
+def red(images):
+    """A net that is right: the probability of a roof is its redness."""
+    return np.asarray(images)[..., :1]
+
+
+def assert_roofs_found(tmp_path, size, number):
+    mask, roofs = draw_roofs(size, number)
+    write_raster(tmp_path / "town.tif", mask)
+    out = tmp_path / "out"
+    options = writing.Options(probabilities=True)
+    objects, skipped = writing.predict_images(
+        [(1, tmp_path / "town.tif")], out, red, options=options, tile=128
+    )
+    assert (objects, skipped) == (len(roofs), [])
+    found = geopandas.read_file(out / "town.geojson")
+    assert found.crs.to_epsg() == 32633 and found.is_valid.all()
+    wanted = [expected_outline(roof) for roof in roofs]
+    # Exact, not only within a pixel: the net is.
+    assert {g.normalize().wkt for g in found.geometry} == {g.wkt for g in wanted}
+    assert all(g.exterior.is_ccw for g in found.geometry)
+    assert found.score.min() > 0.999
+    with rasterio.open(out / "town_mask.tif") as file, rasterio.open(tmp_path / "town.tif") as raw:
+        assert (file.crs, file.transform, file.dtypes[0]) == (raw.crs, raw.transform, "uint8")
+        np.testing.assert_array_equal(file.read(1), np.where(mask, 255, 0))
+    with rasterio.open(out / "town_probability.tif") as file:
+        np.testing.assert_allclose(file.read(1), mask, atol=1e-6)
+    results = json.loads((out / "results.json").read_text())
+    pixels = sum(coco_mask.area(result["segmentation"]) for result in results)
+    assert len(results) == len(roofs) and pixels == mask.sum()
+    assert sorted(p.name for p in out.iterdir()) == [
+        "results.json", "town.geojson", "town_mask.tif", "town_probability.tif",
+    ]  # fmt: skip
+
+
+def test_every_roof_of_a_georeferenced_raster_is_found(tmp_path):
+    assert_roofs_found(tmp_path, 600, 90)
+
+
+@pytest.mark.parametrize("how", ["nodata", "mask", "alpha"])
+def test_there_are_no_roofs_where_there_is_no_data(tmp_path, how):
+    bands = np.full((4 if how == "alpha" else 3, 60, 80), 255, np.uint8)
+    bands[:3, :, :30] = 0
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", height=60, width=80, count=len(bands),
+        dtype="uint8", crs="EPSG:32633", transform=rasterio.Affine(1, 0, 9, 0, -1, 9),
+        nodata=0 if how == "nodata" else None,
+    ) as file:  # fmt: skip
+        if how == "alpha":
+            bands[3, :, :30] = 0
+            file.colorinterp = [
+                rasterio.enums.ColorInterp[c] for c in ("red", "green", "blue", "alpha")
+            ]
+        file.write(bands)
+        if how == "mask":
+            file.write_mask(bands[0] > 0)
+    everything = writing.Options(probabilities=True)
+    for scale in (1.0, 0.5):
+        objects, skipped = writing.predict_images(
+            [(1, tmp_path / "a.tif")], tmp_path / "out", lambda x: np.ones_like(x[..., :1]),
+            options=everything._replace(scale=scale),
+        )  # fmt: skip
+        assert (objects, skipped) == (1, [])
+        for name, one in (("mask", 255), ("probability", 1)):
+            with rasterio.open(tmp_path / "out" / f"a_{name}.tif") as file:
+                np.testing.assert_array_equal(file.read(1), np.where(bands[0] > 0, one, 0))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_little_data_and_no_coordinate_system_get_a_note(tmp_path, capsys):
+    mask, _ = draw_roofs(160, 6)
+    infrared = np.where(np.arange(160 * 160).reshape(160, 160) % 10 < 4, 80, 0)
+
+    def notes(name, *, band=200, **options):
+        write_raster(tmp_path / name, mask, **options)
+        with rasterio.open(tmp_path / name, "r+") as file:
+            file.write(np.broadcast_to(band, (160, 160)).astype(np.uint8), 4)
+        writing.predict_images([(1, tmp_path / name)], tmp_path / "out", red)
+        return [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+
+    assert notes("a.tif") == notes("b.tif", band=infrared) == []
+    (note,) = notes("c.tif", band=infrared, alpha="yes")
+    assert "c.tif: 60.0% of it has no data" in note
+    (note,) = notes("d.tif", crs=None)
+    assert "d.tif: has a georeference without a coordinate system" in note
+    Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(tmp_path / "e.png")
+    writing.predict_images([(1, tmp_path / "e.png")], tmp_path / "out", red)
+    assert "e.png: 100.0% of it has no data" in capsys.readouterr().err
+
+
+def test_sixteen_bits_a_channel_are_scaled_by_the_value_of_white(tmp_path):
+    mask, roofs = draw_roofs(160, 6)
+    write_raster(tmp_path / "a.tif", mask)
+    write_raster(tmp_path / "b.tif", mask, white=10_000)
+    with (
+        reader.open_raster(tmp_path / "a.tif") as bytes_,
+        reader.open_raster(tmp_path / "b.tif", white=10_000) as deep,
+        reader.open_raster(tmp_path / "b.tif", white=2_000) as bright,
+    ):
+        window = (3, 130, 7, 144)
+        np.testing.assert_array_equal(deep.read(*window), bytes_.read(*window))
+        assert bright.read(*window).max() == 255 and bright.read(*window)[..., 1].min() == 200
+    images = [(1, tmp_path / "b.tif")]
+    objects, skipped = writing.predict_images(
+        images, tmp_path / "out", red, options=writing.Options(white=10_000)
+    )
+    assert (objects, skipped) == (len(roofs), [])
+    _, skipped = writing.predict_images(images, tmp_path / "out", red)
+    assert len(skipped) == 1 and "--white" in skipped[0]
+
+
+@pytest.mark.slow
+def test_every_roof_of_a_large_raster_is_found(tmp_path):
+    assert_roofs_found(tmp_path, 4000, 5000)
+
+
+@pytest.mark.parametrize("shape", [(3072, 256), (128, 12_288)])
+def test_memory_grows_neither_with_the_height_nor_with_the_width(tmp_path, shape, monkeypatch):
+    monkeypatch.setattr(tiles, "ROW", 0)  # what a short row of tiles takes is allowed besides
+    peaks = []
+    for height, width in ((192, 2048), (192, 2048), shape):  # twice, to load what is loaded once
+        mask = np.zeros((height, width), bool)
+        mask[20:40, 30:60] = True
+        write_raster(tmp_path / "a.tif", mask)
+        options = writing.Options(scale=0.5, probabilities=True)
+        tracemalloc.start()
+        try:
+            images = [(1, tmp_path / "a.tif")]
+            writing.predict_images(images, tmp_path / "out", red, options=options, tile=128)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[2] < 1.2 * peaks[1], peaks
+
+
+def test_a_row_of_tiles_in_a_file_gives_the_same(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (288, 320, 3), dtype=np.uint8)
+    tiling = tiles.make_tiling(128, 10, batch=2)
+
+    def predict():
+        raster = reader.from_array(image)
+        return np.concatenate(list(tiles.strips(raster.read, 288, 320, smooth_net, tiling)))
+
+    in_memory = predict()
+    monkeypatch.setattr(tiles, "ROW", 0)
+    np.testing.assert_array_equal(predict(), in_memory)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(UserError, match=r"/nowhere.*TMPDIR"):
+        predict()
+
+
+def smooth_net(images):
+    """Sees 10 pixels around: five box filters of 5."""
+    x = np.asarray(images).mean(-1, keepdims=True)
+    for _ in range(5):
+        for axis in (1, 2):
+            padded = np.pad(x, [(2, 2) if a == axis else (0, 0) for a in range(4)])
+            x = sum(np.roll(padded, -k, axis) for k in range(5)) / 5
+            x = np.take(x, np.arange(images.shape[axis]), axis)
+    return x
+
+
+@pytest.mark.parametrize("size", [(288, 320), (301, 130), (97, 401)])
+def test_tiles_give_what_one_pass_gives(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    reach = tiles.measure_reach(smooth_net, (2, 128, 128, 3))
+    assert reach == 10
+    tiling = tiles.make_tiling(128, reach, batch=2)
+    raster = reader.from_array(image)
+    strips = list(tiles.strips(raster.read, *size, smooth_net, tiling))
+    padded = np.pad(image, [(0, -size[0] % 32), (0, -size[1] % 32), (0, 0)], "edge")
+    tall = np.pad(padded, [(0, max(0, 128 - s)) for s in padded.shape[:2]] + [(0, 0)], "edge")
+    whole = smooth_net(tall[None].astype(np.float32) / 255)[0, : size[0], : size[1]]
+    np.testing.assert_allclose(np.concatenate(strips), whole, atol=1e-6)
+
+
+def test_a_net_that_reaches_everywhere_is_blended_without_seams():
+    def mean_net(images):
+        return np.broadcast_to(images.mean((1, 2, 3), keepdims=True), (*images.shape[:3], 1))
+
+    assert tiles.measure_reach(mean_net, (1, 128, 128, 3)) is None
+    tiling = tiles.make_tiling(128, None)
+    ramp = np.broadcast_to(np.linspace(0, 255, 640)[None, :, None], (64, 640, 3)).astype(np.uint8)
+    blend = np.concatenate(
+        list(tiles.strips(reader.from_array(ramp).read, 64, 640, mean_net, tiling))
+    )
+    assert np.abs(np.diff(blend[0, :, 0])).max() < 0.003  # tiles of their own would jump by 0.1
+
+
+def test_the_scale_shrinks_as_training_does_and_masks_keep_the_image_s_size(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (300, 240, 3), dtype=np.uint8)
+    small = reader.scaled(reader.from_array(image), 1 / 3)
+    shrunk = area.shrink_image(image, (100, 80))
+    np.testing.assert_array_equal(small.read(0, 100, 0, 80), shrunk)
+    np.testing.assert_array_equal(small.read(33, 71, 5, 64), shrunk[33:71, 5:64])
+    for scale in (1 / 3, 2.0):
+        mask = np.zeros((300, 300), bool)
+        mask[60:150, 90:240] = True
+        write_raster(tmp_path / "a.tif", mask)
+        options = writing.Options(scale=scale)
+        writing.predict_images([(1, tmp_path / "a.tif")], tmp_path / "out", red, options=options)
+        with rasterio.open(tmp_path / "out" / "a_mask.tif") as file:
+            # Interpolation rounds the corners.
+            assert np.sum((file.read(1) > 0) != mask) <= 4
+
+
+@pytest.mark.parametrize("old, new", [(300, 1), (300, 7), (70, 9), (9, 70), (5, 15), (64, 64)])
+def test_what_is_resized_is_exact_and_so_are_ties(old, new):
+    """By whole numbers of any size; a tie at a half is no object, a hair above it is one."""
+    image = (np.random.default_rng(old).random((old, old, 1)) < 0.5).astype(np.uint8)
+    image[: old // 2] = 1 - image[: old - old // 2 - 1 : -1, ::-1]  # half of its pixels, or so
+    rows = resample.Axis(old, new)
+    weights = rows.weights(0, new).astype(int).astype(object)
+    low, high = rows.source(0, new)
+    sums = weights @ image[low:high, low:high, 0].astype(object) @ weights.T
+    assert (weights.sum(1) == rows.total).all()
+    strips = resample.resample_strips([image[:1], image[1:]], rows, rows)
+    found = np.concatenate(list(strips))[..., 0]
+    if old != new:
+        np.testing.assert_array_equal(found, (sums / rows.total**2).astype(np.float32))
+    np.testing.assert_array_equal(found > 0.5, 2 * sums > rows.total**2)
+    raster = reader.scaled(reader.from_array(image), new / old)
+    half_up = (2 * sums + rows.total**2) // (2 * rows.total**2)
+    np.testing.assert_array_equal(raster.read(0, new, 0, new)[..., 0], half_up)
+
+
+def test_pictures_give_png_and_bad_files_are_skipped(tmp_path):
+    mask, roofs = draw_roofs(160, 6)
+    picture = np.where(mask[..., None], (255, 40, 40), 0).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture[:, :90]).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:150])
+    write_raster(tmp_path / "d.tif", mask)
+    (tmp_path / "d.tif").write_bytes((tmp_path / "d.tif").read_bytes()[:900])
+    (tmp_path / "notes.txt").write_text("no image")
+    paths = writing.find_images([str(tmp_path), str(tmp_path / "*.png")])
+    assert [p.name for p in paths] == ["a.png", "b.png", "c.png", "d.tif"]
+    out = tmp_path / "out"
+    _, skipped = writing.predict_images(
+        list(enumerate(paths, 5)), out, red, options=writing.Options(probabilities=True)
+    )
+    assert len(skipped) == 2 and "c.png" in skipped[0] and "d.tif" in skipped[1]
+    assert all("\n" not in reason for reason in skipped)
+    names = ["a.geojson", "a_mask.png", "a_probability.png", "b.geojson", "b_mask.png"]
+    assert sorted(p.name for p in out.iterdir()) == [*names, "b_probability.png", "results.json"]
+    with Image.open(out / "a_mask.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.where(mask, 255, 0))
+    with Image.open(out / "a_probability.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.where(mask, 65535, 0))
+    found = geopandas.read_file(out / "a.geojson")
+    outlines = {shapely.box(left, top, right, bottom).area for top, left, bottom, right, _ in roofs}
+    assert {shapely.Polygon(g.exterior).area for g in found.geometry} == outlines
+    assert found.total_bounds[0] >= 0 and found.total_bounds[3] <= 160  # in pixels, y down
+    assert {result["image_id"] for result in json.loads((out / "results.json").read_text())} == {
+        5, 6,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interruption_leaves_complete_files_only(tmp_path, number):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((160, 160, 3), 200, np.uint8)).save(tmp_path / name)
+    out = tmp_path / "out"
+    script = (
+        "import pathlib, time\n"
+        "from tvjax import program\nfrom tvjax.inference import writing\n"
+        "calls = []\n"
+        "def slow(images):\n"
+        "    calls.append(images)\n"
+        "    if len(calls) == 2: print('half', flush=True); time.sleep(1)\n"
+        "    return images[..., :1]\n"
+        "def main(argv):\n"
+        f"    paths = writing.find_images([{str(tmp_path)!r}])\n"
+        f"    writing.predict_images([*enumerate(paths, 1)], pathlib.Path({str(out)!r}), slow)\n"
+        "program.run(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "half\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    left = sorted(p.name for p in out.iterdir())
+    if number == signal.SIGTERM:
+        assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+        assert left == ["a.geojson", "a_mask.png"]
+    else:
+        assert len(left) == 3 and left[0].startswith(".results.json.building-")
+    images = [*enumerate(writing.find_images([str(tmp_path)]), 1)]
+    writing.predict_images(images, out, red)
+    names = ["a.geojson", "a_mask.png", "b.geojson", "b_mask.png", "results.json"]
+    assert sorted(p.name for p in out.iterdir()) == names
+
+
+def test_an_error_of_any_kind_costs_one_image(tmp_path, monkeypatch):
+    mask, roofs = draw_roofs(160, 6)
+    for name in "ab":
+        write_raster(tmp_path / f"{name}.tif", mask)
+
+    def fail_once(polygon, height, width, image_id, category):
+        if image_id == 1:
+            raise OverflowError("too large\nby far")
+        return {"image_id": image_id}
+
+    monkeypatch.setattr(polygons, "coco_result", fail_once)
+    images = [(1, tmp_path / "a.tif"), (2, tmp_path / "b.tif")]
+    objects, skipped = writing.predict_images(images, tmp_path / "out", red)
+    assert objects == len(roofs)
+    assert skipped == [f"{tmp_path}/a.tif: OverflowError: too large"]
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == len(roofs)
+
+
+def test_rasters_beyond_coco_s_codes_have_polygons_all_the_same(tmp_path, monkeypatch, capsys):
+    mask, roofs = draw_roofs(160, 6)
+    write_raster(tmp_path / "a.tif", mask)
+    monkeypatch.setattr(polygons, "MOST_CODED", 160 * 160 - 1)
+    out = tmp_path / "out"
+    objects, skipped = writing.predict_images([(1, tmp_path / "a.tif")], out, red)
+    assert (objects, skipped) == (len(roofs), [])
+    assert "results.json lacks it" in capsys.readouterr().err
+    assert len(geopandas.read_file(out / "a.geojson")) == len(roofs)
+    assert json.loads((out / "results.json").read_text()) == []
+
+
+@contextlib.contextmanager
+def disk_of(size):
+    """Files end there: to who writes it is what a full disk is."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path, name):
+    mask = np.random.default_rng(0).random((200, 200)) < 0.5
+    out, seen = tmp_path / "out", []
+    for path in (tmp_path / name, tmp_path / f"b{name}"):
+        if path.suffix == ".tif":
+            write_raster(path, mask)
+        else:
+            Image.fromarray(np.where(mask[..., None], (255, 9, 9), 0).astype(np.uint8)).save(path)
+    images = list(enumerate(writing.find_images([str(tmp_path)]), 1))
+
+    def net(images):
+        seen.append(1)
+        return red(images)
+
+    options = writing.Options(min_area=10**6)  # masks only
+    for size in (0, 300, 5_000):
+        seen.clear()
+        with disk_of(size), pytest.raises(UserError, match=f"--out={out} cannot be written") as e:
+            writing.predict_images(images, out, net, options=options)
+        assert "\n" not in str(e.value) and len(seen) <= 1
+        assert {path.name for path in out.iterdir()} <= {"a.geojson"}  # which is complete
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_ground_control_points_are_a_georeference(tmp_path):
+    mask, roofs = draw_roofs(160, 6)
+    write_raster(tmp_path / "a.tif", mask)
+    with rasterio.open(tmp_path / "a.tif") as file:
+        transform, pixels = file.transform, file.read()
+
+    x, y = TOP_LEFT
+
+    def write(path, moved=0.0, **options):
+        points = [
+            GroundControlPoint(r, c, x + (c + moved * (r > 0 and c > 0)) * METRES, y - r * METRES)
+            for r in (0, 160)
+            for c in (0, 80, 160)
+        ]
+        with rasterio.open(
+            path, "w", driver="GTiff", height=160, width=160, count=4, dtype="uint8",
+            crs="EPSG:32633", **(options or {"gcps": points}),
+        ) as file:  # fmt: skip
+            file.write(pixels)
+
+    write(tmp_path / "b.tif")
+    write(tmp_path / "c.tif", moved=8.0)
+    write(tmp_path / "d.tif", transform=rasterio.Affine.identity())
+    images = list(enumerate(writing.find_images([str(tmp_path)]), 1))
+    out = tmp_path / "out"
+    _, skipped = writing.predict_images(images, out, red)
+    assert len(skipped) == 1 and "c.tif" in skipped[0] and "gdalwarp" in skipped[0]
+    for name in "ab":
+        found = geopandas.read_file(out / f"{name}.geojson")
+        assert found.crs.to_epsg() == 32633
+        wanted = {expected_outline(roof).wkt for roof in roofs}
+        assert {shapely.set_precision(g, 1e-3).normalize().wkt for g in found.geometry} == wanted
+        with rasterio.open(out / f"{name}_mask.tif") as file:
+            assert file.crs.to_epsg() == 32633 and file.transform.almost_equals(transform, 1e-6)
+    # A CRS without a transform says nothing: its polygons are in pixels, and must not claim it.
+    assert "crs" not in json.loads((out / "d.geojson").read_text())
+    with rasterio.open(out / "d_mask.tif") as file:
+        assert file.crs is None and file.transform.is_identity
+
+
+def test_results_have_the_category_of_the_coco_file(tmp_path):
+    mask, _ = draw_roofs(160, 6)
+    write_raster(tmp_path / "a.tif", mask)
+    file = tmp_path / "coco.json"
+    content = {"images": [{"id": 7, "file_name": "a.tif", "height": 160, "width": 160}]}
+
+    def choose(*numbers, chosen=None):
+        content["categories"] = [{"id": number, "name": f"kind {number}"} for number in numbers]
+        file.write_text(json.dumps(content))
+        return coco.choose_category(file, chosen)
+
+    assert (choose(), coco.choose_category(None), coco.choose_category(None, 5)) == (1, 1, 5)
+    assert choose(3, 100, chosen=100) == 100
+    with pytest.raises(UserError, match=r"3 \(kind 3\), 100 \(kind 100\).*--category"):
+        choose(3, 100)
+    options = writing.Options(category=choose(100))
+    images = writing.number_images([tmp_path / "a.tif"], str(file))
+    writing.predict_images(images, tmp_path / "out", red, options=options)
+    content["annotations"] = [
+        {
+            "id": k, "image_id": 7, "category_id": 100, "iscrowd": 0, "bbox": [0, 0, 1, 1],
+            "segmentation": result["segmentation"], "area": result["area"],
+        }
+        for k, result in enumerate(json.loads((tmp_path / "out/results.json").read_text()), 1)
+    ]  # fmt: skip
+    file.write_text(json.dumps(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pycocotools
+        truth = COCO(file)
+        evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "out/results.json")), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+
+
+def test_a_large_png_that_was_cut_off_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "WHOLE", 0)
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-8])
+    with pytest.raises(UserError, match="cut off"), reader.open_raster(tmp_path / "b.png"):
+        pass
+
+
+def test_without_the_extra_pictures_work_and_maps_say_what_is_missing(tmp_path, monkeypatch):
+    mask, roofs = draw_roofs(160, 6)
+    Image.fromarray(np.where(mask[..., None], (255, 9, 9), 0).astype(np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    write_raster(tmp_path / "b.tif", mask)
+    for name in ("rasterio", "shapely"):
+        monkeypatch.setitem(sys.modules, name, None)
+    images = [(1, tmp_path / "a.png"), (2, tmp_path / "b.tif")]
+    objects, skipped = writing.predict_images(images, tmp_path / "out", red)
+    assert objects == len(roofs)
+    assert len(skipped) == 1 and "b.tif" in skipped[0] and "tvjax[geo]" in skipped[0]
+    with pytest.raises(UserError, match=r"shapely.*tvjax\[geo\]"):
+        options = writing.Options(simplify=1.0)
+        writing.predict_images(images, tmp_path / "out", red, options=options)
+
+
+def test_one_file_named_twice_is_one_image(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    names = [".", str(tmp_path), "a.png", str(tmp_path / "..") + f"/{tmp_path.name}/*.png"]
+    assert writing.find_images(names) == [Path("a.png")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a/1.png", "b/1.png"), ("1.png", "1.tif"), ("e\u0301.png", "\u00e9.png"), ("a.png", "A.png")],
+)
+def test_images_whose_results_would_overwrite_each_other_are_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="under the same name") as error:
+        writing.find_images([str(tmp_path / name) for name in names])
+    assert all(name in str(error.value) for name in names) and "\n" not in str(error.value)
+
+
+def test_ids_of_images_are_those_of_their_whole_names(tmp_path, capsys):
+    def number(path, *names):
+        records = [{"id": 10 + k, "file_name": name} for k, name in enumerate(names)]
+        (tmp_path / "A.json").write_text(json.dumps({"images": records}))
+        paths = [tmp_path / name for name in ([path] if isinstance(path, str) else path)]
+        numbered = writing.number_images(paths, str(tmp_path / "A.json"))
+        assert [p for _, p in numbered] == paths
+        return [n for n, _ in numbered]
+
+    both = ("a/1.png", "b/1.png")
+    assert number("a/1.png", *both) == [10] and number("b/1.png", *both) == [11]
+    assert number("x/b/1.png", "1.png", "a/1.png") == [10]
+    assert number("a/1.png", "1.png", "a/1.png") == [11]
+    assert number("\u00e9.png", "e\u0301.png") == [10]
+    assert not capsys.readouterr().err
+    assert number("b/1.png", "a/1.png") == [10]
+    assert "b/1.png as a/1.png" in capsys.readouterr().err
+    for path, names, words in (
+        ("c/1.png", both, r"ids 10 \(a/1.png\) and 11 \(b/1.png\)"),
+        ("a/1.png", ("a/1.png", "./a/1.png"), "twice"),
+        (both, ("x/1.png",), r"id 10 would be that of \S+a/1.png and of \S+b/1.png"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            number(path, *names)
+        assert "\n" not in str(error.value)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="nothing"):
+        writing.find_images([str(tmp_path / "nothing*.tif")])
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(UserError, match="same name"):
+        writing.find_images([str(tmp_path)])
+    with pytest.raises(UserError, match=r"a\.tif: cannot be read .No such file"):
+        pictures.read_image(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="--tile=100"):
+        tiles.choose_tiling({(9, 9)}, red, 100)
+    (tmp_path / "coco.json").write_text('{"images": [{"id": 3, "file_name": "x/a.png"}]}')
+    numbered = writing.number_images([tmp_path / "a.png"], str(tmp_path / "coco.json"))
+    assert numbered == [(3, tmp_path / "a.png")]
+    with pytest.raises(UserError, match="no image of this name"):
+        writing.number_images([tmp_path / "b.png"], str(tmp_path / "coco.json"))
+    with rasterio.open(
+        tmp_path / "deep.tif", "w", driver="GTiff", height=8, width=8, count=1, dtype="uint16",
+        transform=rasterio.Affine.scale(2),
+    ):  # fmt: skip
+        pass
+    with (
+        pytest.raises(UserError, match="uint16"),
+        reader.open_raster(tmp_path / "deep.tif"),
+    ):
+        pass
+
+
+def test_a_threshold_is_a_probability(tmp_path):
+    command = [sys.executable, "-m", "tvjax.predict", "--workdir=x", "--images=x", "--threshold=50"]
+    result = subprocess.run([*command, f"--out={tmp_path}"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "error: --threshold=50.0 must be a probability, at most 1\n"

@@ -1,0 +1,131 @@
+"""Signals at any moment: the status, one line, and nothing that is half written."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from programs import ROOT
+
+from tvjax import interruption
+from tvjax.data.embedded import synthetic
+
+# Runs a program, with a net that is no net, in forks that are struck after some seconds each.
+PROGRAM = """
+import json, os, signal, sys, time
+from tvjax import program
+name, moments, *flags = sys.argv[1:]
+def net(images):
+    time.sleep(0.02)
+    return images[..., :1]
+net.state = type("State", (), {"step": 0})
+if name == "prepare":
+    from tvjax.data.prepare import main
+elif name == "predict":
+    from tvjax import predict
+    predict.Predictor.load, main = (lambda *_, **__: net), predict.main
+else:
+    from tvjax import evaluate
+    evaluate.open_net, main = (lambda workdir: (net, 0, None)), evaluate.main
+    evaluate.rundir.read_data = lambda workdir: None
+statuses = []
+for k, seconds in enumerate(json.loads(moments)):
+    child = os.fork()
+    if not child:
+        sys.argv = [name, *(flag.replace("OUT", f"{k}/out") for flag in flags)]
+        os.dup2(os.open(f"{k}.log", os.O_CREAT | os.O_WRONLY), 2)
+        try:
+            program.run(main)
+        except SystemExit as error:
+            os._exit(error.code or 0)
+        os._exit(99)
+    time.sleep(seconds)
+    os.kill(child, [signal.SIGTERM, signal.SIGINT][k % 2])
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(statuses))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("signals") / "coco"
+    synthetic.write(folder, tiles=60, size=64, progress=False)
+    return folder
+
+
+def flags_of(name, source):
+    coco = [f"--annotations={source}/annotation.json", f"--images={source}/images"]
+    return {
+        "prepare": [*coco, "--out=OUT", "--size=16"],
+        "predict": [f"--images={source}/images", "--workdir=run", "--out=OUT"],
+        "evaluate": [*coco, "--workdir=run", "--out=OUT"],
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prepare", *(pytest.param(n, marks=pytest.mark.slow) for n in ("predict", "evaluate"))],
+)
+def test_a_signal_at_any_moment_ends_a_program_in_one_line(source, tmp_path, name):
+    rng = random.Random(name)
+    moments = [0.1 + rng.uniform(0, 0.4) for _ in range(6)]
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, name, json.dumps(moments)]
+    done = subprocess.run(
+        [*command, *flags_of(name, source)], cwd=tmp_path, text=True, check=True,
+        capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    statuses = json.loads(done.stdout.splitlines()[-1])
+    assert set(statuses) <= {0, 130} and 130 in statuses, done.stderr
+    for k, status in enumerate(statuses):
+        errors, out = (tmp_path / f"{k}.log").read_text(), tmp_path / str(k) / "out"
+        assert "Traceback" not in errors and "Exception" not in errors
+        if status == 130:
+            assert errors.splitlines()[-1].startswith("interrupted"), errors
+            assert name == "predict" or not out.exists()
+        for path in out.parent.rglob("*"):
+            assert ".building-" not in path.name and not path.name.startswith("."), path
+        for path in out.glob("*") if name == "predict" else ():
+            if path.suffix == ".png":
+                assert np.asarray(Image.open(path)).shape == (64, 64)
+            else:
+                json.loads(path.read_text())
+
+
+def test_a_second_signal_ends_a_program_at_once():
+    script = (
+        "import time\n"
+        "from tvjax import program\n"
+        "def main(argv):\n"
+        "    print('started', flush=True)\n"
+        "    time.sleep(60)\n"
+        "program.run(main, interrupted=75)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert process.poll() is None  # nobody has asked yet
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 75 and errors.split() == ["interrupted", "at", "once"]
+
+
+def test_signals_are_noted_within_and_python_s_own_without():
+    before = signal.getsignal(signal.SIGINT)
+    with interruption.noted(1):
+        with interruption.noted(2):
+            interruption.check()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interruption.came()
+        with pytest.raises(KeyboardInterrupt):
+            interruption.check()
+    assert signal.getsignal(signal.SIGINT) is before and not interruption.came()
+    interruption.check()

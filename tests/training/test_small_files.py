@@ -1,0 +1,233 @@
+"""Small files of a run and of prepared tiles, damaged in every way: one line, or their content."""
+
+import json
+import random
+import shutil
+
+import jax
+import pytest
+
+from configs import base, unet_tv
+from tvjax import program, sweep
+from tvjax.data import builder, identity, manifest, records, sets
+from tvjax.data.embedded import synthetic
+from tvjax.data.sources import Sources
+from tvjax.errors import UserError
+from tvjax.training import restore, rundir
+from tvjax.training.logs import read_metrics
+
+WHOLE = [
+    "", "[]", "null", "{}", "0", '""', "true", "NaN", "{", '{"a": 1}\x00', "[" * 100_000,
+    '{"a":' * 100_000, "9" * 5000, "\ud800",
+]  # fmt: skip
+VALUES = [None, [], {}, "", "x", -1, 0, 1.5, True, 1e400, 10**30, [None], {"a": {}}, "a\nb\0"]
+SUMMARY = {"steps": 10**7, "lambda": 0.5, "lambda_per_pixel": None, "seconds": 1.0}
+SUMMARY |= {"test_baselines": {"all_background": 0.1, "all_foreground": 0.2}}
+SCORES = ("iou", "pooled_iou", "boundary_iou", "components", "true_components", "images")
+SUMMARY["splits"] = {name: dict.fromkeys(SCORES, 0.5) for name in ("train", "val", "test")}
+LINE = {"lambda": 1.0, "seed": 0, "final_lambda": 1.0, "seconds": 1.0}
+LINE["splits"] = {name: dict.fromkeys((*SCORES, "bce"), 0.5) for name in ("train", "val", "test")}
+
+
+def corrupted(content):
+    """A JSON tree with one value of each path left out, or replaced."""
+    for key in content if isinstance(content, dict) else range(min(len(content), 4)):
+        others = content.copy()
+        del others[key]
+        yield others
+        for value in VALUES:
+            other = content.copy()
+            other[key] = value
+            yield other
+        if isinstance(content[key], (dict, list)):
+            for inner in corrupted(content[key]):
+                other = content.copy()
+                other[key] = inner
+                yield other
+
+
+def damages(text, number):
+    """Contents of a damaged file: some of all kinds, the same ones each time."""
+    rng = random.Random(0)
+    fields = [json.dumps(tree) for tree in corrupted(json.loads(text))]
+    cut = [text[: rng.randrange(len(text))] for _ in range(4)]
+    noise = [rng.randbytes(50) for _ in range(3)]
+    chosen = rng.sample(fields, min(number, len(fields)))
+    return [x.encode("utf-8", "surrogatepass") if isinstance(x, str) else x
+            for x in [*WHOLE, *cut, *noise, *chosen]]  # fmt: skip
+
+
+def attack(file, use, number=150):
+    """Uses a file damaged in each way, also where it is a folder; returns the refusals."""
+    good = file.read_text()
+    refused = []
+    for content in [*damages(good, number), None]:
+        file.unlink()
+        if content is None:
+            file.mkdir()
+        else:
+            file.write_bytes(content)
+        try:
+            use()
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 900, error
+            refused.append(str(error))
+        file.rmdir() if content is None else file.unlink()
+        file.write_text(good)
+    use()
+    return refused
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "5").mkdir(parents=True)
+    config = unet_tv.get_config()
+    rundir.write_config(folder, config)
+    rundir.write_data(folder, {"sha256": "0" * 64, "directory": None})
+    rundir.write_summary(folder, SUMMARY)
+    return folder
+
+
+def test_the_config_of_a_run(run):
+    def use():
+        config = restore.read_config(run)
+        assert config.model.name in ("unet", "x")
+
+    refused = attack(run / "config.json", use)
+    assert all("config.json is damaged" in line for line in refused) and len(refused) > 100
+
+    def resume():
+        rundir.check(run, unet_tv.get_config())
+
+    refused = attack(run / "config.json", resume)
+    assert all("config.json" in line or "holds a run with" in line for line in refused)
+
+
+def test_the_summary_of_a_run(run):
+    config = unet_tv.get_config()
+
+    def use():
+        rundir.format_summary(rundir.read_summary(run, config) or SUMMARY, run)
+
+    refused = attack(run / "summary.json", use)
+    assert len(refused) > 50 and all("summary.json" in line for line in refused)
+
+
+def test_the_identity_of_a_run_s_tiles(run):
+    use = lambda: rundir.check_data(run, {"sha256": "0" * 64, "directory": "x"}, advice="")  # noqa: E731
+    refused = attack(run / "tiles.json", use)
+    assert refused and all("tiles" in line for line in refused)
+
+
+def test_what_is_whole_of_a_log_is_used(tmp_path, capsys):
+    log = tmp_path / "metrics.jsonl"
+    good = [json.dumps({"step": step, "kind": "train", "loss": 0.5}) for step in (1, 2)]
+    bad = [d.decode("utf-8", "replace").replace("\n", " ") for d in damages(good[0], 40)]
+    for line in bad:
+        log.write_text("\n".join([good[0], line, good[1]]))
+        found = read_metrics(tmp_path)
+        assert found[0] == json.loads(good[0]) and found[-1] == json.loads(good[1])
+        assert all(type(x["step"]) is int and type(x["kind"]) is str for x in found)
+        told = capsys.readouterr().err.splitlines()
+        assert len(found) == 3 or "line 2 is damaged" in told[0]
+        assert all(x.startswith("warning: ") and x.endswith("is left out") for x in told)
+
+
+def test_the_results_of_a_sweep(tmp_path):
+    sweep.write(tmp_path, [LINE])
+    refused = attack(tmp_path / "results.jsonl", lambda: sweep.read(tmp_path))
+    assert len(refused) > 50 and all("results.jsonl" in line for line in refused)
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "coco"
+    synthetic.write(folder, tiles=20, seed=0, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(coco):
+    out = coco.parent / "records"
+    builder.build(coco / "annotation.json", coco / "images", out, size=16, progress=False)
+    return out
+
+
+@pytest.mark.parametrize("name", ["source.json", "sources.json", "identity.json"])
+def test_what_lies_beside_prepared_tiles(coco, prepared, tmp_path, name):
+    tiles = tmp_path / "tiles"
+    shutil.copytree(prepared, tiles)
+    asked = manifest.request(
+        [coco / "annotation.json"], size=(16, 16), limit=None, seed=0, split=(0.8, 0.1, 0.1)
+    )
+    sources = Sources(coco / "annotation.json", coco / "images")
+    sha256 = identity.of(tiles)
+
+    def use():
+        assert manifest.is_built(tiles, asked, sources)
+        sets.tile_shape(str(tiles), 16)
+        if name == "identity.json":
+            assert len(identity.of(tiles)) == 64
+
+    refused = attack(tiles / name, use, 40)
+    assert bool(refused) == (name != "identity.json")  # which is computed anew
+    assert identity.of(tiles) == sha256
+
+
+def test_the_descriptions_of_records(prepared, tmp_path):
+    tiles = tmp_path / "tiles"
+    shutil.copytree(prepared, tiles)
+    sizes = manifest.read(tiles)
+
+    def use():
+        for name in sizes["files"]:
+            file = tiles / name
+            sizes["files"][name] = file.stat().st_size
+        manifest.write(tiles, sizes)  # as if the damage had kept the size
+        split = records.open_split(tiles, "val")
+        split[len(split) - 1]
+
+    for name in ("dataset_info.json", "features.json"):
+        [file] = tiles.rglob(name)
+        assert attack(file, use, 25)
+
+
+def test_a_run_s_folder_chooses_no_place_that_is_written(run, tmp_path, monkeypatch):
+    config = base.get_config()
+    config.data.cache = str(tmp_path / "theirs")
+    rundir.write_config(run, config)
+    monkeypatch.setattr(program, "CACHE", str(tmp_path / "own"))
+    monkeypatch.setattr(sets, "EMBEDDED_TILES", 12)
+    asked = []
+    monkeypatch.setattr(program, "cache_compilations", lambda place: asked.append(str(place)))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setattr(restore, "make_setup", lambda *_: None)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint"):
+        restore.open_net(run)
+    jax.config.update("jax_compilation_cache_dir", before)
+    assert asked == [str(tmp_path / "own" / "compiled")]
+    splits, _ = restore.open_data(restore.read_config(run))
+    assert splits["val"].directory.is_relative_to(tmp_path / "own")
+    assert not (tmp_path / "theirs").exists()
+    shutil.move(tmp_path / "own", tmp_path / "theirs")
+    splits, data = restore.open_data(restore.read_config(run))  # what is there is read
+    assert splits["val"].directory.is_relative_to(tmp_path / "theirs")
+    assert data["directory"] is None and not (tmp_path / "own").exists()
+
+
+def test_no_link_of_a_run_s_folder_leads_to_what_is_written(run, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("whole")
+    (run / ".summary.part.json").symlink_to(outside)
+    rundir.write_summary(run, SUMMARY)
+    assert not (run / "summary.json").is_symlink()
+    (run / ".lock").symlink_to(outside)
+    with pytest.raises(UserError, match="cannot be written"), rundir.lock(run):
+        pass
+    assert outside.read_text() == "whole"
+    (run / ".lock").unlink()
+    with rundir.lock(run) as free:
+        assert free

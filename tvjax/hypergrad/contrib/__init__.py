@@ -1,0 +1,1 @@
+"""Estimators for special cases, which need more than an optimiser and two losses."""

@@ -1,0 +1,1 @@
+"""Masks, probabilities and polygons of image files by a trained net."""

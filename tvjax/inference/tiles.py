@@ -1,0 +1,303 @@
+"""Running a net over an image of any size: overlapping tiles, blended, in strips of full width.
+
+A tile's pixels near its edge miss the context beyond it. They get weight 0 as far in as the net
+reaches, then the weight rises linearly, so that the blend equals one pass over the whole image if
+the overlap leaves room for that; on a net that reaches everywhere it hides the seams.
+"""
+
+import mmap
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tvjax import interruption
+from tvjax.data.pictures import Raster
+from tvjax.errors import UserError
+from tvjax.inference import reader
+from tvjax.inference.resample import Axis, resample_strips, strip_rows
+
+SLACK = 1e-3
+"""By how much a net's probabilities may leave [0, 1]: what rounding does, and no logits."""
+ALIGNMENT = 32
+"""Tiles start at its multiples, so that pooling meets the same pixels as in one pass."""
+
+ROW = 1 << 22
+"""Bytes of a row of tiles that is kept in memory; a longer one is kept in a temporary file."""
+
+MOST_ROW = 1 << 32
+"""Bytes of a row of tiles, which lie in a temporary file: those of an image two million pixels wide
+by tiles of 512. At most half of what is free is taken."""
+
+MOST_PIXELS = 1 << 36
+"""Pixels of an image whose tiles are predicted one by one: a day's work of a processor."""
+
+Net = Callable[[np.ndarray], Any]
+"""Images, float32 `[B, H, W, 3]` in [0, 1] -> probabilities `[B, H, W, 1]`."""
+
+
+class Tiling(NamedTuple):
+    """How an image is cut."""
+
+    tile: tuple[int, int]
+    """Height and width of all tiles, pixels."""
+    overlap: int
+    """Pixels shared by neighbours; a multiple of `ALIGNMENT`, or 0 for images of a single tile."""
+    reach: int
+    """How far from a tile's inner edge its pixels have no say; less than half the overlap."""
+    batch: int = 1
+    """Tiles that the net takes at once; the last batch of an image is filled up."""
+
+
+class Window(NamedTuple):
+    """A tile's place along one axis."""
+
+    start: int
+    weights: np.ndarray
+    """Float32 `[tile]`; over all windows that cover a pixel they add up to 1."""
+
+
+def make_tiling(tile: int, reach: int | None, *, batch: int = 1) -> Tiling:
+    """Square tiles that overlap as far as the net needs, or by half where it needs more.
+
+    Args:
+      tile: side in pixels, a multiple of `ALIGNMENT` of at least 4 of it.
+      reach: see `measure_reach`.
+      batch: tiles that the net takes at once.
+    """
+    ramp, most = ALIGNMENT // 4, tile // 2 // ALIGNMENT * ALIGNMENT
+    if reach is None or 2 * reach + ramp > most:
+        return Tiling((tile, tile), most, most // 8, batch)
+    overlap = -(-(2 * reach + ramp) // ALIGNMENT) * ALIGNMENT
+    return Tiling((tile, tile), overlap, (overlap - ramp) // 2, batch)
+
+
+def measure_reach(net: Net, shape: tuple[int, ...]) -> int | None:
+    """How many pixels away from an aligned edge the net still sees what lies beyond it.
+
+    Found by changing a block of a noise image: an answer that does not move at all is out of reach.
+
+    Args:
+      net: that takes batches of this shape.
+      shape: `(B, H, W, 3)` of a batch of tiles.
+
+    Returns:
+      Pixels, or None if it is more than a tile allows to see.
+    """
+    images = np.random.default_rng(0).random(shape, np.float32)
+    changed = images.copy()
+    starts = [(size - ALIGNMENT) // 2 // ALIGNMENT * ALIGNMENT for size in shape[1:3]]
+    block = (0, *(slice(start, start + ALIGNMENT) for start in starts))
+    changed[block] = 1 - changed[block]
+    moved = np.any(np.asarray(net(images)) != np.asarray(net(changed)), axis=(0, 3))
+    reach = 0
+    for start, lines in zip(starts, (moved.any(1), moved.any(0)), strict=True):
+        hit = np.flatnonzero(lines)
+        if len(hit) and (hit[0] == 0 or hit[-1] == len(lines) - 1):
+            return None
+        if len(hit):
+            reach = max(reach, start - hit[0], hit[-1] + 1 - start - ALIGNMENT)
+    return int(reach)
+
+
+def windows(length: int, tile: int, overlap: int, reach: int) -> list[Window]:
+    """The tiles along an axis of `length` pixels.
+
+    The last one ends with the image, whose length is rounded up to the alignment; an image smaller
+    than a tile is one window.
+    """
+    starts = _starts(length, tile, overlap)
+    padded, last = -(-length // ALIGNMENT) * ALIGNMENT, starts[-1]
+    total = np.zeros(max(padded, last + tile), np.float32)
+    ramps = []
+    for start in starts:
+        rising = (np.arange(tile) + 0.5 - reach) / max(1, overlap - 2 * reach)
+        weights = np.ones(tile)
+        if start > 0:
+            weights = np.minimum(weights, rising)
+        if start < last:
+            weights = np.minimum(weights, rising[::-1])
+        ramps.append(np.clip(weights, 0, 1).astype(np.float32))
+        total[start : start + tile] += ramps[-1]
+    return [
+        Window(start, ramp / np.maximum(total[start : start + tile], 1e-6))
+        for start, ramp in zip(starts, ramps, strict=True)
+    ]
+
+
+def strips(
+    read: Callable[[int, int, int, int], np.ndarray],
+    height: int,
+    width: int,
+    net: Net,
+    tiling: Tiling,
+    progress: Callable[[int], object] = lambda tiles: None,
+) -> Iterator[np.ndarray]:
+    """Probabilities of an image, a strip at a time.
+
+    Memory: a strip and a batch of tiles, whatever the height and the width; the probabilities of
+    a long row of tiles lie in a temporary file.
+
+    Args:
+      read: `(top, bottom, left, right) ->` uint8 `[h, w, 3]` of the image.
+      height: of the image.
+      width: of the image.
+      net: see `Net`.
+      tiling: see `Tiling`.
+      progress: called with the number of tiles after each batch.
+
+    Yields:
+      Float32 `[h, width, 1]`, from the top; together `height` rows.
+    """
+    rows = windows(height, tiling.tile[0], tiling.overlap, tiling.reach)
+    columns = windows(width, tiling.tile[1], tiling.overlap, tiling.reach)
+    across = columns[-1].start + tiling.tile[1]
+    tall, release = _row_of_tiles(tiling.tile[0], across)
+    most = strip_rows(width)
+    for k, row in enumerate(rows):
+        bottom = min(row.start + tiling.tile[0], height)
+        for group in _batches(columns, tiling.batch):
+            images = np.zeros((tiling.batch, *tiling.tile, 3), np.float32)
+            for place, column in enumerate(group):
+                right = min(column.start + tiling.tile[1], width)
+                images[place] = _padded(read(row.start, bottom, column.start, right), tiling.tile)
+            probabilities = _checked(np.asarray(net(images)), images.shape)
+            interruption.check()
+            for column, tile in zip(group, probabilities, strict=False):
+                weights = row.weights[:, None, None] * column.weights[None, :, None]
+                tall[:, column.start : column.start + tiling.tile[1]] += weights * tile
+                release()
+            progress(len(group))
+        finished = rows[k + 1].start - row.start if k + 1 < len(rows) else height - row.start
+        for top in range(0, finished, most):
+            yield tall[top : min(top + most, finished), :width].copy()
+            release()
+        for line in range(tiling.tile[0]):
+            below = line + finished
+            tall[line] = tall[below] if below < tiling.tile[0] else 0
+            release()
+
+
+def count(height: int, width: int, tiling: Tiling) -> int:
+    """The number of tiles of an image."""
+    sides = zip((height, width), tiling.tile, strict=True)
+    numbers = [len(_starts(side, tile, tiling.overlap)) for side, tile in sides]
+    return numbers[0] * numbers[1]
+
+
+def check_size(path: Path, size: tuple[int, int], tiling: Tiling) -> None:
+    """Checks, before any work, that an image of the size that a file declares can be predicted.
+
+    Raises:
+      UserError: it has more than `MOST_PIXELS`, or a row of its tiles has more than `MOST_ROW`, or
+        than half of the room for temporary files.
+    """
+    height, width = size
+    what = f"{path}: is {width}x{height} pixels"
+    if height * width > MOST_PIXELS:
+        raise UserError(f"{what}, more than {MOST_PIXELS}; cut it up (gdal_translate -srcwin)")
+    row = 4 * tiling.tile[0] * (width + tiling.tile[1])
+    most, why = MOST_ROW, "that are allowed"
+    if row > ROW:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free // 2
+        most, why = min((most, why), (free, f"that are half of the room in {folder}"))
+    if row > most:
+        raise UserError(
+            f"{what}, whose row of tiles needs {row >> 20} MiB for a while, more than the "
+            f"{most >> 20} MiB {why}; cut it up (gdal_translate -srcwin), or give a smaller --tile"
+        )
+
+
+def probabilities(
+    raster: Raster,
+    net: Net,
+    tiling: Tiling,
+    scale: float = 1.0,
+    progress: Callable[[int], Any] = lambda tiles: None,
+) -> Iterator[np.ndarray]:
+    """Probabilities of an image in strips from the top, float32 `[h, width, 1]`.
+
+    They are 0 where the image has no data: what a net says of that means nothing.
+    """
+    small = reader.scaled(raster, scale)
+    found = strips(small.read, small.height, small.width, net, tiling, progress)
+    rows, columns = Axis(small.height, raster.height), Axis(small.width, raster.width)
+    top = 0
+    for strip in resample_strips(found, rows, columns):
+        bottom = top + len(strip)
+        if raster.valid is not None:
+            has_data = raster.valid(top, bottom, 0, raster.width)
+            strip = np.where(has_data[..., None], strip, np.float32(0))
+        top = bottom
+        yield strip
+
+
+def choose_tiling(sizes: set[tuple[int, int]], net: Net, tile: int = 512, batch: int = 1) -> Tiling:
+    """One tiling for images of these sizes, so that the net is compiled once.
+
+    Images of one size that is no larger than a tile are taken whole, as in training.
+    """
+    least = 4 * ALIGNMENT
+    if tile < least or tile % ALIGNMENT:
+        raise UserError(f"--tile={tile} must be a multiple of {ALIGNMENT}, at least {least}")
+    if batch < 1:
+        raise UserError(f"--batch={batch} must be at least 1")
+    height, width = (max((size[axis] for size in sizes), default=1) for axis in (0, 1))
+    if max(height, width) > tile:
+        reach = measure_reach(net, (batch, tile, tile, 3))
+        return make_tiling(tile, reach, batch=batch)
+    if len(sizes) > 1:
+        height, width = (-(-side // ALIGNMENT) * ALIGNMENT for side in (height, width))
+    return Tiling((height, width), 0, 0, batch)
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    padded = -(-length // ALIGNMENT) * ALIGNMENT
+    last = max(0, padded - tile) if length > tile else 0
+    return [*range(0, last, max(1, tile - overlap)), last]
+
+
+def _row_of_tiles(height: int, width: int) -> tuple[np.ndarray, Callable[[], object]]:
+    """Zeros, float32 `[height, width, 1]`, and what takes them out of the memory for now."""
+    if 4 * height * width <= ROW:
+        return np.zeros((height, width, 1), np.float32), lambda: None
+    try:
+        with tempfile.TemporaryFile() as file:
+            for _ in range(height):  # not as a hole: on a full disk that would end the process
+                file.write(bytes(4 * width))
+            file.flush()
+            pages = mmap.mmap(file.fileno(), 4 * height * width)
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()} has no room for a row of tiles, {height * width >> 18} MiB "
+            f"({error.strerror}); set TMPDIR to a folder that has"
+        ) from error
+    row = np.frombuffer(pages, np.float32).reshape(height, width, 1)
+    advice = getattr(mmap, "MADV_DONTNEED", None)  # not everywhere; the system decides there
+    return row, lambda: None if advice is None else pages.madvise(advice)
+
+
+def _batches(columns: list[Window], size: int) -> Iterator[list[Window]]:
+    for k in range(0, len(columns), size):
+        yield columns[k : k + size]
+
+
+def _checked(found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """What a net gave for tiles of this shape, if it is probabilities; NaN would be no object."""
+    if found.shape != (*shape[:-1], 1):
+        raise UserError(f"net must give {(*shape[:-1], 1)} for tiles {shape}; got {found.shape}")
+    if found.size and not (found.min() >= -SLACK and found.max() <= 1 + SLACK):
+        raise UserError(
+            f"net must give probabilities in [0, 1]; got {found.min()} to {found.max()}"
+        )
+    return found
+
+
+def _padded(image: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
+    """Float32 in [0, 1], the last rows and columns repeated up to the tile's size."""
+    missing = [(0, side - have) for side, have in zip(tile, image.shape[:2], strict=True)]
+    return np.pad(image, [*missing, (0, 0)], "edge").astype(np.float32) / np.float32(255)

@@ -1,0 +1,366 @@
+"""Masks and polygons of image files, written as they are found; the program is `tvjax.predict`."""
+
+import contextlib
+import glob
+import itertools
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tvjax import files, interruption
+from tvjax.data import coco, pictures, workspace
+from tvjax.data.pictures import Raster
+from tvjax.errors import UserError, escaped
+from tvjax.inference import polygons, reader, tiles, writer
+
+
+class Options(NamedTuple):
+    """What is written, and how."""
+
+    scale: float = 1.0
+    threshold: float = 0.5
+    probabilities: bool = False
+    simplify: float = 0.0
+    min_area: int = 1
+    white: float | None = None
+    category: int = 1
+    """Category of all objects in the COCO results."""
+
+
+DEFAULTS = Options()
+
+MOST_NAME = 255
+"""Bytes of a file's name on the usual file systems."""
+
+
+def find_images(patterns: Iterable[str]) -> list[Path]:
+    """The files of directories, globs and file names, in order, each once.
+
+    Raises:
+      UserError: one of them names nothing, or two files would be written under one name: on some
+        file systems also where only case, or how accents are written, tells them apart.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if os.path.isdir(path):  # False, too, of names that are too long
+            inside = [p for p in path.iterdir() if p.suffix.lower() in pictures.SUFFIXES]
+        else:
+            inside = [path] if os.path.exists(path) else [Path(p) for p in glob.glob(pattern)]
+        if not inside:
+            raise UserError(f"--images={pattern}: no such image, or none in there")
+        for path in sorted(inside):
+            found.setdefault(path.parent.resolve() / path.name, path)
+    stems: dict[str, Path] = {}
+    for path in found.values():
+        other = stems.setdefault(_composed(path.stem).casefold(), path)
+        if other != path:
+            raise UserError(f"{other} and {path} would be written under the same name; rename one")
+    return list(found.values())
+
+
+def number_images(paths: list[Path], annotations: str | None) -> list[tuple[int, Path]]:
+    """Ids of the images: their positions from 1, or those of a COCO file.
+
+    Of its images of a path's name, the one whose folders are the path's too is meant. Where there
+    is one of the name only, and in other folders, it is taken, and a note says so.
+
+    Raises:
+      UserError: the file cannot be read, has no image of one of the names, or several that could
+        be meant, or one that could mean several of them.
+    """
+    if annotations is None:
+        return list(enumerate(paths, 1))
+    named: dict[str, list[tuple[int, str]]] = {}
+    content = coco.read_json(Path(annotations), ("images",))
+    try:
+        for record in content["images"]:
+            name = record["file_name"]
+            named.setdefault(_parts(name)[-1], []).append((int(record["id"]), name))
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        words = f"{annotations}: is no COCO file with images ({error})"
+        raise UserError(words) from error
+    found = [_record(path, named, annotations) for path in paths]
+    owners: dict[int, Path] = {}
+    for (number, _), path in zip(found, paths, strict=True):
+        other = owners.setdefault(number, path)
+        if other != path:
+            raise UserError(
+                f"{annotations}: image id {number} would be that of {other} and of {path}; predict "
+                f"them one by one, or name the images in it by their folders too"
+            )
+    elsewhere = [
+        f"{path} as {name}"
+        for (_, name), path in zip(found, paths, strict=True)
+        if not _agreement(path, name)[0]
+    ]
+    if elsewhere:
+        _note(
+            f"{len(elsewhere)} images are in other folders than {annotations} says, and were found "
+            f"by their names alone: {elsewhere[0]}"
+        )
+    return [(number, path) for (number, _), path in zip(found, paths, strict=True)]
+
+
+def _record(
+    path: Path, named: dict[str, list[tuple[int, str]]], annotations: str
+) -> tuple[int, str]:
+    """Id and name of the image of a COCO file that agrees best with a path."""
+    candidates = named.get(_parts(path)[-1], [])
+    if not candidates:
+        raise UserError(f"{path}: {annotations} has no image of this name")
+    most = max(_agreement(path, name) for _, name in candidates)
+    best = [(number, name) for number, name in candidates if _agreement(path, name) == most]
+    if len(best) > 1:
+        (one, first), (two, second) = best[:2]
+        raise UserError(
+            f"{path}: {annotations} names it twice, as image ids {one} ({first}) and {two} "
+            f"({second}); leave one out, or name the images in it by their folders too"
+        )
+    return best[0]
+
+
+def _agreement(path: Path, name: str) -> tuple[bool, int]:
+    """Whether a path ends in a name, folders and all; and in how many of its parts."""
+    parts = _parts(name)
+    pairs = zip(reversed(_parts(path.absolute())), reversed(parts), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return shared == len(parts), shared
+
+
+def _parts(path: str | Path) -> tuple[str, ...]:
+    return Path(_composed(os.path.normpath(path))).parts
+
+
+def _composed(name: str) -> str:
+    """The name with its accents written in one way (macOS has another than others)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def predict_images(
+    images: Sequence[tuple[int, Path]],
+    out: Path,
+    net: tiles.Net,
+    *,
+    options: Options = DEFAULTS,
+    tile: int = 512,
+    batch: int = 1,
+) -> tuple[int, list[str]]:
+    """Writes the masks and polygons of images into a folder; see `tvjax.predict`.
+
+    Args:
+      images: their ids and files.
+      out: the folder, made if need be. What is not complete lies in a hidden folder therein, which
+        is removed at the end, or, after a kill, by the next that writes there.
+      net: tiles, float32 `[batch, H, W, 3]` -> probabilities `[batch, H, W, 1]`; a `Predictor`.
+      options: what is written.
+      tile: side of the tiles of images that are larger.
+      batch: tiles that the net takes at once.
+
+    Returns:
+      The number of objects, and what was wrong with the images that were skipped.
+
+    Raises:
+      UserError: the folder cannot be written, or an option needs a package that is missing.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path, out = Path(folder, "a.png"), Path(folder, "out")
+    ...     Image.new("RGB", (64, 64), "red").save(path)
+    ...     done = predict_images([(1, path)], out, lambda images: images[..., :1])  # red is roof
+    ...     print(done, sorted(file.name for file in out.iterdir()))
+    (1, []) ['a.geojson', 'a_mask.png', 'results.json']
+    """
+    with files.writing("out", out):
+        out.mkdir(parents=True, exist_ok=True)
+    if options.simplify:
+        polygons.require_shapely()
+    skipped: list[str] = []
+    sizes, written, objects = {}, {}, 0
+    for number, path in images:
+        interruption.check()
+        with _skipping(path, skipped), reader.open_raster(path, white=options.white) as raster:
+            _check_name(path)
+            small = reader.scaled(raster, options.scale)
+            if not raster.is_plain:
+                writer.require_rasterio(path)
+            sizes[number, path] = small.height, small.width
+            written[path] = raster.height, raster.width
+    tiling = tiles.choose_tiling(set(sizes.values()), net, tile, batch)
+    for (number, path), size in list(sizes.items()):
+        with _skipping(path, skipped):
+            tiles.check_size(path, size, tiling)
+            tiles.check_size(path, written[path], tiling)
+            continue
+        del sizes[number, path]
+    total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
+    with (
+        workspace.beside(out / "results.json") as work,
+        files.writing("out", out),
+        files.replacing(out / "results.json", work) as temporary,
+        writer.JsonList(temporary) as results,
+        tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
+    ):
+        for number, path in sizes:
+            interruption.check()
+            mark = results.mark()
+            try:
+                with (
+                    _skipping(path, skipped),
+                    reader.open_raster(path, white=options.white) as raster,
+                    # Closed at once where this loop is left: it then closes its files.
+                    contextlib.closing(
+                        predict_raster(raster, out, work, net, tiling, options, bar.update)
+                    ) as found,
+                ):
+                    size, count = (raster.height, raster.width), objects
+                    is_coded = raster.height * raster.width <= polygons.MOST_CODED
+                    if not is_coded:
+                        _note(f"{path}: is too large for COCO's codes, results.json lacks it")
+                    for polygon in found:
+                        count += 1
+                        if is_coded:
+                            results.add(
+                                polygons.coco_result(polygon, *size, number, options.category)
+                            )
+                    mark, objects = results.mark(), count
+            finally:
+                results.back_to(mark)  # of an image that was skipped nothing stays
+    return objects, skipped
+
+
+def predict_raster(
+    raster: Raster,
+    out: Path,
+    work: Path,
+    net: tiles.Net,
+    tiling: tiles.Tiling,
+    options: Options,
+    progress: Callable[[int], Any],
+) -> Generator[polygons.Polygon, None, None]:
+    """Yields an image's objects; its files stand in `out` when they have all been taken.
+
+    Until then they grow in the folder `work`.
+    """
+    kind = "png" if raster.is_plain else "tif"
+    with contextlib.ExitStack() as stack:
+
+        def create(name: str, dtype: Any) -> writer.Writer:
+            target = out / f"{raster.path.stem}_{name}.{kind}"
+            path = stack.enter_context(files.replacing(target, work))
+            size = raster.height, raster.width
+            if raster.is_plain:
+                return stack.enter_context(writer.Png(path, *size, dtype))
+            return stack.enter_context(
+                writer.GeoTiff(path, *size, dtype, raster.transform, raster.crs)
+            )
+
+        masks = create("mask", np.uint8)
+        maps = None
+        if options.probabilities:
+            maps = create("probability", np.uint16 if raster.is_plain else np.float32)
+
+        def written() -> Iterator[np.ndarray]:
+            counted, share = _counting(raster)
+            for strip in tiles.probabilities(counted, net, tiling, options.scale, progress):
+                strip = strip[..., 0]
+                masks.write(np.where(strip > options.threshold, 255, 0).astype(np.uint8))
+                if maps is not None:
+                    maps.write(np.rint(strip * 65535) if raster.is_plain else strip)
+                yield strip
+            _note_no_data(raster.path, share())
+
+        path = stack.enter_context(files.replacing(out / f"{raster.path.stem}.geojson", work))
+        features = stack.enter_context(writer.JsonList(path, *_collection(raster)))
+        for polygon in polygons.trace(
+            written(), threshold=options.threshold, min_area=options.min_area
+        ):
+            drawn = polygon
+            if options.simplify:
+                drawn = polygons.simplify(polygon, options.simplify)
+            features.add(polygons.feature(drawn, raster.transform))
+            yield polygon
+
+
+def _check_name(path: Path) -> None:
+    """Refuses names that could not be those of what is written for an image."""
+    longest = len(os.fsencode(f"{path.stem}_probability.png"))
+    if longest > MOST_NAME:
+        raise UserError(
+            f"{path}: its name is too long for those of its masks, by {longest - MOST_NAME} bytes; "
+            f"rename it"
+        )
+
+
+@contextlib.contextmanager
+def _skipping(path: Path, skipped: list[str]) -> Iterator[None]:
+    """Reports a bad image and goes on. Reading raises no `OSError`, writing does: it goes through,
+    since no other image would fare better."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # whatever it was, it must not cost the other images
+        reason = str(error)
+        if not isinstance(error, UserError):
+            reason = f"{path}: {type(error).__name__}: {reason.partition(chr(10))[0]}"
+        tqdm.write(f"skipped: {escaped(reason)}", file=sys.stderr)
+        skipped.append(reason)
+
+
+def _note(words: str) -> None:
+    tqdm.write(f"note: {escaped(words)}", file=sys.stderr)
+
+
+def _counting(raster: Raster) -> tuple[Raster, Callable[[], float]]:
+    """The raster, and the share of its pixels without data, once all of it has been read."""
+    without, valid = [0], raster.valid
+    if valid is None:
+        return raster, lambda: 0.0
+
+    def count(*window: int) -> np.ndarray:
+        found = valid(*window)
+        without[0] += int(np.count_nonzero(~found))
+        return found
+
+    return raster._replace(valid=count), lambda: without[0] / (raster.height * raster.width)
+
+
+def _note_no_data(path: Path, share: float) -> None:
+    if share > 0.5:
+        _note(
+            f"{path}: {share:.1%} of it has no data (alpha is 0, or its nodata value or mask says "
+            "so), where no objects are sought; if another band was taken for alpha, near infrared "
+            "for instance, name it otherwise (gdal_edit -colorinterp_4 undefined)"
+        )
+
+
+def _collection(raster: Raster) -> tuple[str, str]:
+    """The beginning and the end of a GeoJSON file in the image's coordinates."""
+    authority = raster.crs.to_authority() if raster.crs else None
+    name = None
+    if raster.transform is not None and not raster.crs:
+        _note(
+            f"{raster.path}: has a georeference without a coordinate system; polygons are in its "
+            "coordinates, and no program can place them (gdal_edit -a_srs EPSG:NUMBER names it)"
+        )
+    if raster.crs and authority is None:
+        _note(
+            f"{raster.path}: its coordinate system has no code; polygons are in its coordinates, "
+            f"but do not name it"
+        )
+    elif authority == ("EPSG", "4326"):
+        name = "urn:ogc:def:crs:OGC:1.3:CRS84"  # longitude first, as GeoJSON has it
+    elif authority:
+        name = f"urn:ogc:def:crs:{authority[0]}::{authority[1]}"
+    crs = {"type": "name", "properties": {"name": name}}
+    member = f' "crs": {json.dumps(crs)},' if name else ""
+    return f'{{"type": "FeatureCollection",{member} "features": [', "]}"

@@ -1,0 +1,75 @@
+"""Images with their truth, of a split or a COCO file, one at a time."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tvjax.data import coco
+from tvjax.data.records import Split
+from tvjax.inference import polygons
+
+
+class Example(NamedTuple):
+    """An image with its truth."""
+
+    id: int
+    name: str
+    """Path of its file in the folder of images."""
+    image: np.ndarray
+    """Uint8 `[H, W, 3]`."""
+    mask: np.ndarray
+    """Uint8 `[H, W, 1]`, 0 or 1: the union of the objects."""
+    objects: tuple[Any, ...]
+    """COCO segmentations, one an object. A split keeps no more than masks: there they are the
+    mask's 4-connected components, and roofs that touch count as one."""
+    crowds: tuple[bool, ...]
+    """Whether each of them is a region of many objects, where COCO counts none."""
+    valid: np.ndarray | None = None
+    """Bool `[H, W]`, where the image has data; None: everywhere."""
+
+
+class Examples(NamedTuple):
+    """A sequence that decodes an example when it is asked for."""
+
+    sizes: Sequence[tuple[int, int]]
+    """Heights and widths."""
+    get: Callable[[int], Example]
+
+    @classmethod
+    def of_split(cls, split: Split) -> "Examples":
+        """The tiles of a split."""
+
+        def get(k: int) -> Example:
+            record = split[k]
+            size = record["mask"].shape[:2]
+            found = polygons.trace([record["mask"][..., 0]])
+            objects = tuple(polygons.run_lengths(polygon, *size) for polygon in found)
+            names = record["id"], record["file"]
+            crowds = (False,) * len(objects)
+            return Example(*names, record["image"], record["mask"], objects, crowds)
+
+        size = split[0]["mask"].shape[:2]
+        return cls([size] * len(split), get)
+
+    @classmethod
+    def of_coco(
+        cls, annotations: str | Path, images: str | Path, categories: Sequence[int] = ()
+    ) -> "Examples":
+        """The images of a COCO file, in their own size; see `tvjax.data.coco`.
+
+        Raises:
+          UserError: the file or an image is malformed.
+        """
+        found = coco.read(annotations, images, categories=categories)
+
+        def get(k: int) -> Example:
+            tile = found[k]
+            image, mask, valid = tile.read()
+            mask = mask[..., None].astype(np.uint8)
+            names = tile.id, os.path.relpath(tile.file, images)
+            return Example(*names, image, mask, tile.segmentations, tile.crowds, valid)
+
+        return cls([(tile.height, tile.width) for tile in found], get)
