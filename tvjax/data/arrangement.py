@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tvjax.data import given, groups, map_tiles, splits
+from tvjax.errors import UserError
 
 FILE = "splits.csv"
 """Beside the records: `id`, `file`, `split` and `cluster` of each tile; `--split_file` reads it."""
@@ -71,6 +72,24 @@ class Arrangement(NamedTuple):
             return labels, splits.draw(labels, self.fractions, self.seed), notes
         assigned = given.assign(names, self.splits, self.where)
         return labels, assigned, [f"warning: {line}" for line in given.warn(assigned, kept)]
+
+
+def read_clusters(directory: Path) -> dict[int, int]:
+    """The number of the cluster of each tile of prepared records, by its id.
+
+    Nothing of records that an earlier version made, which have no `splits.csv`.
+
+    Raises:
+      UserError: the file cannot be read, or is no such table.
+    """
+    path = directory / FILE
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {int(row["id"]): int(row["cluster"]) for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); prepare the tiles anew") from error
 
 
 def write(

@@ -109,6 +109,17 @@ def _digests(image: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(f.digest() for f in found), ">u8").astype(np.uint64)
 
 
+def pairs(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
+    """All pairs of near-duplicates, int `[P, 2]`, the smaller index first, in order.
+
+    Args:
+      hashes: as in `clusters`.
+      block: as in `clusters`.
+    """
+    found = np.array(list(_near_pairs(hashes, block)), int).reshape(-1, 2)
+    return np.unique(np.sort(found, axis=1), axis=0)
+
+
 def clusters(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
     """Labels the clusters of near-duplicates: the connected components of their graph.
 
