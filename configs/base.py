@@ -12,8 +12,8 @@ def get_config() -> ConfigDict:
     """A plain U-Net on the embedded set."""
     config = ConfigDict()
 
-    config.name = "unet"  # of the run; also of its folder under runs/
-    config.seed = 0  # of the initial parameters and of the order of the batches
+    config.name = "unet"  # name of the run, and of its folder under runs/
+    config.seed = 0  # seed of the initial parameters and of the order of the batches
 
     config.data = ConfigDict(
         dict(
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
             cache="~/.cache/tvjax",  # where sets that are made at first use are kept
             size=64,  # pixels, height and width of the tiles, if they are prepared at first use
             limit=placeholder(int),  # how many tiles of a folder to draw; None: all
-            seed=0,  # of the draw, of the splits, and of the embedded scenes
+            seed=0,  # seed of the draw, of the splits, and of the embedded scenes
             # Keep the tiles on the device, unless they take more than a quarter of its memory;
             # False: stream them from the records. Of several processes each streams its own rows of
             # each batch, whatever is said here.
@@ -34,15 +34,15 @@ def get_config() -> ConfigDict:
         dict(
             name="unet",  # unet, segnet or segformer
             head="sigmoid",  # sigmoid, softmax (two classes), or tv_softmax (RU-Net)
-            head_iterations=1,  # of tv_softmax
-            head_kind="anisotropic",  # of tv_softmax: anisotropic or isotropic
+            head_iterations=1,  # iterations of the head tv_softmax; None: until it converges
+            head_kind="anisotropic",  # kind of the head tv_softmax: anisotropic or isotropic
             # Filters of the first block, which double with each one (of segnet: up to 8 times as
             # many); of segformer the channels of one attention head.
             width=16,
             depth=2,  # how often the size is halved (segnet: 5 at most); segformer: blocks a stage
             momentum=0.9,  # decay of BatchNorm's running statistics; segformer has none
-            dtype="float32",  # of the net's computation: float32 or bfloat16
-            # Of the net's convolutions and products in float32, where hardware has faster ones.
+            dtype="float32",  # type of the net's computation: float32 or bfloat16
+            # Precision of the net's float32 convolutions and products, where hardware has faster ones.
             # highest: float32. high: TF32 on an NVIDIA GPU, three bfloat16 products on a TPU.
             # default: TF32 there and one bfloat16 product, faster, but hypergradients are then off
             # by 1 to 5 %, and by 15 % at worst. On a CPU all are one.
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     )
     config.regularizer = ConfigDict(
         dict(
-            place="none",  # of total variation: none (U-Net), loss (LU-Net), head (RU-Net)
+            place="none",  # where total variation acts: none (U-Net), loss (LU-Net), head (RU-Net)
             weight=1e-6,  # lambda, or the value from which it is learned
             blocks=1,  # 1: one lambda; n: a map of n x n, one for each block of the tile
             per_class=False,  # a lambda for each class of a softmax head
@@ -67,20 +67,20 @@ def get_config() -> ConfigDict:
         dict(
             name="adam",  # adam, adamw or sgd
             learning_rate=2e-3,
-            b1=0.9,  # of adam and adamw, as are b2 and eps
-            b2=0.999,
-            eps=1e-8,
-            weight_decay=0.0,  # of adamw
-            momentum=0.0,  # of sgd
+            b1=0.9,  # decay of the mean gradient; b1, b2 and eps belong to adam and adamw
+            b2=0.999,  # decay of the mean squared gradient
+            eps=1e-8,  # smallest divisor
+            weight_decay=0.0,  # for adamw
+            momentum=0.0,  # for sgd, in [0, 1)
         )
     )
     config.schedule = ConfigDict(
         dict(
-            # Of the learning rate after the warm-up: constant, or cosine or linear down to the last
+            # Learning rate after the warm-up: constant, or cosine or linear down to the last
             # of train.steps (a run that is prolonged follows its new length from there on).
             name="constant",
             warmup=0,  # steps over which it rises to optimizer.learning_rate
-            final=0.0,  # of cosine and linear: the last rate, as a part of the highest
+            final=0.0,  # last rate of cosine and linear, as a part of the highest
         )
     )
     config.loss = ConfigDict(
@@ -89,10 +89,10 @@ def get_config() -> ConfigDict:
             validation="bce",  # what lambda is learned by, the same names
             dice_smoothing=1.0,  # pixels
             focal_gamma=2.0,  # 0: focal is bce
-            focal_alpha=placeholder(float),  # weight of the object; None: as of the background
+            focal_alpha=placeholder(float),  # weight of the object, 0 to 1; None: both 1
         )
     )
-    config.augmentation = ConfigDict(  # of training batches
+    config.augmentation = ConfigDict(  # changes training batches only
         dict(
             flips=False,  # left to right and upside down
             turns=False,  # by quarter turns; for square tiles
@@ -113,7 +113,7 @@ def get_config() -> ConfigDict:
             # training_loss   no hypergradient: lambda follows the training loss (Jia et al. 2021)
             method="none",
             steps=1,  # K of reverse and forward; each update then takes K steps at once
-            learning_rate=0.05,  # of Adam on log lambda
+            learning_rate=0.05,  # learning rate of Adam on log lambda
             warmup=40,  # steps before lambda's first update; Adam's first steps tell nothing of it
             every=4,  # steps from one update of lambda to the next, at least K
             # Standard errors from 0 that the mean of the collected hypergradients must have before
@@ -121,7 +121,7 @@ def get_config() -> ConfigDict:
             # moved lambda in 4 % of runs of 200 looks, in 47 % with autocorrelation 0.5.
             significance=0.0,
             batch_size=16,  # validation images in an update
-            statistics="batch",  # of BatchNorm in the validation loss: batch or running
+            statistics="batch",  # what BatchNorm uses in the validation loss: batch or running
         )
     )
     config.denoise = ConfigDict(

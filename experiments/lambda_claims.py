@@ -45,7 +45,7 @@ class Study:
         self.pieces = {name: p for name, p in pieces.items() if name.split("_")[1] == data}
 
     def members(self, kind: str) -> list[dict[str, Any]]:
-        """Those of the pieces `KIND_SET...`."""
+        """The members of the pieces `KIND_SET...`."""
         found = [p["members"] for name, p in self.pieces.items() if name.split("_")[0] == kind]
         return [m for group in found for m in group]
 

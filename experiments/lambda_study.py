@@ -50,7 +50,7 @@ from tvjax.types import Batch, Config
 KEPT = "loss", "bce", "tv", "lambda", "hypergradient", "outer_loss"
 """Names of the metrics of a step that are kept."""
 DRAWN = "bce", "hypergradient", "outer_loss"
-"""Those of `KEPT` whose course a result file keeps."""
+"""The metrics of `KEPT` whose course a result file keeps."""
 
 
 def define_flags() -> None:
@@ -175,7 +175,7 @@ def config_of(scale: Scale) -> Config:
 
 
 def estimators(rate: float) -> dict[str, Callable[[Any], hypergrad.Estimator] | None]:
-    """From the decay of the memory to an estimator, by the name of its program."""
+    """Functions of the decay of the memory to an estimator, by the name of its program."""
     return {
         "plain": None,
         "exact": lambda decay: hypergrad.exact(mode="forward"),
@@ -710,7 +710,7 @@ def _strict(x: Any) -> Any:
 
 
 def _compiled(lowered: Any) -> Any:
-    """Without the search for the fastest of many kernels, which takes longer than the runs."""
+    """Compiles without the search for the fastest kernels, which takes longer than the runs."""
     quick = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
     options = {"gpu": quick, "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
     choice = options.get(jax.default_backend())

@@ -14,7 +14,7 @@ import numpy as np
 from jax import core
 
 SLACK = 1e-3
-"""By how much probabilities and pixels may leave [0, 1]: what resampling and rounding do."""
+"""How far probabilities and pixels may leave [0, 1]: what resampling and rounding do."""
 
 
 def real(name: str, x: Any) -> jax.Array:
@@ -39,7 +39,7 @@ def valid(name: str, x: Any, ok: Callable[[Any], Any], need: str) -> jax.Array:
     """`x` if all of its values are `ok`; traced ones that are not become NaN.
 
     Args:
-      name: of the argument.
+      name: name of the argument.
       x: a number or an array.
       ok: tells for each value whether it is valid, by operators alone; False of NaN.
       need: what the values must be, for the message.

@@ -53,7 +53,7 @@ def unwritable(message: str, error: OSError) -> UserError:
     """The error, to be raised, for what the system would not write.
 
     Args:
-      message: that says what, with `{}` where the system's reason belongs.
+      message: a text that says what, with `{}` where the system's reason belongs.
       error: the system's.
 
     Returns:

@@ -20,7 +20,7 @@ class Range(NamedTuple):
     """What a value may be."""
 
     words: str
-    """It goes on after "must be"."""
+    """The words that go on after "must be"."""
     holds: Callable[[Any], bool]
     """Whether a value is so; of any type."""
 

@@ -73,8 +73,8 @@ def check_folder(flag: str, folder: Path, within: str = "") -> None:
     """Checks, before the work, that a folder can be written, or made; makes nothing.
 
     Args:
-      flag: that names it.
-      folder: to be written.
+      flag: the flag that names it.
+      folder: the folder to be written.
       within: the file of it that the flag names.
 
     Raises:

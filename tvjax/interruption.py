@@ -26,7 +26,7 @@ def noted(status: int) -> Iterator[None]:
     """Within it both signals are noted; inside of itself it changes nothing.
 
     Args:
-      status: of the process, if a second one ends it.
+      status: exit status of the process, if a second one ends it.
     """
     if _Noted.within:
         yield

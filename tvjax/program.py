@@ -53,7 +53,7 @@ def run(main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED) -> 
     anew with a word on what stays.
 
     Args:
-      main: of the program.
+      main: main function of the program.
       interrupted: the exit status after either, and after a second one, which ends it at once.
     """
 

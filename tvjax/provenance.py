@@ -40,7 +40,7 @@ def visible_cores() -> int:
 
 
 def _version(package: str) -> str | None:
-    """None for a package that runs without being installed, as from a checkout."""
+    """The version of a package; None if it runs without being installed, as from a checkout."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -38,7 +38,7 @@ def noisy_discs(size: int, images: int) -> np.ndarray:
 
 
 def denoise(f: jax.Array, kind: str, method: str) -> dict[str, Any]:
-    """To a gap of 1e-4 of the objective at the start."""
+    """Denoises to a gap of 1e-4 of the objective at the start."""
     scale = LAM * float(jnp.min(tvjax.total_variation(f, kind=kind)))
     solve = partial(
         tvjax.denoise_tv, f, LAM,

@@ -139,7 +139,7 @@ class Peers:
         return step
 
     def higher(self):
-        """Its differentiable Adam; the state goes back to the net after each step."""
+        """Takes higher's differentiable Adam; the state goes back to the net after each step."""
         import higher
 
         net = self.net()

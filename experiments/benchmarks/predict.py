@@ -64,7 +64,7 @@ def write_raster(path: Path, size: int) -> None:
 
 
 def measure(folder: Path) -> dict:
-    """In the process of one case."""
+    """Measures one case, in a process of its own."""
     config = base.get_config()
     config.model.width = _WIDTH.value
     setup = make_setup(config, (64, 64))

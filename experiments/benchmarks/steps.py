@@ -40,7 +40,7 @@ RATE = 1e-3
 
 
 def estimators(loop: hypergrad.Loop, ten: int = 10) -> dict[str, hypergrad.Estimator]:
-    """By name; `loop` is that of ten steps, or of so many."""
+    """The estimators by name; `loop` runs ten steps, or as many as given."""
     return {
         "exact": hypergrad.exact(),
         "paper": hypergrad.paper(RATE),

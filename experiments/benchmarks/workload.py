@@ -60,7 +60,7 @@ def random_batches(number: int, *, batch: int, size: int) -> list[Batch]:
 
 
 def median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Of each call, timed in turn, round after round: a drift of the machine's speed hits all.
+    """Median seconds of each call, timed in turn, round after round: a drift of speed hits all.
 
     The calls are to be compiled already.
     """

@@ -16,7 +16,7 @@ def make(name: str, seed: int, data: str | None = None) -> Setting:
 
     Args:
       name: one of PROBLEMS.
-      seed: of mini-batches and noise.
+      seed: seed of mini-batches and noise.
       data: tiles, for the problem that takes any.
 
     Raises:

@@ -20,7 +20,7 @@ class Setting(NamedTuple):
     state: InnerState
     hyper: PyTree
     inner_batches: Sequence[PyTree]
-    """Of the training, one a step, begun again at their end."""
+    """Batches of the training, one per step, begun again at their end."""
     outer_batch: PyTree
     draws: Sequence[tuple[Sequence[PyTree], PyTree]]
     """Mini-batches `(inner_batches, outer_batch)` for the spread of the estimates."""
@@ -39,8 +39,8 @@ def estimators(rate: float, scale: float, *, momentum: float | None, damping: fl
     Args:
       rate: the optimiser's learning rate.
       scale: 1 / the largest curvature of the inner loss.
-      momentum: of heavy ball; None where the optimiser is Adam.
-      damping: of CG.
+      momentum: momentum of heavy ball; None where the optimiser is Adam.
+      damping: damping of CG.
     """
     if momentum is None:
         own = {"preconditioned": hypergrad.preconditioned(rate)}

@@ -15,7 +15,7 @@ TENTHS = (0.8, 0.1, 0.1)
 
 
 def brute_touching(tiles):
-    """By corners in units of the finest zoom: closed squares that meet."""
+    """Whether closed squares meet, by corners in units of the finest zoom."""
     finest = tiles[:, 0].max()
     side = 2 ** (finest - tiles[:, 0])
     low, high = tiles[:, 1:] * side[:, None], (tiles[:, 1:] + 1) * side[:, None]

@@ -1,4 +1,4 @@
-"""From a COCO file to records: pixels, subset, splits, reruns, interruptions, damage."""
+"""Records made from a COCO file: pixels, subset, splits, reruns, interruptions, damage."""
 
 import json
 import os

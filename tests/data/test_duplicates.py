@@ -67,7 +67,7 @@ def test_symmetric_images_have_the_hashes_of_their_rotations_and_flips(image):
 
 
 def test_the_transform_is_that_of_rational_numbers():
-    """By whole numbers of any size: no processor can have other bits."""
+    """Whole numbers of any size are the oracle: no processor can have other bits."""
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     r, g, b = np.moveaxis(image.astype(object), -1, 0)
     levels = (19595 * r + 38470 * g + 7471 * b + 32768) // 65536

@@ -102,7 +102,7 @@ def test_records_put_in_place_of_others_have_their_own_identity(source, tmp_path
 
 
 def mend(source):
-    """Other pixels in a file of the same size and time."""
+    """Writes other pixels into a file of the same size and time."""
     path = source / "images" / "04.png"
     before = path.stat()
     draw(source, 4, 99)

@@ -88,7 +88,7 @@ def config_of(net, method, map, devices):
 
 @cache
 def first_state(net, method):
-    """In float64, but made in float32: random numbers of 64 bits compile ten times as long."""
+    """The first state in float64, made in float32: 64-bit draws compile ten times as long."""
 
     def widen(x):
         return np.asarray(x, np.float64 if np.issubdtype(x.dtype, np.floating) else x.dtype)

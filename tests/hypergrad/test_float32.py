@@ -131,7 +131,7 @@ def test_nystrom_of_full_rank_is_the_damped_inverse(lowest, highest, damping):
 
 @pytest.mark.parametrize("rank", [3, 10, P])
 def test_the_sketch_in_float32_is_that_in_float64(rank):
-    """It holds for an indefinite matrix too, and for one of low rank."""
+    """The matrix may be indefinite too, or of low rank."""
     rng, low_rank = np.random.default_rng(0), jax.jit(implicit.low_rank)
     for eigenvalues in (
         np.logspace(-2, 1, P),

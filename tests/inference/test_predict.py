@@ -237,7 +237,7 @@ def test_the_scale_shrinks_as_training_does_and_masks_keep_the_image_s_size(tmp_
 
 @pytest.mark.parametrize("old, new", [(300, 1), (300, 7), (70, 9), (9, 70), (5, 15), (64, 64)])
 def test_what_is_resized_is_exact_and_so_are_ties(old, new):
-    """By whole numbers of any size; a tie at a half is no object, a hair above it is one."""
+    """Whole numbers are the oracle; a tie at a half is no object, a hair above it is one."""
     image = (np.random.default_rng(old).random((old, old, 1)) < 0.5).astype(np.uint8)
     image[: old // 2] = 1 - image[: old - old // 2 - 1 : -1, ::-1]  # half of its pixels, or so
     rows = resample.Axis(old, new)

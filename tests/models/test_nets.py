@@ -128,7 +128,7 @@ def count(net, size=64):
 
 
 def segnet_count(channels, width, depth, *, biases=False):
-    """By hand: each convolution has 9 c_in c_out weights, each BatchNorm two numbers a channel."""
+    """Counts by hand: a convolution has 9 c_in c_out weights, a BatchNorm two per channel."""
     blocks = [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)][:depth]
     plan = [width * factor for number, factor in blocks for _ in range(number)]
     # The encoder, and the decoder but for its last convolution.
@@ -145,7 +145,7 @@ def test_segnet_parameter_count():
 
 
 def segformer_count(channels, width, depth, *, key_bias=False):
-    """By hand, from the paper's section 3; a LayerNorm has two numbers a channel."""
+    """Counts by hand, from the paper's section 3; a LayerNorm has two numbers a channel."""
     total, below = 0, 3
     for heads, r, side in zip((1, 2, 5, 8), (8, 4, 2, 1), (7, 3, 3, 3), strict=True):
         c = width * heads
@@ -176,7 +176,7 @@ def model(name, *, head="sigmoid", width=2, depth=1, precision="highest"):
 
 
 def shapes(name, head, size):
-    """Of logits and probabilities."""
+    """The shapes of logits and probabilities."""
     net, made = model(name, head=head)
 
     def outputs():
@@ -230,7 +230,7 @@ def batch(seed, *, n=4, size=16, dtype=jnp.float32):
 
 
 def initial(net, dtype):
-    """As `net.init` draws them, which takes longer to compile than all the rest."""
+    """Parameters as `net.init` draws them, which takes longer to compile than all the rest."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -257,7 +257,7 @@ def bilevel(name, optimizer, *, width=2, dtype=jnp.float32):
 
 @pytest.fixture
 def two_stages(monkeypatch):
-    """Of SegFormer's four, to compile the half."""
+    """Two of SegFormer's four stages, to compile the half."""
     for field in ("HEADS", "REDUCTIONS", "PATCHES"):
         monkeypatch.setattr(segformer, field, getattr(segformer, field)[:2])
 

@@ -118,7 +118,7 @@ def test_reversible_learning_rounds_no_product():
     ("segformer", "sigmoid"),
 ])  # fmt: skip
 def test_a_step_rounds_the_products_of_its_net_alone(name, head):
-    """And these as the field says."""
+    """The net's products are rounded as the field says."""
     net, _, _, _, state = setting(name=name, head=head)
     variables = {"params": state.inner.params, **state.inner.model_state}
     del variables["lam"]
@@ -189,7 +189,7 @@ def real_tiles(folder):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="needs shared/data/crowdai beside the checkout")
 def test_the_hypergradient_in_float32_is_that_of_float64(tmp_path):
-    """At states of one training, each in float32 and in float64: 5e-4 apart by the median.
+    """The states are of one training, each in float32 and in float64: 5e-4 apart by the median.
 
     Now and then rounding decides whether a unit is above 0: then float64 too moves by up to 8e-4
     when its parameters are rounded once, and float32 has been 2e-3 off.

@@ -273,7 +273,7 @@ def test_an_interval_is_bounded_repeatable_and_not_given_of_few_images():
 
 
 def signed_rank_by_enumeration(levels):
-    """Over all signs: the share of those whose sum of ranks is as extreme as this."""
+    """The share of all signs whose sum of ranks is as extreme as this."""
     levels = levels[levels != 0]
     ranks = stats.rankdata(np.abs(levels))
     signs = np.array(list(itertools.product((0, 1), repeat=len(ranks))))

@@ -257,7 +257,7 @@ def test_a_process_that_is_killed_ends_the_job_which_then_resumes(whole, tiles, 
 @pytest.mark.cluster
 @pytest.mark.parametrize("methods", [("none", *METHODS)[k::4] for k in range(4)], ids="-".join)
 def test_two_processes_of_two_devices_are_one_to_rounding(tmp_path, methods):
-    """In float64, all of the state, and the batches are of the same tiles."""
+    """All of the state is compared, in float64, and the batches are of the same tiles."""
     file = str(tmp_path / "one")
     env = environment(1) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "tests/helpers/devices.py", "keep", file, "pixels", *methods]

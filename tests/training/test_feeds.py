@@ -17,7 +17,7 @@ from tvjax.training import loop, parallel, restore, rundir
 
 @pytest.fixture(scope="module")
 def other(make_tiles):
-    """Other tiles than those of `tiles`, of the same number and size."""
+    """Tiles other than those of `tiles`, of the same number and size."""
     return make_tiles(1)
 
 
@@ -141,7 +141,7 @@ for place in sys.argv[2:]:
 
 
 def test_evaluation_refuses_other_data_unless_they_are_named(run, begun, other, tmp_path):
-    """In a process of its own: two programs' flags cannot be in one."""
+    """Evaluates in a process of its own: two programs' flags cannot be in one."""
     shutil.copytree(begun / "tiles", tmp_path / "moved")
     shutil.rmtree(run.parent / "tiles")
     shutil.copytree(other, run.parent / "tiles")

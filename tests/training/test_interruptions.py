@@ -146,7 +146,7 @@ def test_a_record_file_cut_off_is_named_in_one_line(tiles, tmp_path):
 
 @pytest.fixture
 def config(tiles, tmp_path, compiled, monkeypatch):
-    """Of a run of 12 steps that saves every 4, of a net that compiles in a moment."""
+    """The config of a run of 12 steps that saves every 4, with a net that compiles in a moment."""
     monkeypatch.setattr(program, "cache_compilations", lambda _: None)
     config = lives.config_of(tiles, tmp_path, 1)
     config.hypergrad.method = "none"

@@ -105,7 +105,7 @@ def test_a_run_leaves_what_the_contract_names(whole):
 
 
 def test_a_run_of_before_the_score_was_chosen_goes_on_by_its_own(tmp_path):
-    """It was by the mean over images that its best checkpoint is the best."""
+    """The mean over images chose its best checkpoint, and goes on to choose."""
     config = lunet_bilevel.get_config()
     stored = config.to_dict()
     del stored["evaluation"]["score"]

@@ -104,7 +104,7 @@ def test_hypergradients_of_the_training_step(x64, name, statistics):
 
 
 def test_the_formula_is_the_hypergradient_of_gradient_descent(x64):
-    """Of the training step's own problem, with BatchNorm, under a net that compiles in a moment."""
+    """The problem is the training step's own, with BatchNorm and a net that compiles quickly."""
     net = devices.Pixels(1, 2, 1, 0.9, "float64", None)
     regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
     problem = steps.make_problem(net, SIGMOID, optax.sgd(RATE, momentum=0.9), regularizer)
@@ -255,7 +255,7 @@ def test_the_hypergradient_of_a_tv_softmax_head_is_exact_with_its_direct_term(x6
 
 @pytest.mark.slow
 def test_three_steps_of_the_net_have_one_derivative_whichever_way(x64):
-    """Through Adam's moments and BatchNorm's running statistics, which the outer loss reads."""
+    """Adam's moments and BatchNorm's running statistics count: the outer loss reads them."""
     _, problem, state, alpha = with_head(SIGMOID, jnp.asarray(1e-3), statistics="running")
     forward, difference = after_two_steps(hypergrad.forward(3, loop=SCANNED), problem, state, alpha)
     reverse, _ = after_two_steps(hypergrad.reverse(3, loop=SCANNED), problem, state, alpha)

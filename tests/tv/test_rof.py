@@ -324,7 +324,7 @@ def test_jit_vmap_loop_and_shapes_agree(x64, kind):
 
 @pytest.mark.parametrize("kind", ["anisotropic", "isotropic"])
 def test_only_differences_matter(kind):
-    """In float32 a level of 1000 left a solution off by 6e-4, and its certificate as coarse."""
+    """A level of 1000 in float32 left a solution off by 6e-4, and its certificate as coarse."""
     level = 1000
     f = jnp.asarray(noise(2, 16, 16, 1), jnp.float32) + level
     low = denoise_tv(f - level, 0.1, kind=kind, tolerance=1e-5)

@@ -48,7 +48,7 @@ class Arrangement(NamedTuple):
         """The splits of tiles.
 
         Args:
-          names: of the tiles.
+          names: names of the tiles.
           twins: labels `[N]`, equal for near-duplicates.
 
         Returns:

@@ -118,15 +118,15 @@ def build(
         test; or a directory of mask PNGs, see `masks.read`.
       images: the directory of its images, or of three files one each.
       out: the directory to make.
-      size: of the records, in pixels: height and width, or the side of a square. Tiles are shrunk
+      size: pixels of the records: height and width, or the side of a square. Tiles are shrunk
         to it by area mean, masks by majority.
       limit: number of tiles, drawn at random by `seed`; None takes all.
-      seed: of that draw and of the splits.
+      seed: seed of that draw and of the splits.
       split: fractions of training, validation and test.
       skip_bad: leaves out images that cannot be used: files that are missing or cannot be decoded,
         faulty regions, images smaller than `size` or of another shape. Else one error tells of
         all of them.
-      categories: of a COCO file, see `coco.read`; of masks the values that are object, see
+      categories: categories of a COCO file, see `coco.read`; values of masks that are object, see
         `masks`.
       split_file: gives the splits, see `given.read`; None, unless there are three COCO files: they
         are drawn, see `splits.draw`, and near-duplicates stay together.

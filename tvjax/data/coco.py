@@ -54,9 +54,9 @@ class Tile(NamedTuple):
     file: Path
     """The image file."""
     height: int
-    """In pixels, as the COCO file declares it."""
+    """Height in pixels, as the COCO file declares it."""
     width: int
-    """In pixels, as the COCO file declares it."""
+    """Width in pixels, as the COCO file declares it."""
     segmentations: tuple[Any, ...]
     """The regions of its annotations; each has passed `regions.check`."""
     crowds: tuple[bool, ...]

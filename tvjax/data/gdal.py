@@ -137,7 +137,7 @@ def _driver(path: Path) -> str | None:
 
 
 def _check_dataset(path: Path, dataset: Any) -> None:
-    """Before anything else is asked of it: most questions make GDAL look for masks."""
+    """Refuses a file before anything else is asked: most questions make GDAL look for masks."""
     if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
         raise UserError(
             f"{path}: names another file as its overviews; remove that (gdal_translate, and the "
@@ -165,8 +165,8 @@ def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
     """What the numbers in a file mean.
 
     Args:
-      path: of the file.
-      dataset: as opened.
+      path: path of the file.
+      dataset: the opened file.
       white: the value of 16-bit pixels that becomes 255; None: they are refused.
 
     Raises:
@@ -300,7 +300,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _table(dataset: Any, name: str, inverted: bool) -> np.ndarray | None:
-    """See `Layout.table`."""
+    """The table of colours, see `Layout.table`."""
     if name == "palette":
         table = np.zeros((256, 4), np.uint8)
         for index, color in dataset.colormap(1).items():

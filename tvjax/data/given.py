@@ -52,9 +52,9 @@ def assign(names: Sequence[str], splits: Mapping[str, int], where: str) -> np.nd
     """The split of each tile, int `[N]`.
 
     Args:
-      names: of the tiles.
+      names: names of the tiles.
       splits: indices by name, or by name without its ending; names of no tile do not matter.
-      where: it says so, for the message.
+      where: what says so, for the message.
 
     Raises:
       UserError: a tile has no split, or a split no tile.
@@ -76,7 +76,7 @@ def warn(assigned: np.ndarray, kept: dict[str, np.ndarray]) -> list[str]:
 
     Args:
       assigned: the split of each tile, `[N]`.
-      kept: by kind, labels `[N]`, equal for tiles that should stay together.
+      kept: for each kind labels `[N]`, equal for tiles that should stay together.
     """
     lines = []
     for kind, labels in kept.items():

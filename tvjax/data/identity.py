@@ -23,7 +23,7 @@ def digest(sets: Mapping[str, Iterable[tuple[np.ndarray, np.ndarray]]]) -> str:
     """SHA-256 over the splits' names and, in their order, all images and masks.
 
     Args:
-      sets: of each split its pairs of an image uint8 `[H, W, 3]` and a mask uint8 `[H, W, 1]`.
+      sets: for each split its pairs of an image uint8 `[H, W, 3]` and a mask uint8 `[H, W, 1]`.
     """
     found = hashlib.sha256()
     for name, pairs in sets.items():

@@ -83,7 +83,7 @@ def is_built(
     """Whether `directory` already holds what is asked for.
 
     Args:
-      directory: that may be there already.
+      directory: folder of records, which may be there already.
       asked: see `request`.
       sources: the files that it is asked to be made from.
       skip_bad: whether bad images may have been left out of it.

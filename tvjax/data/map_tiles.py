@@ -62,8 +62,8 @@ def ground(tiles: np.ndarray, fractions: Sequence[float]) -> Ground:
     ground overlaps in no two splits, but touches where blocks meet.
 
     Args:
-      tiles: as `read` gives them.
-      fractions: of the splits.
+      tiles: what `read` gives.
+      fractions: shares of the splits.
     """
     zooms, most = np.unique(tiles[:, 0]).tolist(), min(fractions) * len(tiles)
     of = f"map tiles of zoom {', '.join(map(str, zooms))}"

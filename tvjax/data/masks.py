@@ -30,9 +30,9 @@ class Tile(NamedTuple):
     file: Path
     """The image file."""
     height: int
-    """In pixels."""
+    """Height in pixels."""
     width: int
-    """In pixels."""
+    """Width in pixels."""
     mask: Path
     """The mask file."""
     objects: tuple[int, ...]

@@ -44,8 +44,8 @@ def shown_windows(orientation: int, height: int, width: int, read: Read) -> Read
 
     Args:
       orientation: the tag's value.
-      height: of the image as stored.
-      width: of the image as stored.
+      height: height of the image as stored.
+      width: width of the image as stored.
       read: gives windows of the image as stored.
     """
     if orientation not in TURNS:

@@ -70,7 +70,7 @@ def open_raster(path: Path, *, white: float | None = None) -> Iterator[Raster]:
     """Opens an image; the rules are those of this module.
 
     Args:
-      path: of the image.
+      path: path of the image.
       white: the value of 16-bit pixels that becomes 255, and so does whatever is above it; 0 stays
         0. None: 16-bit images are refused, since their brightness cannot be told from the file.
 
@@ -124,7 +124,7 @@ def read_whole(raster: Raster) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _check_hollow(path: Path, height: int, width: int) -> None:
-    """See `HOLLOW`."""
+    """Refuses a picture of too many pixels for its bytes, see `HOLLOW`."""
     pixels, size = height * width, path.stat().st_size
     if pixels > WHOLE and pixels > HOLLOW * size:
         raise UserError(

@@ -65,13 +65,13 @@ class Header(NamedTuple):
     format: str
     """"PNG", "JPEG" and so on."""
     height: int
-    """In pixels, as stored."""
+    """Height in pixels, as stored."""
     width: int
-    """In pixels, as stored."""
+    """Width in pixels, as stored."""
     bits: int
-    """Per channel."""
+    """Bits per channel."""
     orientation: int
-    """1 to 8, see `tvjax.data.orientation`."""
+    """Orientation, 1 to 8, see `tvjax.data.orientation`."""
     has_alpha: bool
     """Whether pixels may be transparent."""
     key: int | None = None
@@ -272,7 +272,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _grey_key(chunks: dict[bytes, bytes]) -> int | None:
-    """See `Header.key`."""
+    """The level of a grey picture that is transparent, see `Header.key`."""
     header, key = chunks.get(b"IHDR", b""), chunks.get(b"tRNS", b"")
     if len(header) < 10 or header[9] != 0 or len(key) != 2 or header[8] > 8:
         return None
@@ -280,7 +280,7 @@ def _grey_key(chunks: dict[bytes, bytes]) -> int | None:
 
 
 def _orientation(image: Image.Image, exif: bytes | None) -> int:
-    """1 to 8; 1 if the file does not say, or nothing that makes sense."""
+    """The orientation, 1 to 8; 1 if the file does not say, or nothing that makes sense."""
     try:
         if exif is not None:  # also after the pixels, where Pillow would have to decode them first
             found = Image.Exif()

@@ -44,8 +44,8 @@ def train_indices(length: int, *, batch_size: int, seed: int) -> TrainIndices:
 
     Args:
       length: number of tiles in the split.
-      batch_size: of the global batch, over all processes.
-      seed: of the permutations.
+      batch_size: images of the global batch, over all processes.
+      seed: seed of the permutations.
 
     Raises:
       UserError: the batch is empty or larger than the split.
@@ -66,10 +66,10 @@ def train_batches(
 
     Args:
       source: a split; `source[i]` has "image" and "mask".
-      batch_size: of the global batch; a multiple of `process_count`.
-      seed: of the permutations.
+      batch_size: size of the global batch; a multiple of `process_count`.
+      seed: seed of the permutations.
       start: the step of the first batch.
-      process_index: of this process, below `process_count`.
+      process_index: number of this process, below `process_count`.
       process_count: number of processes that share each batch.
 
     Returns:
@@ -96,8 +96,8 @@ def eval_batches(
 
     Args:
       source: a split; `source[i]` has "image" and "mask".
-      batch_size: of the global batch; a multiple of `process_count`. It may exceed the split.
-      process_index: of this process, below `process_count`.
+      batch_size: size of the global batch; a multiple of `process_count`. It may exceed the split.
+      process_index: number of this process, below `process_count`.
       process_count: number of processes that share each batch.
 
     Returns:

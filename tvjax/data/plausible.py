@@ -18,7 +18,7 @@ def check(
     """Looks at all masks at once.
 
     Args:
-      tiles: that have been loaded; at least one.
+      tiles: tiles that have been loaded; at least one.
       shrunk: 0 or 1, `[N, h, w]`, as they are trained on.
       annotations: the COCO file or the folder of masks.
 

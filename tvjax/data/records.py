@@ -44,7 +44,7 @@ def open_split(directory: str | Path, split: str) -> Split:
     """Opens a split of a prepared directory, wherever it has been moved.
 
     Args:
-      directory: as given to `build` or to `python -m tvjax.data.prepare --out`.
+      directory: the folder given to `build` or to `python -m tvjax.data.prepare --out`.
       split: "train", "val" or "test".
 
     Raises:

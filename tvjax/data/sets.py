@@ -1,4 +1,4 @@
-"""From the config's data section to prepared records, made at first use where they must be."""
+"""The prepared records that a config's data section means, made at first use if need be."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ def open_sets(
       cache: the folder that keeps what is prepared here.
       size: pixels, height and width of tiles that are prepared here.
       limit: how many tiles of a folder to draw; None takes all.
-      seed: of the draw, the splits and the embedded scenes.
+      seed: seed of the draw, the splits and the embedded scenes.
 
     Raises:
       UserError: there is nothing usable in `directory`, or the cache cannot be written.
@@ -86,8 +86,8 @@ def identify(sets: dict[str, Split], directory: str | None) -> dict[str, Any]:
     """What a run keeps of its data: `sha256` of the records' pixels, and their `directory`.
 
     Args:
-      sets: as `open_sets` opened them.
-      directory: as was given to it.
+      sets: what `open_sets` opened.
+      directory: the folder that was given to it.
 
     Raises:
       UserError: a record cannot be read.

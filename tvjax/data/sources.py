@@ -45,7 +45,7 @@ class Sources:
         """Writes what was noted beside the records.
 
         Args:
-          directory: of the records.
+          directory: folder of the records.
           found: files of all sound tiles; those that were not noted were passed over.
           faulty: files that cannot be used.
         """

@@ -38,7 +38,7 @@ def draw(labels: np.ndarray, fractions: tuple[float, ...], seed: int) -> np.ndar
       labels: int `[N]`, equal for tiles that must stay together. The draw depends on the sizes of
         clusters in the order of their labels, not on the order of the tiles.
       fractions: positive, of training, validation and test; they sum to 1.
-      seed: of the draw.
+      seed: seed of the draw.
 
     Returns:
       int `[N]`: the index of the split in `NAMES`.

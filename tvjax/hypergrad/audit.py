@@ -38,14 +38,14 @@ class Record(NamedTuple):
     relative_error: float | None
     """|value - reference| / |reference|."""
     sign_agrees: bool | None
-    """None too where the reference is of another horizon and its sign is not known."""
+    """Whether the signs agree; None if there is no reference, or its sign is not known."""
     horizon: str
     """What the estimator sees of the training: "1 step", "10 steps", "whole run", "optimum"."""
     reference_horizon: str | None
     reference_error: float | None
     """The reference's standard error: over the draws, or as it was given."""
     mean: float | None
-    """Over the draws of mini-batches."""
+    """The mean over the draws of mini-batches."""
     standard_error: float | None
     """The standard error of the mean."""
     sign_confidence: float | None
@@ -97,14 +97,14 @@ def audit(
 
     Args:
       problem: the bilevel problem, on one device (`axis_name` None).
-      estimators: by the name they get in the records.
+      estimators: the estimators, by the names that they get in the records.
       state: where all begin; no estimator changes it for the next.
       hyper: the hyperparameters, n elements in all.
       inner_batches: one per inner step; begun again by estimators of more steps than batches.
-      outer_batch: of the outer loss.
+      outer_batch: batch of the outer loss.
       reference: the true hypergradient, like `hyper`; or an estimator that stands for it.
       reference_error: the standard error of a reference of numbers, like `hyper`; None: exact.
-      reference_horizon: of a reference of numbers, in the words of `Record.horizon`.
+      reference_horizon: horizon of a reference of numbers, in the words of `Record.horizon`.
       draws: pairs `(inner_batches, outer_batch)` of mini-batches, for mean and standard error.
       carries: what estimators remember, by name; their first carry where it is not given. A
         reference that is one of the estimators has the same.

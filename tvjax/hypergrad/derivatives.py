@@ -21,7 +21,7 @@ def value_and_gradient(
     Args:
       f: a scalar function of one pytree, or `(scalar, aux)` with `has_aux`.
       mode: `"forward"`, `"reverse"`, or None: forward up to 4 elements.
-      has_aux: as in `jax.value_and_grad`.
+      has_aux: whether `f` returns more, as in `jax.value_and_grad`.
     """
 
     def value_and_gradient_of(x: PyTree):

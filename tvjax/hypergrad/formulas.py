@@ -101,7 +101,7 @@ def preconditioned(
 
     Args:
       learning_rate: a float, or a schedule of the optimiser's own `count`.
-      scaling: from the optimiser's new state to P, a pytree like the parameters;
+      scaling: function of the optimiser's new state to P, a pytree like the parameters;
         `adam_scaling()` by default.
     """
     scaling = adam_scaling() if scaling is None else scaling

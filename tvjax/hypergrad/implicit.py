@@ -87,7 +87,7 @@ def neumann(
 
     Args:
       terms: products with A, >= 0.
-      scale: as above, > 0.
+      scale: factor of the series above, > 0.
       damping: added to the diagonal of the Hessian.
       steps: inner steps before the estimate, >= 1.
       loop: how to run the steps and the terms.
@@ -135,9 +135,9 @@ def nystrom(
     nor speak of an inner problem that is not solved.
 
     Args:
-      rank: of the approximation, >= 1.
+      rank: rank of the approximation, >= 1.
       damping: added to the diagonal of the Hessian, > 0.
-      seed: of the draws.
+      seed: seed of the draws.
       steps: inner steps before the estimate, >= 1.
       loop: how to run the steps and the products.
 
@@ -206,7 +206,7 @@ def implicit(
         times v.
       steps: inner steps before the estimate, >= 1.
       loop: how to run them.
-      init: as in `Estimator`, for a solver that remembers.
+      init: `Estimator.init`, for a solver that remembers.
     """
     check_least(1, steps=steps)
 

@@ -110,7 +110,7 @@ def chance(count: Any, mean: Any, spread: Any) -> Any:
 
     Args:
       count: n >= 1 numbers; one alone tells nothing, and the probability is 1.
-      mean: of the numbers.
+      mean: mean of the numbers.
       spread: the sum of their squared deviations from it.
     """
     count, mean, spread = map(jnp.asarray, (count, mean, spread))

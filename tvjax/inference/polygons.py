@@ -1,4 +1,4 @@
-"""From a mask to the polygons of its objects, strip by strip, none cut at a border.
+"""The polygons of a mask's objects, traced strip by strip, none cut at a border.
 
 Objects are the 4-connected components of the mask. A strip gives the corners of their outlines; an
 object is complete, and leaves the memory, in the first strip that it does not touch the end of. So
@@ -36,7 +36,7 @@ class Polygon(NamedTuple):
     score: float
     """Mean probability of its pixels."""
     area: int
-    """In pixels."""
+    """Area in pixels."""
 
     @property
     def rings(self) -> tuple[np.ndarray, ...]:
@@ -214,8 +214,8 @@ def run_lengths(polygon: Polygon, height: int, width: int) -> dict[str, Any]:
 
     Args:
       polygon: the object.
-      height: of the image, which has at most `MOST_CODED` pixels.
-      width: of the image.
+      height: height of the image, which has at most `MOST_CODED` pixels.
+      width: width of the image.
     """
     columns, rows = [], []
     for ring in polygon.rings:

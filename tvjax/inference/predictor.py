@@ -64,7 +64,7 @@ class Predictor:
         """The net of a run's checkpoint; its data need not be at hand.
 
         Args:
-          workdir: of the run.
+          workdir: folder of the run.
           denoise: weight of the TV denoising. None: the run's own (U-Net + TV), if it has one; 0:
             no denoising.
           checkpoint: `"newest"`, `"best"` (by validation score), or the step of one that was kept.
@@ -126,7 +126,7 @@ class Predictor:
         Args:
           size: height and width of the images; None: any multiple of `MULTIPLE`.
           batch: number of the images; None: any.
-          platforms: that the program is to run on: "cpu", "cuda", "rocm" or "tpu".
+          platforms: what the program is to run on: "cpu", "cuda", "rocm" or "tpu".
 
         Returns:
           Of a function from float32 `[batch, H, W, 3]` in [0, 1] to `[batch, H, W, 1]`.

@@ -21,7 +21,7 @@ from tvjax.inference import reader
 from tvjax.inference.resample import Axis, resample_strips, strip_rows
 
 SLACK = 1e-3
-"""By how much a net's probabilities may leave [0, 1]: what rounding does, and no logits."""
+"""How far a net's probabilities may leave [0, 1]: what rounding does, and no logits."""
 ALIGNMENT = 32
 """Tiles start at its multiples, so that pooling meets the same pixels as in one pass."""
 
@@ -81,7 +81,7 @@ def measure_reach(net: Net, shape: tuple[int, ...]) -> int | None:
     Found by changing a block of a noise image: an answer that does not move at all is out of reach.
 
     Args:
-      net: that takes batches of this shape.
+      net: function that takes batches of this shape.
       shape: `(B, H, W, 3)` of a batch of tiles.
 
     Returns:
@@ -143,8 +143,8 @@ def strips(
 
     Args:
       read: `(top, bottom, left, right) ->` uint8 `[h, w, 3]` of the image.
-      height: of the image.
-      width: of the image.
+      height: height of the image.
+      width: width of the image.
       net: see `Net`.
       tiling: see `Tiling`.
       progress: called with the number of tiles after each batch.

@@ -156,7 +156,7 @@ def predict_images(
     """Writes the masks and polygons of images into a folder; see `tvjax.predict`.
 
     Args:
-      images: their ids and files.
+      images: ids and files of the images.
       out: the folder, made if need be. What is not complete lies in a hidden folder therein, which
         is removed at the end, or, after a kill, by the next that writes there.
       net: tiles, float32 `[batch, H, W, 3]` -> probabilities `[batch, H, W, 1]`; a `Predictor`.

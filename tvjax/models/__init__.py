@@ -36,9 +36,9 @@ def make_model(
       head_kind: `kind` of a TV-softmax head.
       width: filters of the first block, or channels of one attention head.
       depth: number of blocks, see the net.
-      momentum: of BatchNorm's running statistics, in nets that have them.
-      dtype: of the computation; None: that of the parameters.
-      precision: of the net's convolutions and products in float32, as of `jax.lax.Precision`.
+      momentum: decay of BatchNorm's running statistics, in nets that have them.
+      dtype: type of the computation; None: the type of the parameters.
+      precision: `jax.lax.Precision` of the net's convolutions and products in float32.
         It matters where hardware multiplies in fewer bits: `"highest"` is float32 everywhere;
         `"high"` is TF32 (10 bits) on an NVIDIA GPU, three bfloat16 products on a TPU; `"default"`
         is TF32 there, and bfloat16 (7 bits). Sums and statistics are float32 always.

@@ -1,4 +1,4 @@
-"""From a net's logits to probabilities of the object, and to the losses that fit them."""
+"""Heads: a net's logits become probabilities of the object, and the losses that fit them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -58,8 +58,8 @@ def make_head(*, name: str, num_iterations: int | None, kind: str) -> Head:
     Args:
       name: `"sigmoid"` (U-Net, LU-Net), `"softmax"` (the control of RU-Net: its head with lambda
         = 0) or `"tv_softmax"` (RU-Net).
-      num_iterations: of the TV-softmax; the paper's is 1, None converges.
-      kind: of the TV-softmax, `"anisotropic"` or `"isotropic"`.
+      num_iterations: iterations of the TV-softmax; the paper's is 1, None converges.
+      kind: kind of variation of the TV-softmax, `"anisotropic"` or `"isotropic"`.
 
     Raises:
       ValueError: for another name, or a number of iterations that is no integer of at least 0.

@@ -85,7 +85,7 @@ def max_unpool(x: jax.Array, indices: jax.Array, size: tuple[Dimension, ...]) ->
 
     Args:
       x: `[B, h, w, C]`.
-      indices: of the same shape, from `max_pool_with_indices`.
+      indices: array of the same shape, from `max_pool_with_indices`.
       size: H and W of what was pooled.
 
     Returns:

@@ -12,7 +12,7 @@ from tvjax.models.layers import BatchNorm, max_pool_with_indices, max_unpool
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 """Number of convolutions in the blocks of VGG16."""
 FACTORS = (1, 2, 4, 8, 8)
-"""Their filters, over those of the first."""
+"""Filters of the blocks, over those of the first block."""
 
 
 class SegNet(nn.Module):
@@ -32,8 +32,8 @@ class SegNet(nn.Module):
       width: filters of the first block; 64 in the paper.
       depth: number of blocks of VGG16 that are used, 1 to 5; 5 in the paper.
       momentum: decay of BatchNorm's running statistics.
-      dtype: of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
-      precision: of convolutions and products, see `make_model`.
+      dtype: type of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
+      precision: precision of convolutions and products, see `make_model`.
       axis_name: the device axis over which BatchNorm takes its statistics.
     """
 

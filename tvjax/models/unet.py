@@ -26,8 +26,8 @@ class UNet(nn.Module):
       width: filters of the first block.
       depth: number of encoder blocks; the deepest features are 2^depth times smaller.
       momentum: decay of BatchNorm's running statistics.
-      dtype: of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
-      precision: of convolutions and products, see `make_model`.
+      dtype: type of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
+      precision: precision of convolutions and products, see `make_model`.
       axis_name: the device axis over which BatchNorm takes its statistics.
     """
 

@@ -39,9 +39,9 @@ def compare(
     Args:
       first: the score of each image.
       second: the other net's, of the same images in the same order.
-      confidence: of the interval, in (0, 1).
-      resamples: of the images, with replacement, for the interval.
-      seed: of the resamples.
+      confidence: probability of the interval, in (0, 1).
+      resamples: how often the images are drawn, with replacement, for the interval.
+      seed: seed of the resamples.
 
     Returns:
       `compares`, in words; `images`; `enough_images`, whether there are `ENOUGH` for a claim;
@@ -112,9 +112,9 @@ def interval(
 
     Args:
       change: float `[n]`, n >= 2.
-      confidence: in (0, 1).
-      resamples: of the numbers, with replacement.
-      seed: of the resamples.
+      confidence: probability in (0, 1).
+      resamples: how often the numbers are drawn, with replacement.
+      seed: seed of the resamples.
     """
     n, mean, spread = len(change), float(change.mean()), float(change.std(ddof=1))
     least = 8 * np.finfo(float).eps * np.abs(change).max()  # below it spread is rounding
@@ -136,7 +136,7 @@ def interval(
 
 
 def _rounding(one: np.ndarray, two: np.ndarray) -> float:
-    """By how much differences of such scores may differ though they are equal."""
+    """How far differences of such scores may be apart though they are equal."""
     both = np.concatenate([one, two])
     with np.errstate(over="ignore"):
         single = np.all(both == both.astype(np.float32))

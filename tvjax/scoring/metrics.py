@@ -53,7 +53,7 @@ def counts(
     Args:
       probabilities: `[..., H, W, C]` in [0, 1].
       mask: `[..., H, W, C]`, 0 or 1.
-      threshold: in [0, 1]; a pixel is positive above it, not at it.
+      threshold: number in [0, 1]; a pixel is positive above it, not at it.
 
     Returns:
       Float32 `[...]` each. NaN of traced arguments that cannot be so.
@@ -86,7 +86,7 @@ def iou(
     Args:
       probabilities: `[..., H, W, C]` in [0, 1].
       mask: `[..., H, W, C]`, 0 or 1.
-      threshold: in [0, 1]; a pixel is positive above it, not at it.
+      threshold: number in [0, 1]; a pixel is positive above it, not at it.
 
     Returns:
       `[...]` in [0, 1]. NaN of traced arguments that cannot be so, such as a mask of 255.
@@ -119,8 +119,8 @@ def boundary_iou(
     Args:
       probabilities: `[..., H, W, C]` in [0, 1].
       mask: `[..., H, W, C]`, 0 or 1.
-      threshold: in [0, 1]; a pixel is positive above it, not at it.
-      width: of the boundary, as a share of the diagonal in [0, 1]; a number.
+      threshold: number in [0, 1]; a pixel is positive above it, not at it.
+      width: width of the boundary, as a share of the diagonal in [0, 1]; a number.
 
     Returns:
       `[...]` in [0, 1]; 1 where both boundaries are empty. NaN of traced arguments that cannot be

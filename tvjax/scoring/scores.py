@@ -76,9 +76,9 @@ def score(
     Args:
       examples: the images.
       net: tiles to probabilities; a `Predictor`.
-      tiling: that suits the images.
-      scale: of the images for the net; what is scored has their own size.
-      category: of the objects in the results.
+      tiling: a tiling that suits the images.
+      scale: scale of the images for the net; what is scored has their own size.
+      category: category of the objects in the results.
 
     Raises:
       UserError: there is no image, or the net gives no probabilities.
@@ -173,7 +173,7 @@ def _count(mask: np.ndarray) -> int:
 
 
 def _share(part: int, whole: int) -> float:
-    """1 of nothing: two empty masks agree."""
+    """The share of a whole; 1 if there is nothing: two empty masks agree."""
     return part / whole if whole else 1.0
 
 

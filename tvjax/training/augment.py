@@ -44,9 +44,9 @@ def make_augment(
 
     Args:
       flips: left to right and upside down, each for half of the images.
-      turns: by 0, 90, 180 or 270 degrees, all alike often.
+      turns: whether to turn by 0, 90, 180 or 270 degrees, all alike often.
       brightness: b: images are multiplied by a number drawn from [1 - b, 1 + b].
-      seed: of the draws.
+      seed: seed of the draws.
       image_shape: height and width of the tiles.
       axis_name: the axis over which the batch is spread, if any.
 

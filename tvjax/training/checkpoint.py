@@ -38,7 +38,7 @@ class Checkpoints:
         """Opens the folder, and makes it where it is not.
 
         Args:
-          directory: of the checkpoints.
+          directory: folder of the checkpoints.
           keep: how many of the newest to keep.
           keep_best: how many to keep besides, of those with the best validation IoU.
           read_only: leaves everything as it is: a run may be writing there.
@@ -127,7 +127,7 @@ class Checkpoints:
         Args:
           state: what to save.
           run: goes with it.
-          val_iou: of this state, where it was evaluated; pooled or a mean over images, as
+          val_iou: IoU of this state, where it was evaluated; pooled or a mean over images, as
             `evaluation.score` says.
           wait: return only when it is written.
 
@@ -175,7 +175,7 @@ class Checkpoints:
         Of the newest, one that is damaged is reported, set aside and the one before is taken.
 
         Args:
-          like: of the same shapes.
+          like: a state of the same shapes.
           which: see `choose`.
 
         Raises:

@@ -29,7 +29,7 @@ def take(
     """The checksums of what is about to be saved.
 
     Args:
-      arrays: by their names; each whole in this process.
+      arrays: arrays by their names; each whole in this process.
       run: the JSON dict that goes with them.
       val_iou: validation IoU, kept here too, so that damage to it is seen.
     """

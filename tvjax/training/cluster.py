@@ -42,8 +42,8 @@ def join(
     Args:
       multihost: None: if anything is given, or an environment of several processes is found.
       coordinator: HOST:PORT of process 0.
-      num_processes: of the job.
-      process_id: of this process, from 0.
+      num_processes: number of processes of the job.
+      process_id: number of this process, from 0.
 
     Raises:
       UserError: the settings are half given or contradict each other.

@@ -33,9 +33,9 @@ def evaluate(
 
     Args:
       setup: the run's functions.
-      state: of the net.
+      state: state of the net.
       split: the tiles.
-      batch_size: of the evaluation.
+      batch_size: images in a batch of the evaluation.
       denoise: weight of a TV denoising of the probabilities (eq. 3), or None.
       before_each: called before each batch, by all processes; it may raise.
 

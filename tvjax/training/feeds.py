@@ -107,7 +107,7 @@ def schedule(
       start: steps already taken.
       end: steps to take in all.
       most: steps (or updates) that one dispatch may hold.
-      pauses: it ends where a multiple of one of these is passed.
+      pauses: numbers of steps; a dispatch ends where a multiple of one of them is passed.
     """
 
     def kind(step: int) -> tuple[bool, int]:

@@ -66,9 +66,9 @@ def sweep_of_seeds(lines: Sequence[dict[str, Any]], path: Path, *, score: str) -
     """Validation loss and score at the end over lambda: a dot a run, a line through the means.
 
     Args:
-      lines: of `tvjax.sweep`, with `lambda` and `splits`.
-      path: of the PNG file.
-      score: its name, "pooled_iou" or "iou".
+      lines: lines of `tvjax.sweep`, with `lambda` and `splits`.
+      path: path of the PNG file.
+      score: name of the score, "pooled_iou" or "iou".
     """
     lambdas = sorted({line["lambda"] for line in lines})
     positive = [lam for lam in lambdas if lam > 0] or [1.0]
@@ -104,7 +104,7 @@ def predictions(
       images: uint8 `[H, W, 3]` each.
       masks: `[H, W, 1]`, 0 or 1.
       probabilities: `[H, W, 1]` in [0, 1].
-      labels: of the rows, if any.
+      labels: labels of the rows, if any.
     """
     titles = ("image", "truth", "probability", "contour (truth dashed)")
     figure, axes = plt.subplots(

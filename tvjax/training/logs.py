@@ -70,7 +70,7 @@ class Logs:
         Args:
           step: steps taken.
           shown: names and formatted values.
-          images: of one step, for the rate.
+          images: images in one step, for the rate.
         """
         self._bar.update(step - self._bar.n)
         rate = self._bar.format_dict["rate"]

@@ -215,7 +215,7 @@ def train(
 
 
 def _note_other_cores(setup: Setup, run: dict[str, Any]) -> None:
-    """On a CPU the last bits depend on the number of threads that share a sum."""
+    """Notes another number of cores: a CPU's last bits depend on the threads that share a sum."""
     before, now = run.get("visible_cores"), provenance.visible_cores()
     on_cpu = setup.layout.devices[0].platform == "cpu"
     if on_cpu and before not in (None, now) and parallel.is_first():

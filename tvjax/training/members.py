@@ -98,9 +98,9 @@ def evaluate(
 
     Args:
       step: `(states, batch, weight) -> sums`, of all members, leaves `[M]`.
-      states: of the members.
+      states: states of the members.
       tiles: the split's arrays.
-      batch_size: of the evaluation.
+      batch_size: images in a batch of the evaluation.
     """
     total = add_up(step(states, *batch) for batch in padded_batches(tiles, batch_size))
     count = len(next(iter(total.values())))

@@ -33,7 +33,7 @@ def open_run(workdir: Path, checkpoint: str | int = "newest") -> Run:
     """Restores a checkpoint of a run and opens its data.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       checkpoint: see `Checkpoints.choose`.
 
     Raises:
@@ -96,7 +96,7 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, S
     """Restores a checkpoint of a run, whose data need not be at hand.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       checkpoint: see `Checkpoints.choose`.
 
     Raises:

@@ -43,7 +43,7 @@ def check(workdir: Path, config: Config) -> None:
 
     Args:
       workdir: the folder.
-      config: of the run.
+      config: config of the run.
 
     Raises:
       UserError: it holds a run of another config, or a sweep.
@@ -120,7 +120,7 @@ def check_data(workdir: Path, data: dict[str, Any], *, advice: str) -> None:
 
     Args:
       workdir: the folder, of a run or a sweep; where it holds none yet, any data will do.
-      data: that are given, as `sets.identify` has them.
+      data: identity of the data at hand, as `sets.identify` has them.
       advice: what to do about other data, "the latter", than its own, "the former".
 
     Raises:

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: each section is the arguments of one function."""
+"""The objects of a run, made from its config: each section is the arguments of one function."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class HyperPlan(NamedTuple):
     """When and how lambda is learned."""
 
     estimator: Estimator | None
-    """None: lambda stays as it is."""
+    """What estimates the hypergradient; None: lambda stays as it is."""
     optimizer: optax.GradientTransformation
     warmup: int
     every: int
@@ -59,13 +59,13 @@ def make_hyper_plan(
       inner_optimizer: the arguments of `state.make_optimizer`, which the formulas read.
       method: see `configs/base.py`.
       steps: K of `"reverse"` and `"forward"`.
-      learning_rate: of Adam on alpha (or on lambda).
+      learning_rate: learning rate of Adam on alpha (or on lambda).
       warmup: steps before the first update. Adam's first step is degenerate: its derivative is
         all but zero, so an update through it alone is refused.
       every: steps from one update to the next; at least K.
-      significance: as `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
-      batch_size: of the validation batches.
-      statistics: of BatchNorm in the outer loss, `"batch"` or `"running"`.
+      significance: `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
+      batch_size: images in a validation batch.
+      statistics: statistics of BatchNorm in the outer loss, `"batch"` or `"running"`.
 
     Raises:
       UserError: naming the field that cannot be so with others.
@@ -212,10 +212,10 @@ def make_functions(
     """Builds the functions of a config.
 
     Args:
-      config: as in `configs/base.py`.
+      config: a config with the fields of `configs/base.py`.
       image_shape: height and width of the tiles, for the initial parameters.
       axis_name: the axis over which batches are spread, if any.
-      net_of: from the config's net to what is trained in its stead, with the same `init` and
+      net_of: function of the config's net to what is trained in its stead, with the same `init` and
         `apply`.
 
     Raises:
@@ -311,7 +311,7 @@ def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
     """Builds a run's functions from its config.
 
     Args:
-      config: as in `configs/base.py`.
+      config: a config with the fields of `configs/base.py`.
       image_shape: height and width of the tiles, for the initial parameters.
 
     Raises:

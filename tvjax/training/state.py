@@ -64,11 +64,11 @@ def make_optimizer(
     Args:
       name: `"adam"`, `"adamw"` or `"sgd"`.
       learning_rate: step size, or a schedule of it.
-      b1: of adam and adamw.
-      b2: of adam and adamw.
-      eps: of adam and adamw.
-      weight_decay: of adamw.
-      momentum: of sgd.
+      b1: decay of the first moment, of adam and adamw.
+      b2: decay of the second moment, of adam and adamw.
+      eps: smallest divisor of adam and adamw.
+      weight_decay: weight decay of adamw.
+      momentum: momentum of sgd.
     """
     moments = {"b1": b1, "b2": b2, "eps": eps}
     if name == "adam":
@@ -85,8 +85,8 @@ def make_schedule(
     """The learning rate over the steps of a run.
 
     Args:
-      learning_rate: its highest value.
-      steps: of the run.
+      learning_rate: the highest value.
+      steps: steps of the run.
       name: `"constant"`, or after the warm-up `"cosine"` (half a period) or `"linear"`, falling to
         `final` at the last step.
       warmup: steps over which it rises to its highest value, linearly; the first of them is taken

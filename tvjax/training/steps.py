@@ -80,11 +80,11 @@ def make_problem(
 
     Args:
       net: `net.apply(variables, images, train=...)` -> logits; may hold `batch_stats`.
-      head: from logits to probabilities and loss.
-      optimizer: of the inner problem.
+      head: function of logits to probabilities and loss.
+      optimizer: optimiser of the inner problem.
       regularizer: where TV enters.
-      loss: of the inner problem, its mean over images; the paper's is the cross-entropy.
-      validation_loss: of the outer problem.
+      loss: loss of the inner problem, its mean over images; the paper's is the cross-entropy.
+      validation_loss: loss of the outer problem.
       statistics: BatchNorm's in the outer loss: `"batch"` or `"running"`. The two give different
         hypergradients. In one step the running ones come from theta(t) and carry no derivative.
       axis_name: the axis over which the batch is spread, if any.

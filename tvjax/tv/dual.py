@@ -32,7 +32,7 @@ CHECK_EVERY = 20
 SLOT_PIXELS = {"cpu": 1 << 16}
 """How many values are iterated together: on a CPU, what its cache holds; elsewhere 2^22."""
 ROUNDS = 8
-"""On a CPU no more than this part of a batch is iterated together, see `run`."""
+"""The largest part of a batch that a CPU iterates together, see `run`."""
 STALE_CHECKS = 10
 ROUNDING = 64
 

@@ -76,7 +76,7 @@ def denoise_tv(
         is within sqrt(2 tolerance) of the exact one in the Euclidean norm. Rounding bounds what a
         gap can certify, at about `eps lam sum|f|`, eps = 1.2e-7 in float32: 1e-5 at 100x100 and
         lam = 0.1, where sharper answers need float64. An image stops there with a gap that says so.
-      max_iterations: of each image; rounded down to a multiple of 20 if above 20.
+      max_iterations: most iterations of an image; rounded down to a multiple of 20 if above 20.
 
     Returns:
       `Denoised(image, gap, iterations)`. The image stays within the range of `image`, and is NaN

@@ -69,7 +69,7 @@ def tv_softmax(
       backward: "unroll", "implicit" or "frozen".
       tolerance: absolute duality gap of each image when converging; `1/2 sum_i ||A_i - A*_i||_1^2`
         is at most that.
-      max_iterations: of each image when converging.
+      max_iterations: iterations of each image at most, when converging.
 
     Returns:
       Probabilities `[..., H, W, C]`.

@@ -58,7 +58,7 @@ def draw_building(
 
     Args:
       rng: randomness.
-      frame: of the block, origin at its centre.
+      frame: frame of the block, origin at its centre.
       length: half of the block, along its first axis, in pixels.
       width: half of the block, across, in pixels.
       flat: the probability of a flat roof.

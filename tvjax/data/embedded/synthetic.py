@@ -42,7 +42,7 @@ def write(
     Args:
       directory: where to write.
       tiles: number of tiles.
-      seed: of everything; tile k is the same whatever the number of tiles.
+      seed: seed of all draws; tile k is the same whatever the number of tiles.
       size: side of the tiles in pixels, of about 0.3 m.
       progress: whether to show a progress bar on stderr.
 
