@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
             depth=2,  # how often the size is halved (segnet: 5 at most); segformer: blocks a stage
             momentum=0.9,  # decay of BatchNorm's running statistics; segformer has none
             dtype="float32",  # type of the net's computation: float32 or bfloat16
-            # Precision of the net's float32 convolutions and products, where hardware has faster ones.
+            # Precision of the net in float32, where hardware has faster convolutions and products.
             # highest: float32. high: TF32 on an NVIDIA GPU, three bfloat16 products on a TPU.
             # default: TF32 there and one bfloat16 product, faster, but hypergradients are then off
             # by 1 to 5 %, and by 15 % at worst. On a CPU all are one.
