@@ -198,6 +198,8 @@ class Functions(NamedTuple):
     """`(seed, state, [train], val) -> (state, metrics)`."""
     evaluation: Callable[..., PyTree]
     """The function that `steps.evaluation_step` makes."""
+    scores: Callable[..., dict[str, jax.Array]]
+    """The function that `steps.scores_step` makes."""
     prediction: Callable[..., tuple[jax.Array, jax.Array]]
     """The function that `steps.prediction_step` makes."""
 
@@ -274,11 +276,11 @@ def make_functions(
         )
         return step(state, inner_batches, outer_batch)
 
-    evaluation = steps.evaluation_step(
-        net, head, regularizer, denoise_kind=config.denoise.kind, axis_name=axis_name
-    )
+    kind = config.denoise.kind
     return Functions(
-        regularizer, plan, problem, hyper, create, plain, bilevel, evaluation,
+        regularizer, plan, problem, hyper, create, plain, bilevel,
+        steps.evaluation_step(net, head, regularizer, denoise_kind=kind, axis_name=axis_name),
+        steps.scores_step(net, head, regularizer, denoise_kind=kind),
         steps.prediction_step(net, head, regularizer),
     )  # fmt: skip
 

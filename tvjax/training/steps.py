@@ -236,9 +236,22 @@ def evaluation_step(
     With a number for `denoise` the probabilities are TV-denoised by that weight first (eq. 3);
     None leaves them as they are. Weight 0 marks padding. Uses the running statistics.
     """
-    predict = prediction_step(net, head, regularizer)
+    scores = scores_step(net, head, regularizer, denoise_kind=denoise_kind)
 
     def step(state: TrainState, denoise: jax.Array | None, batch: Batch, weight: jax.Array):
+        sums = jax.tree.map(lambda x: jnp.sum(weight * x), scores(state, denoise, batch))
+        return sums if axis_name is None else lax.psum(sums, axis_name)
+
+    return step
+
+
+def scores_step(
+    net: nn.Module, head: Head, regularizer: Regularizer, *, denoise_kind: str = "anisotropic"
+) -> Callable[..., dict[str, jax.Array]]:
+    """`(state, denoise, batch) -> scores of each image, [B]`; see `evaluation_step`."""
+    predict = prediction_step(net, head, regularizer)
+
+    def step(state: TrainState, denoise: jax.Array | None, batch: Batch):
         logits, probabilities = predict(state, batch.image)
         if denoise is not None:
             probabilities = denoise_tv(
@@ -246,15 +259,13 @@ def evaluation_step(
             ).image
         found = per_image_scores(probabilities, batch.mask)
         empty = (found["true_positive"] + found["false_negative"] == 0).astype(jnp.float32)
-        per_image = {
-            "images": jnp.ones_like(weight),
+        return {
+            "images": jnp.ones_like(empty),
             "bce": head.cross_entropy(logits, regularizer.weight(state.hyper), batch.mask),
             "empty_images": empty,
             "nonempty_iou": (1 - empty) * found["iou"],
             **found,
         }
-        sums = jax.tree.map(lambda x: jnp.sum(weight * x), per_image)
-        return sums if axis_name is None else lax.psum(sums, axis_name)
 
     return step
 

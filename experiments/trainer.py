@@ -1,0 +1,219 @@
+"""Trains and scores nets of many configs in one process: seeds and weights share their programs.
+
+A training has the batches, first parameters and steps of `tvjax.main` with the same config, but
+writes no folder of its own; what differs in seed and `regularizer.weight` alone is compiled once.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization
+
+from tvjax import fields, files
+from tvjax.data import pipeline
+from tvjax.errors import UserError
+from tvjax.training import members, parallel, resident
+from tvjax.training.evaluation import scores_of
+from tvjax.training.feeds import schedule
+from tvjax.training.setup import Functions, make_functions
+from tvjax.training.state import TrainState
+from tvjax.types import Batch, Config, PyTree
+
+SPLITS = "train", "val", "test"
+COURSE = 10
+"""Scores on the validation split during a training, the last one included."""
+
+
+class Programs(NamedTuple):
+    """The compiled functions of one kind of config."""
+
+    functions: Functions
+    create: Any
+    """`(seed, hyper) -> state`."""
+    plain: Any
+    """`(state, (seed, train), rows) -> (state, metrics)`."""
+    bilevel: Any
+    """`(state, (seed, train), [rows], batch of val) -> (state, metrics)`."""
+    score: Any
+    """`(state, denoise, batch) -> scores of each tile, [B]`; `denoise` may be None."""
+    predict: Any
+    """`(state, images) -> (logits, probabilities)`."""
+
+
+class Trained(NamedTuple):
+    """A net and how it came about."""
+
+    state: TrainState
+    course: dict[str, list[float]]
+    """Steps, validation scores, the training batches' IoU and lambda, at each of `COURSE`."""
+    seconds: float
+    """Of the training, without compilation and scores."""
+
+
+class Trainer:
+    """The programs of all configs that were met so far, on the tiles of one set."""
+
+    def __init__(self, tiles: Mapping[str, Batch]):
+        self.tiles = tiles
+        self.resident = {s: jax.device_put(tiles[s]) for s in ("train", "val")}
+        self._programs: dict[str, Programs] = {}
+
+    def programs(self, config: Config) -> Programs:
+        """What this config is trained and scored by."""
+        key = config.copy_and_resolve_references()
+        key.name, key.seed, key.regularizer.weight = "", 0, 1.0
+        key = key.to_json()
+        if key not in self._programs:
+            self._programs[key] = _compile(config, self.tiles["train"].image.shape[1:3])
+        return self._programs[key]
+
+    def train(self, config: Config) -> Trained:
+        """Trains to the end.
+
+        Raises:
+          UserError: for a config that cannot be, and where loss or lambda stops being a number.
+        """
+        fields.check(config)
+        programs = self.programs(config)
+        state, take = self.start(config), self.stepper(config)
+        course: dict[str, list[float]] = {}
+        recent, total = [], config.train.steps
+        marks = {round(total * (k + 1) / COURSE) for k in range(COURSE)}
+        seconds, began = 0.0, None
+        for step, after, bilevel in self.plan(config):
+            state, metrics = take(state, step, bilevel)
+            recent.append(metrics)
+            if began is None or (bilevel and not course):  # from the first step of either kind on
+                jax.block_until_ready(state)
+                began = began or time.perf_counter()
+            if after in marks:
+                jax.block_until_ready(state)
+                seconds += time.perf_counter() - began
+                _note(course, after, recent, self.score(programs, state, "val"))
+                recent, began = [], time.perf_counter()
+        return Trained(state, course, seconds)
+
+    def plan(self, config: Config) -> Iterator[tuple[int, int, bool]]:
+        """`(steps before, steps after, whether lambda moves)` of each call of a program."""
+        plan = self.programs(config).functions.plan
+        for d in schedule(plan, 0, config.train.steps, most=1, pauses=(config.train.steps,)):
+            yield d.before, d.after, d.bilevel
+
+    def start(self, config: Config) -> TrainState:
+        """The state before the first step."""
+        functions = self.programs(config).functions
+        weight, log = config.regularizer.weight, config.regularizer.parametrization == "log"
+        value = np.log(np.float32(weight)) if log else np.float32(weight)
+        if config.regularizer.place == "none":
+            value = functions.hyper
+        hyper = jnp.full(functions.hyper.shape, value, jnp.float32)
+        return self.programs(config).create(jnp.int32(config.seed), hyper)
+
+    def stepper(self, config: Config):
+        """`(state, step, bilevel) -> (state, metrics)`."""
+        programs, seed = self.programs(config), jnp.int32(config.seed)
+        plan, train = programs.functions.plan, (seed, self.resident["train"])
+        size = config.train.batch_size
+        inner = _rows(self.tiles["train"], size, config.seed)
+        outer = _rows(self.tiles["val"], plan.batch_size, config.seed) if plan.estimator else None
+        several = plan.estimator.steps if plan.estimator else 1
+
+        def take(state, step, bilevel):
+            if not bilevel:
+                return programs.plain(state, train, inner[step])
+            batches = [inner[step + k] for k in range(several)]
+            assert outer is not None
+            rows = outer[plan.updates(step)]
+            return programs.bilevel(state, train, batches, self.resident["val"], rows)
+
+        return take
+
+    def score(
+        self, programs: Programs, state: TrainState, split: str, *,
+        denoise: float | None = None, noise=lambda images: images, batch_size: int = 32,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Scores of each tile of a split, `[N]`; `noise` changes uint8 images before."""
+        tiles, found = self.tiles[split], []
+        weight = None if denoise is None else jnp.float32(denoise)
+        images = noise(tiles.image)
+        for batch, use in members.padded_batches(Batch(images, tiles.mask), batch_size):
+            scores = jax.device_get(programs.score(state, weight, batch))
+            found.append({k: v[use > 0] for k, v in scores.items()})
+        return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
+
+
+def summary(tiles: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Means and pooled scores of a split, as in a run's summary, from those of its tiles."""
+    return scores_of({k: np.sum(v, dtype=np.float64) for k, v in tiles.items()})
+
+
+def save(path: Path, state: TrainState) -> None:
+    """Keeps what a prediction needs of a net."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(serialization.to_bytes(jax.device_get(_kept(state))))
+
+
+def load(path: Path, like: TrainState) -> TrainState:
+    """The state with the net of a file.
+
+    Raises:
+      UserError: it is no such file.
+    """
+    try:
+        inner, hyper = serialization.from_bytes(_kept(like), path.read_bytes()).values()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it and train anew") from error
+    state = like.inner._replace(params=inner["params"], model_state=inner["model_state"])
+    return like._replace(inner=state, hyper=jnp.asarray(hyper))
+
+
+def _kept(state: TrainState) -> dict[str, PyTree]:
+    inner = {"params": state.inner.params, "model_state": state.inner.model_state}
+    return {"inner": inner, "hyper": state.hyper}
+
+
+def _rows(tiles: Batch, batch_size: int, seed: int):
+    return pipeline.train_indices(len(tiles.image), batch_size=batch_size, seed=seed)
+
+
+def _compile(config: Config, shape: tuple[int, int]) -> Programs:
+    functions = make_functions(config, shape)
+    layout = parallel.make_layout(map="jit", devices=1)
+
+    def plain(state, seed_and_tiles, rows):
+        seed, tiles = seed_and_tiles
+        return functions.plain(seed, state, [resident.take(tiles, rows)])
+
+    def bilevel(state, seed_and_tiles, rows, tiles_val, rows_val):
+        seed, tiles = seed_and_tiles
+        batches = [resident.take(tiles, r) for r in rows]
+        return functions.bilevel(seed, state, batches, resident.take(tiles_val, rows_val))
+
+    return Programs(
+        functions, jax.jit(functions.create), layout.compile(plain, donate=True),
+        layout.compile(bilevel, donate=True), layout.compile(functions.scores),
+        layout.compile(functions.prediction),
+    )  # fmt: skip
+
+
+def _note(course, step: int, recent: list[PyTree], scores: dict[str, np.ndarray]) -> None:
+    metrics = jax.device_get(recent)
+    losses = np.asarray([m["loss"] for m in metrics])
+    lam = float(np.mean(metrics[-1]["lambda"]))
+    if not (np.all(np.isfinite(losses)) and np.isfinite(lam)):
+        raise UserError(f"the loss or lambda is no number by step {step}; lower a learning rate")
+    found = summary(scores)
+    values = {
+        "step": step, "lambda": lam, "val_bce": found["bce"], "val_iou": found["iou"],
+        "val_pooled_iou": found["pooled_iou"],
+        "train_iou": float(np.mean([m["iou"] for m in metrics])),
+        "train_loss": float(losses.mean()),
+    }  # fmt: skip
+    for name, value in values.items():
+        course.setdefault(name, []).append(value)
