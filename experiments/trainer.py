@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 
-from tvjax import fields, files
+from tvjax import fields, files, interruption
 from tvjax.data import pipeline
 from tvjax.errors import UserError
 from tvjax.training import members, parallel, resident
@@ -62,6 +62,7 @@ class Trainer:
         self.tiles = tiles
         self.resident = {s: jax.device_put(tiles[s]) for s in ("train", "val")}
         self._programs: dict[str, Programs] = {}
+        self._scores: dict[str, tuple[Any, Any]] = {}  # of nets with the same section `model`
 
     def programs(self, config: Config) -> Programs:
         """What this config is trained and scored by."""
@@ -69,7 +70,10 @@ class Trainer:
         key.name, key.seed, key.regularizer.weight = "", 0, 1.0
         key = key.to_json()
         if key not in self._programs:
-            self._programs[key] = _compile(config, self.tiles["train"].image.shape[1:3])
+            made = _compile(config, self.tiles["train"].image.shape[1:3])
+            net = config.model.to_json()
+            score, predict = self._scores.setdefault(net, (made.score, made.predict))
+            self._programs[key] = made._replace(score=score, predict=predict)
         return self._programs[key]
 
     def train(self, config: Config) -> Trained:
@@ -84,13 +88,16 @@ class Trainer:
         course: dict[str, list[float]] = {}
         recent, total = [], config.train.steps
         marks = {round(total * (k + 1) / COURSE) for k in range(COURSE)}
-        seconds, began = 0.0, None
+        seconds, seen = 0.0, set()
+        began = time.perf_counter()
         for step, after, bilevel in self.plan(config):
+            interruption.check()
             state, metrics = take(state, step, bilevel)
             recent.append(metrics)
-            if began is None or (bilevel and not course):  # from the first step of either kind on
+            if bilevel not in seen:  # its call may have compiled
+                seen.add(bilevel)
                 jax.block_until_ready(state)
-                began = began or time.perf_counter()
+                began = time.perf_counter()
             if after in marks:
                 jax.block_until_ready(state)
                 seconds += time.perf_counter() - began
@@ -135,12 +142,23 @@ class Trainer:
 
     def score(
         self, programs: Programs, state: TrainState, split: str, *,
-        denoise: float | None = None, noise=lambda images: images, batch_size: int = 32,
+        most: int | None = None, denoise: float | None = None, change=None, batch_size: int = 32,
     ) -> dict[str, np.ndarray]:  # fmt: skip
-        """Scores of each tile of a split, `[N]`; `noise` changes uint8 images before."""
-        tiles, found = self.tiles[split], []
+        """Scores of each of the first `most` tiles of a split, `[N]`.
+
+        Args:
+          programs: of the net's config.
+          state: of the net.
+          split: its name.
+          most: tiles; None: all.
+          denoise: weight of a TV denoising of the probabilities, or None.
+          change: of the images, uint8 `[N, H, W, 3]`, before.
+          batch_size: of the scoring.
+        """
+        tiles, found = Batch(*(x[:most] for x in self.tiles[split])), []
         weight = None if denoise is None else jnp.float32(denoise)
-        images = noise(tiles.image)
+        images = tiles.image if change is None else change(tiles.image)
+        state = _bare(state)
         for batch, use in members.padded_batches(Batch(images, tiles.mask), batch_size):
             scores = jax.device_get(programs.score(state, weight, batch))
             found.append({k: v[use > 0] for k, v in scores.items()})
@@ -176,6 +194,12 @@ def load(path: Path, like: TrainState) -> TrainState:
 def _kept(state: TrainState) -> dict[str, PyTree]:
     inner = {"params": state.inner.params, "model_state": state.inner.model_state}
     return {"inner": inner, "hyper": state.hyper}
+
+
+def _bare(state: TrainState) -> TrainState:
+    """What a score reads, the same for all methods, whose scores then are one program."""
+    inner = state.inner._replace(opt_state=())
+    return state._replace(inner=inner, hyper_opt_state=(), carry=())
 
 
 def _rows(tiles: Batch, batch_size: int, seed: int):

@@ -11,6 +11,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ def define_checkpoint_flag() -> flags.FlagHolder[str]:
     )  # fmt: skip
 
 
-def run(main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED) -> None:
-    """Runs a program's `main`, which gets no arguments but the program's name.
+def run(
+    main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED, words: int = 0
+) -> None:
+    """Runs a program's `main`, which gets the program's name, and after it `words` at most.
 
     Ctrl-C and SIGTERM are noted, and end the program where `interruption.check` is called next, so
     that what is half written is removed on the way out. A `main` may raise its `KeyboardInterrupt`
@@ -55,6 +58,7 @@ def run(main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED) -> 
     Args:
       main: main function of the program.
       interrupted: the exit status after either, and after a second one, which ends it at once.
+      words: how many arguments that are no flags it takes.
     """
 
     def guarded(argv: list[str]) -> Any:
@@ -76,7 +80,9 @@ def run(main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED) -> 
             print(f"\ninterrupted{what}; run the same command again", file=sys.stderr)
             sys.exit(interrupted)
 
-    app.run(exit_with_one_line(guarded), flags_parser=exit_with_one_line(_parse))
+    app.run(
+        exit_with_one_line(guarded), flags_parser=exit_with_one_line(partial(_parse, words=words))
+    )
 
 
 def cache_compilations(directory: str | Path) -> None:
@@ -87,7 +93,7 @@ def cache_compilations(directory: str | Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(expanded(directory)))
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], words: int = 0) -> list[str]:
     if usage.ASKS.intersection(argv[1:]):
         print(usage.text())
         sys.exit(0)
@@ -106,9 +112,10 @@ def _parse(argv: list[str]) -> list[str]:
         if config is None:
             raise UserError(_no_config())
         fields.check(config)
-    if len(rest) > 1:
+    if len(rest) > 1 + words:
+        kinds = "all are flags" if not words else f"{words} may be no flag"
         raise UserError(
-            f"unexpected argument {rest[1]!r}; all are flags, see --help (a glob needs quotes)"
+            f"unexpected argument {rest[1 + words]!r}; {kinds}, see --help (a glob needs quotes)"
         )
     return rest
 

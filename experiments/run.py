@@ -1,0 +1,186 @@
+"""Executes the list of runs of the report, as far as results are missing.
+
+    python -m experiments.run --scale=smoke|cpu|paper [PATTERN] [--budget_minutes=N]
+        [--data=NAME=TILES,...] [--results=DIR] [--nets=DIR]
+
+Each run leaves RESULTS/SCALE/NAME.json, and a training its net in NETS/SCALE; the same command
+goes on where the last one stopped. PATTERN chooses runs by name, such as 'embedded_lunet*'. `cpu`
+trains on the embedded set, and on real tiles where --data=buildings=DIR names them; `paper` has the
+paper's sizes, wants the tiles by --data and a GPU, and carries on for hours:
+
+    python -m experiments.run --scale=paper --data=buildings=TILES --results=DIR --nets=DIR
+
+Two at once share the work by patterns. `python -m experiments.report` draws from the results.
+"""
+
+import fnmatch
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import items, runs
+from experiments.trainer import Trainer
+from tvjax import files, interruption, program, provenance
+from tvjax.data import pipeline, sets
+from tvjax.data.embedded import synthetic
+from tvjax.errors import UserError
+from tvjax.home import expanded
+from tvjax.types import Batch
+
+TINY = 60
+"""Scenes of the set of `smoke`."""
+
+
+def define_flags() -> None:
+    flags.DEFINE_enum("scale", "cpu", list(runs.SCALES), "How much is run, and of what size.")
+    flags.DEFINE_float("budget_minutes", 1e9, "No run begins that would not end within them.")
+    flags.DEFINE_list("data", [], "Sets of tiles, as NAME=TILES, e.g. buildings=DIR.")
+    flags.DEFINE_string("results", "results/runs", "Folder of the result files.")
+    flags.DEFINE_string("nets", "runs/nets", "Folder of the trained nets.")
+    flags.DEFINE_string("commit", None, "Of the code, where it is not in its repository.")
+
+
+class Lab:
+    """The sets, programs and nets of one scale."""
+
+    def __init__(self, scale: runs.Scale, places: dict[str, str], nets: Path):
+        self.scale, self.places, self.nets = scale, places, nets
+        self._trainers: dict[str, Trainer] = {}
+        self._nets: dict[str, Any] = {}
+
+    def trainer(self, data: str) -> Trainer:
+        """The trainer on a set, which is opened at first use."""
+        if data not in self._trainers:
+            self._trainers[data] = Trainer(self._open(data))
+        return self._trainers[data]
+
+    def config(self, run: runs.Run):
+        """The config of a training."""
+        size = runs.config_of(run, self.scale, 1).train.batch_size
+        steps = run.epochs * (len(self.trainer(run.data).tiles["train"].image) // size)
+        return runs.config_of(run, self.scale, steps)
+
+    def net(self, run: runs.Run) -> Path:
+        """The file of a training's net."""
+        return self.nets / f"{run.name}.msgpack"
+
+    def source(self, data: str, seed: int = 0) -> dict[str, Any]:
+        """What `sets.open_sets` opens a set by; the embedded one of that seed."""
+        config = runs.config_of(runs.Run("train", data, method="unet"), self.scale, 1).data
+        options = {k: config[k] for k in ("cache", "size", "limit")}
+        directory = self.places.get(data)
+        if data == "tiny":
+            directory = str(expanded(config.cache) / f"tiny-{synthetic.VERSION}-{seed}")
+            synthetic.write(directory, tiles=TINY, seed=seed, size=96, progress=False)
+        return {**options, "directory": directory, "seed": seed}
+
+    def _open(self, data: str) -> dict[str, Batch]:
+        splits = sets.open_sets(**self.source(data))
+        tiles = {name: pipeline.resident(split, progress=False) for name, split in splits.items()}
+        if data == "embedded":
+            # 60 tiles are few to test by; more scenes of the same kind cost a second to score.
+            others = sets.open_sets(**self.source(data, seed=1)).values()
+            parts = [tiles["test"], *(pipeline.resident(s, progress=False) for s in others)]
+            tiles["test"] = Batch(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+        return tiles
+
+
+def execute(lab: Lab, todo: list[runs.Run], folder: Path, *, minutes: float = 1e9, commit=None):
+    """Runs what is missing, in order: `(names done, names that failed, names left)`."""
+    began, took = time.perf_counter(), {}
+    done, failed, left = [], [], []
+    for number, run in enumerate(todo, 1):
+        if 60 * minutes - (time.perf_counter() - began) < took.get((run.kind, run.method), 0):
+            left.append(run.name)
+            continue
+        start = time.perf_counter()
+        try:
+            result = items.KINDS[run.kind](lab, run, folder)
+            _write(folder / f"{run.name}.json", result, run, time.perf_counter() - start, commit)
+            done.append(run.name)
+        except items.Waits as missing:
+            left.append(run.name)
+            print(f"{run.name} waits for {missing}", flush=True)
+            continue
+        except Exception:  # one that fails stops no other
+            failed.append(run.name)
+            traceback.print_exc()
+            continue
+        seconds = time.perf_counter() - start
+        took[run.kind, run.method] = seconds
+        print(f"[{number} of {len(todo)}] {run.name}: {seconds:.1f} s", flush=True)
+    return done, failed, left
+
+
+def _write(path: Path, result: dict[str, Any], run: runs.Run, seconds: float, commit) -> None:
+    content = {
+        "run": run._asdict(), "seconds": round(seconds, 2), **provenance.describe(run.seed),
+        **({"commit": commit} if commit else {}), **result,
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, json.dumps(strict(content), separators=(",", ":")) + "\n")
+
+
+def strict(x: Any) -> Any:
+    """The same with None for what JSON has no word for, and no digits that float32 has not."""
+    if isinstance(x, dict):
+        return {k: strict(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple, np.ndarray)):
+        return [strict(v) for v in x]
+    if isinstance(x, (float, np.floating)):
+        return float(f"{x:.6g}") if np.isfinite(x) else None
+    return x.item() if isinstance(x, np.integer) else x
+
+
+def read_places(given: list[str]) -> dict[str, str]:
+    """Folders by the names of their sets.
+
+    Raises:
+      UserError: a part is not NAME=TILES.
+    """
+    pairs = [part.partition("=") for part in given]
+    bad = [name for name, _, place in pairs if not (name and place)]
+    if bad:
+        raise UserError(f"--data: {bad[0]!r} must be NAME=TILES, e.g. buildings=DIR")
+    return {name: place for name, _, place in pairs}
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing."""
+    args: Any = flags.FLAGS
+    scale, places = runs.SCALES[args.scale], read_places(args.data)
+    main_set = scale.main or next(iter(places), None)
+    if main_set is None:
+        raise UserError(f"--scale={args.scale} needs its tiles: --data=NAME=TILES")
+    pattern, folder = (argv[1:] or ["*"])[0], Path(args.results) / args.scale
+    found = [r for r in runs.runs(scale, main_set) if fnmatch.fnmatch(r.name, pattern)]
+    if not found:
+        raise UserError(f"no run has a name like {pattern!r}; names are such as 'embedded_unet_s0'")
+    here = [r for r in found if r.data != scale.real or r.data in places]
+    if len(here) < len(found):
+        print(f"{len(found) - len(here)} runs want --data={scale.real}=TILES and are left out")
+    todo = [r for r in here if not (folder / f"{r.name}.json").exists()]
+    print(
+        f"{len(todo)} of {len(here)} runs are missing; {jax.devices()[0].device_kind}", flush=True
+    )
+    program.cache_compilations("~/.cache/tvjax/compiled")
+    lab = Lab(scale, places, Path(args.nets) / args.scale)
+    interruption.check()
+    done, failed, left = execute(
+        lab, todo, folder, minutes=args.budget_minutes, commit=args.commit
+    )  # fmt: skip
+    print(f"{len(done)} done, {len(left)} left, {len(failed)} failed {' '.join(failed)}")
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    define_flags()
+    program.run(main, interrupted=75, words=1)

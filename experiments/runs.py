@@ -1,0 +1,187 @@
+"""The one list of runs behind the report: what is trained and measured, the most telling first.
+
+A run is one result file. Trainings come with their method, weight and seed; what is measured on
+trained nets names the trainings that it takes. `experiments.run` executes the list.
+"""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tvjax.types import Config
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "unet": ("unet", {}),
+    "softmax": ("runet_control", {}),
+    "runet": ("runet", {}),
+    "lunet": ("lunet", {}),
+    "exact": ("lunet_bilevel", {}),
+    "printed": ("lunet_printed", {}),
+    "image": ("lunet", {"regularizer.reduction": "image"}),
+    "pixel": ("lunet", {"regularizer.reduction": "pixel"}),
+}
+"""Config of `configs/` and changed fields, by the name of the method."""
+PAPER_LAMBDA = 1e-6
+"""Lambda of RU-Net and LU-Net in Table 1; where learning begins."""
+LAMBDAS = 1e-8, 5e-8, 1e-7, 5e-7, 1e-6, 5e-6, 1e-5
+"""The paper's Lambda_2 and Lambda_3."""
+ACTIVE = 0.01, 0.1, 1.0
+"""Weights at which RU-Net's layer moves probabilities; up to 1e-5 it moves none by 2e-5."""
+SIGMAS = 0.0, 0.02, 0.04, 0.06, 0.08, 0.1
+"""Standard deviations of the noise of Figure 8."""
+
+
+class Scale(NamedTuple):
+    """How much is run, and of what size."""
+
+    main: str | None
+    """The set behind every item; None: the one that is given."""
+    real: str | None
+    """A set of real tiles, of which fewer items are run."""
+    preset: str | None
+    fields: dict[str, Any]
+    """Fields of the configs that differ from their own, or the preset's."""
+    epochs: int
+    seeds: int
+    """Behind each row of a table."""
+    more_seeds: int
+    """Further ones of the U-Net, for what selection alone gains."""
+    real_seeds: int
+    long_epochs: int
+    """Of the one training of real tiles to its end; 0: none."""
+    lambdas: tuple[float, ...] = LAMBDAS
+    active: tuple[float, ...] = ACTIVE
+    weights: tuple[float, ...] = tuple(k / 100 for k in range(1, 21))
+    """Of the denoising: the paper's Lambda_1."""
+    sigmas: tuple[float, ...] = SIGMAS
+    noise_seeds: int = 3
+    noise_tiles: int = 200
+    """Test tiles to which noise is added."""
+    train_scored: int = 200
+    """Training tiles of which final scores are taken."""
+    rounds: int = 10
+    """Of the methods' steps, timed in turn."""
+
+
+SMALL = {"data.size": 64, "model.width": 8}
+SCALES = {
+    "smoke": Scale(
+        main="tiny", real=None, preset=None, epochs=2, seeds=2, more_seeds=6, real_seeds=0,
+        long_epochs=0, lambdas=(1e-6, 1e-5), active=(0.1,), weights=(0.05, 0.1), sigmas=(0.0, 0.04),
+        noise_seeds=2, noise_tiles=6, train_scored=6, rounds=2,
+        fields={
+            "data.size": 16, "model.width": 2, "model.depth": 1, "train.batch_size": 4,
+            "hypergrad.batch_size": 4, "hypergrad.warmup": 2, "evaluation.batch_size": 4,
+        },
+    ),
+    "cpu": Scale(
+        main="embedded", real="buildings", preset=None, epochs=10, seeds=5, more_seeds=7,
+        real_seeds=5, long_epochs=30, fields=SMALL,
+    ),
+    "paper": Scale(
+        main=None, real=None, preset="paper", epochs=30, seeds=5, more_seeds=7, real_seeds=0,
+        long_epochs=0, noise_tiles=10**6, train_scored=500, fields={}, rounds=30,
+    ),
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """One result file."""
+
+    kind: str
+    """A name of `experiments.items.KINDS`."""
+    data: str
+    seed: int = 0
+    method: str = ""
+    lam: float | None = None
+    """Weight of TV, held or where its learning begins; None: the method has none."""
+    epochs: int = 0
+    """Of a training."""
+
+    @property
+    def name(self) -> str:
+        """Of the result file and of the net."""
+        weight = "" if self.lam is None else f"_{self.lam:g}"
+        method = f"_{self.method}{weight}" if self.method else ""
+        kind = "" if self.kind == "train" else f"{self.kind}_"
+        return f"{kind}{self.data}{method}_s{self.seed}"
+
+
+def config_of(run: Run, scale: Scale, steps: int) -> Config:
+    """The config of a training of so many steps."""
+    file, changes = METHODS[run.method]
+    config: Config = importlib.import_module(f"configs.{file}").get_config(scale.preset)
+    config.seed, config.train.steps = run.seed, steps
+    if run.lam is not None:
+        config.regularizer.weight = run.lam
+    for name, value in {**scale.fields, **changes}.items():
+        config.update_from_flattened_dict({name: value})
+    return config
+
+
+def runs(scale: Scale, main: str) -> list[Run]:
+    """All of them, on the main set and on that of real tiles; each once."""
+    return list(dict.fromkeys(_ordered(scale, main)))
+
+
+def _ordered(scale: Scale, main: str) -> Iterator[Run]:
+    seeds = range(scale.seeds)
+    for seed in seeds:
+        yield from core(scale, main, seed)
+    yield from pictures(main)
+    yield Run("cost", main)
+    for seed in seeds:
+        yield Run("denoise", main, seed, "unet")
+        yield from rest(scale, main, seed)
+    for seed in range(scale.seeds, scale.seeds + scale.more_seeds):
+        yield training(scale, main, "unet", None, seed)
+    for seed in seeds:
+        for method, lam in NOISY:
+            yield Run("noise", main, seed, method, lam)
+    for seed in seeds:
+        for reading in ("image", "pixel"):
+            yield training(scale, main, reading, PAPER_LAMBDA, seed)
+    if scale.real is not None:
+        yield from on_real_tiles(scale, scale.real)
+
+
+NOISY = (("unet", None), ("runet", PAPER_LAMBDA), ("lunet", PAPER_LAMBDA), ("lunet", 1e-5))
+"""Methods of Figure 8, with their weights."""
+
+
+def training(scale: Scale, data: str, method: str, lam: float | None, seed: int) -> Run:
+    """A training of the usual length."""
+    return Run("train", data, seed, method, lam, scale.epochs)
+
+
+def core(scale: Scale, data: str, seed: int) -> Iterator[Run]:
+    """One seed of each row of Table 1, and of the methods that learn lambda."""
+    yield training(scale, data, "unet", None, seed)
+    for method in ("lunet", "exact", "runet", "printed"):
+        yield training(scale, data, method, PAPER_LAMBDA, seed)
+    yield training(scale, data, "softmax", None, seed)
+
+
+def rest(scale: Scale, data: str, seed: int) -> Iterator[Run]:
+    """One seed of the sweeps of Figure 6."""
+    for lam in sorted(scale.lambdas, reverse=True):
+        yield training(scale, data, "lunet", lam, seed)
+    for lam in scale.active:
+        yield training(scale, data, "runet", lam, seed)
+
+
+def pictures(data: str) -> Iterator[Run]:
+    """The figures that show tiles."""
+    yield Run("figure1", data)
+    yield Run("figure2", data)
+    yield Run("figure4", data, seed=0)
+    yield Run("figure7", data)
+
+
+def on_real_tiles(scale: Scale, data: str) -> Iterator[Run]:
+    """U-Net and LU-Net, and one training to its end."""
+    for seed in range(scale.real_seeds):
+        yield training(scale, data, "unet", None, seed)
+        yield training(scale, data, "exact", PAPER_LAMBDA, seed)
+    if scale.long_epochs:
+        yield Run("long", data, 0, "exact", PAPER_LAMBDA, scale.long_epochs)
