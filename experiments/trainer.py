@@ -92,12 +92,13 @@ class Trainer:
         began = time.perf_counter()
         for step, after, bilevel in self.plan(config):
             interruption.check()
+            called = time.perf_counter()
             state, metrics = take(state, step, bilevel)
             recent.append(metrics)
             if bilevel not in seen:  # its call may have compiled
                 seen.add(bilevel)
                 jax.block_until_ready(state)
-                began = time.perf_counter()
+                seconds, began = seconds + called - began, time.perf_counter()
             if after in marks:
                 jax.block_until_ready(state)
                 seconds += time.perf_counter() - began
