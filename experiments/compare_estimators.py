@@ -18,13 +18,19 @@ from tvjax import program
 from tvjax.errors import UserError
 from tvjax.training import figures, logs, loop
 
-_OUT = flags.DEFINE_string("out", None, "Folder of the runs and the figure.", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder of the runs and the figure, e.g. runs/compare.", required=True
+)
 _NAMES = flags.DEFINE_list(
     "names", ["lunet", "lunet_bilevel", "lunet_printed", "lunet_online", "lunet_forward"],
-    "Configs to train.",
+    "Names of the configs to train.",
 )  # fmt: skip
-_STEPS = flags.DEFINE_integer("steps", None, "Of each run; default: the config's own.")
-_DIRECTORY = flags.DEFINE_string("data", None, "Prepared tiles; default: the embedded set.")
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Steps of each run, e.g. 160; default: the config's own."
+)
+_DIRECTORY = flags.DEFINE_string(
+    "data", None, "Folder of prepared tiles, e.g. TILES; default: the embedded set."
+)
 
 
 def train(name: str, out: Path) -> dict:

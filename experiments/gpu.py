@@ -24,14 +24,18 @@ from absl import flags
 from tvjax import program
 from tvjax.errors import UserError
 
-_OUT = flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder of the results, e.g. results/gpu.", required=True)
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "Time budget of all pieces together, in minutes.")
-_DATA = flags.DEFINE_string("data", None, "Prepared tiles; default: 320 tiles are drawn.")
+_DATA = flags.DEFINE_string(
+    "data", None, "Folder of prepared tiles, e.g. TILES; default: 320 drawn ones."
+)
 _SCALE = flags.DEFINE_enum("scale", "full", ["full", "tiny"], "full needs a GPU, tiny does not.")
-_PIECES = flags.DEFINE_list("pieces", None, "Names of the pieces to run; default: all.")
-_COMMIT = flags.DEFINE_string("commit", None, "Commit to record, where the code is a copy.")
-_PIECE = flags.DEFINE_string("piece", None, "Runs this one piece in this very process.")
-_SECONDS = flags.DEFINE_float("seconds", 60.0, "Time of the piece named by --piece.")
+_PIECES = flags.DEFINE_list("pieces", None, "Pieces to run, e.g. numerics,training; default: all.")
+_COMMIT = flags.DEFINE_string(
+    "commit", None, "Commit to record, e.g. 57f7a64, where the code is a copy."
+)
+_PIECE = flags.DEFINE_string("piece", None, "One piece to run in this process, e.g. numerics.")
+_SECONDS = flags.DEFINE_float("seconds", 60.0, "Time in seconds of the piece named by --piece.")
 
 SHARES = {"numerics": 2.5, "step_times": 4.5, "training": 3.0, "denoising": 0.5, "resuming": 2.0}
 """The pieces in their order, with their parts of the time; what one leaves is for the later."""

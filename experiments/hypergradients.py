@@ -24,11 +24,19 @@ ONLINE = "forward_online"
 
 def define_flags() -> None:
     flags.DEFINE_enum("problem", None, list(problems.PROBLEMS), "What to audit.")
-    flags.DEFINE_string("json", None, "Results, written or read.", required=True)
-    flags.DEFINE_string("figure", None, "PNG of errors and values over the training.")
-    flags.DEFINE_integer("seed", 0, "Of mini-batches and noise.")
-    flags.DEFINE_integer("snapshots", None, "Only the first so many.")
-    flags.DEFINE_string("data", None, "Tiles for segmentation, as --config.data.directory.")
+    flags.DEFINE_string(
+        "json", None, "JSON file of results, written or read, e.g. ridge.json.", required=True
+    )
+    flags.DEFINE_string(
+        "figure", None, "PNG of errors and values over the training, e.g. ridge.png."
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of mini-batches and noise.")
+    flags.DEFINE_integer(
+        "snapshots", None, "Number of points of the training to audit, e.g. 2; default: all."
+    )
+    flags.DEFINE_string(
+        "data", None, "Folder of tiles for segmentation, e.g. TILES; default: drawn ones."
+    )
 
 
 def main(argv) -> None:

@@ -22,8 +22,10 @@ from tvjax.errors import UserError
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("results", None, "Folder of experiments.lambda_study.", required=True)
-    flags.DEFINE_string("out", None, "Folder of the report.", required=True)
+    flags.DEFINE_string(
+        "results", None, "Folder of experiments.lambda_study, e.g. results/lambda.", required=True
+    )
+    flags.DEFINE_string("out", None, "Folder of the report, e.g. results/lambda.", required=True)
 
 
 def origin(pieces: dict[str, dict]) -> list[str]:

@@ -54,14 +54,27 @@ DRAWN = "bce", "hypergradient", "outer_loss"
 
 
 def define_flags() -> None:
-    flags.DEFINE_enum("scale", "smoke", list(SCALES), "How much, and on what.")
-    flags.DEFINE_string("out", None, "Folder of the results.", required=True)
-    flags.DEFINE_float("minutes", 1e9, "No piece begins that would not end within them.")
-    flags.DEFINE_list("data", ["embedded"], "Sets, as NAME=FILE.npz or NAME=TILES.")
-    flags.DEFINE_string("only", "*", "Pattern of the pieces' names.")
-    flags.DEFINE_enum("convolutions", "auto", ["auto", "direct", "products"], "Of the net.")
-    flags.DEFINE_string("cache", None, "Folder of compiled programs.")
-    flags.DEFINE_string("commit", None, "Of the code, where it is not in its repository.")
+    flags.DEFINE_enum(
+        "scale",
+        "smoke",
+        list(SCALES),
+        "How much to run: smoke for a minute, cpu for hours, gpu on a GPU.",
+    )
+    flags.DEFINE_string("out", None, "Folder of the results, e.g. results/lambda.", required=True)
+    flags.DEFINE_float(
+        "minutes",
+        1e9,
+        "Time budget in minutes, e.g. 15: no piece begins that would not end in time.",
+    )
+    flags.DEFINE_list("data", ["embedded"], "Sets, each as NAME=FILE.npz or NAME=TILES.")
+    flags.DEFINE_string("only", "*", "Pattern of names of pieces to run, e.g. 'learn_*'.")
+    flags.DEFINE_enum("convolutions", "auto", ["auto", "direct", "products"],
+        "How the net's convolutions are computed.",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "cache", None, "Folder of compiled programs, e.g. ~/.cache/tvjax; default: none."
+    )
+    flags.DEFINE_string("commit", None, "Commit to record, e.g. 57f7a64, where the code is a copy.")
 
 
 class Scale(NamedTuple):

@@ -34,22 +34,30 @@ from tvjax.training.setup import Setup, make_functions, make_setup
 from tvjax.types import Batch, Config
 
 FRACTIONS = (0.8, 0.1, 0.1)
-"""Of the splits whose leaks are counted, as `prepare` draws them."""
+"""Shares of the splits whose leaks are counted, as `prepare` draws them."""
 TRAINED = (0.7, 0.05, 0.25)
-"""Of those that nets are trained on: more test tiles."""
+"""Shares of the splits that nets are trained on: more test tiles."""
 WAYS = "random", "clustered"
 SHOWN = 12
 """Pairs on the sheet."""
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("data", None, "Tiles, prepared or not; default: the embedded set.")
-    flags.DEFINE_string("out", None, "Folder of the result and the picture.", required=True)
-    flags.DEFINE_integer("size", 86, "Pixels, side of tiles that are prepared here.")
-    flags.DEFINE_integer("limit", None, "How many tiles to take, drawn at random; default: all.")
-    flags.DEFINE_float("planted", None, "Share of tiles that get a twin; default: 0 or 0.5.")
-    flags.DEFINE_integer("draws", 50, "Splits over which shares are averaged.")
-    flags.DEFINE_integer("seeds", 5, "Trainings of each way.")
+    flags.DEFINE_string(
+        "data", None, "Folder of tiles, prepared or not, e.g. TILES; default: the embedded set."
+    )
+    flags.DEFINE_string(
+        "out", None, "Folder of the result and the picture, e.g. OUT.", required=True
+    )
+    flags.DEFINE_integer("size", 86, "Side, in pixels, of tiles that are prepared here.")
+    flags.DEFINE_integer(
+        "limit", None, "Number of tiles to draw at random, e.g. 500; default: all."
+    )
+    flags.DEFINE_float(
+        "planted", None, "Share of tiles that get a twin, 0 to 1, e.g. 0.3; default: 0 or 0.5."
+    )
+    flags.DEFINE_integer("draws", 50, "Number of splits over which shares are averaged.")
+    flags.DEFINE_integer("seeds", 5, "Number of trainings of each way.")
     flags.DEFINE_integer("steps", 800, "Steps of a training.")
     flags.DEFINE_integer("width", 8, "Filters of the net's first block.")
     flags.DEFINE_integer("batch_size", 8, "Tiles in a step.")
@@ -134,7 +142,7 @@ def shares(known: Known, draws: int) -> dict[str, float]:
 
 
 def found_by_hashes(known: Known) -> dict[str, float]:
-    """Of each kind of planted twins the share that their hashes tell."""
+    """The share of each kind of planted twins that their hashes tell."""
     near = {tuple(pair) for pair in known.pairs.tolist()}
     told = np.array([(int(k), i) in near for i, k in enumerate(known.tiles.scene)])
     return {
@@ -151,7 +159,7 @@ def draw_both(
 
     Args:
       labels: int `[N]`, equal for twins.
-      seed: of the draw.
+      seed: seed of the draw.
 
     Returns:
       The test tiles; which of them have a twin in a random split's training; and of each way the

@@ -20,8 +20,10 @@ SPLITS = ("train", "val", "test")
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("out", None, "The file to write.", required=True)
-    flags.DEFINE_string("data", None, "Prepared tiles; default: the embedded set.")
+    flags.DEFINE_string("out", None, "File to write, e.g. embedded.npz.", required=True)
+    flags.DEFINE_string(
+        "data", None, "Folder of prepared tiles, e.g. TILES; default: the embedded set."
+    )
 
 
 def read(path: Path | str | None) -> dict[str, Batch]:

@@ -19,10 +19,12 @@ from tvjax import denoise_tv, program, total_variation, tv_softmax
 from tvjax.scoring import metrics
 from tvjax.training import figures, restore
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of a trained U-Net.", required=True)
-_OUT = flags.DEFINE_string("out", None, "The picture to write.", required=True)
-_LAMBDA = flags.DEFINE_float("lambda", 0.25, "Of the TV-softmax; denoising takes as much.")
-_TILES = flags.DEFINE_list("tiles", ["0", "1", "2"], "Of the validation split.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a U-Net's run, e.g. runs/unet.", required=True
+)
+_OUT = flags.DEFINE_string("out", None, "PNG file to write, e.g. smoothing.png.", required=True)
+_LAMBDA = flags.DEFINE_float("lambda", 0.25, "Weight of TV in both smoothings.")
+_TILES = flags.DEFINE_list("tiles", ["0", "1", "2"], "Numbers of validation tiles to draw.")
 
 
 def smooth(logits: jnp.ndarray, lam: float) -> dict[str, jnp.ndarray]:

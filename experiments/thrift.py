@@ -28,10 +28,14 @@ from tvjax.errors import UserError
 from tvjax.training import restore
 from tvjax.types import Batch
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of a bilevel run.", required=True)
-_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a bilevel run, e.g. runs/lunet_bilevel.", required=True
+)
+_JSON = flags.DEFINE_string(
+    "json", None, "JSON file of the result, e.g. result.json.", required=True
+)
 _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32"], "Validation images in an update.")
-_DRAWS = flags.DEFINE_integer("draws", 48, "Pairs of batches for each size.")
+_DRAWS = flags.DEFINE_integer("draws", 48, "Number of pairs of batches for each size.")
 
 EVERY = (1, 2, 4, 8)
 

@@ -30,8 +30,8 @@ def plant(images: np.ndarray, masks: np.ndarray, *, share: float, seed: int) -> 
     Args:
       images: uint8 `[N, S, S, 3]`.
       masks: uint8 `[N, S, S, 1]`.
-      share: of the tiles that get a twin, in [0, 1].
-      seed: of which tiles these are, and of what is done to them.
+      share: share of the tiles that get a twin, in [0, 1].
+      seed: seed of the draw of these tiles, and of what is done to them.
     """
     rng, side = np.random.default_rng(seed), images.shape[1] * 3 // 4 // 4 * 4
     chosen = rng.permutation(len(images))[: round(share * len(images))]
@@ -82,4 +82,4 @@ KINDS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
     "brightened": _brightened,
     "overlapping": _overlapping,
 }
-"""From a random generator, a tile, its mask and the window's side to a twin's image and mask."""
+"""Functions of a random generator, a tile, its mask and the window's side; they make a twin."""

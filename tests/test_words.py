@@ -43,3 +43,28 @@ def test_first_lines_stand_by_themselves(folder):
             bad += [word for word in arguments(text) if word.capitalize() in NEVER_OF_ARGUMENTS]
             wrong += [f"{path.relative_to(ROOT)}:{line}: {word} ..." for word in bad]
     assert not wrong, "\n".join(wrong)
+
+
+SHOWN = "DEFINE_bool", "DEFINE_boolean", "DEFINE_enum"
+"""Kinds of flags whose form shows their values."""
+
+
+def flags_of(path):
+    """The kind, the name, the default and the help of each absl flag that a file defines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = getattr(getattr(node, "func", None), "attr", "")
+        if name.startswith("DEFINE_") and name != "DEFINE_config_file":
+            default, words = node.args[1], node.args[3 if name == "DEFINE_enum" else 2]
+            yield name, node.args[0].value, ast.unparse(default), ast.unparse(words)
+
+
+def test_help_says_what_a_flag_takes_and_shows_a_value():
+    wrong = []
+    for folder in ("tvjax", "experiments"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for kind, name, default, words in flags_of(path):
+                first = re.search(r"\w+", words.lstrip("f"))[0].capitalize()
+                shown = default not in ("None", "[]") or "e.g." in words or kind in SHOWN
+                if first in NEVER or not shown:
+                    wrong.append(f"{path.relative_to(ROOT)}: --{name}: {words}")
+    assert not wrong, "\n".join(wrong)

@@ -45,7 +45,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/ro
 _IMAGES = flags.DEFINE_multi_string(
     "images", [], "A file, a directory or a quoted glob of images, e.g. town.tif; repeatable."
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to write into, e.g. OUT.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the results, e.g. OUT.")
 _SCALE = flags.DEFINE_float(
     "scale",
     1.0,

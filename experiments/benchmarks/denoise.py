@@ -33,10 +33,12 @@ from tvjax.tv import dual, solvers
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.variation import total_variation
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
+_JSON = flags.DEFINE_string(
+    "json", None, "JSON file of the result, e.g. result.json.", required=True
+)
 _CASES = flags.DEFINE_list(
     "cases", ["256x1", "256x64", "1024x1", "1024x64"],
-    "Pixels a side x images in a batch; the last default takes half an hour.",
+    "Cases, each as side in pixels x images in a batch; the last one takes half an hour.",
 )  # fmt: skip
 
 LAM = 0.1

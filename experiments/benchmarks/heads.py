@@ -20,11 +20,13 @@ from experiments.benchmarks import workload
 from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
+_JSON = flags.DEFINE_string(
+    "json", None, "JSON file of the result, e.g. result.json.", required=True
+)
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
-_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images.")
+_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is timed.")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each step is timed.")
 
 HEADS = {
     "sigmoid": ("sigmoid", 1, 1e-6),

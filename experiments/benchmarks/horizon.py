@@ -21,7 +21,9 @@ from experiments.benchmarks import workload
 from tvjax import hypergrad, program, provenance
 from tvjax.types import PyTree
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
+_JSON = flags.DEFINE_string(
+    "json", None, "JSON file of the result, e.g. result.json.", required=True
+)
 
 WIDTH, SIZE, BATCH = 4, 32, 4
 HORIZONS = (10, 100, 1000)

@@ -28,11 +28,15 @@ from tvjax.data import pipeline
 from tvjax.data.sets import open_sets
 from tvjax.training import parallel, resident
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
-_DATA = flags.DEFINE_string("data", None, "Prepared tiles.")
+_JSON = flags.DEFINE_string(
+    "json", None, "JSON file of the result, e.g. result.json.", required=True
+)
+_DATA = flags.DEFINE_string("data", None, "Folder of prepared tiles, e.g. TILES.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
-_BATCHES = flags.DEFINE_integer("batches", 300, "Batches that are timed.")
-_RECORDS = flags.DEFINE_integer("records", 100_000, "Tiles to stream while watching memory.")
+_BATCHES = flags.DEFINE_integer("batches", 300, "Number of batches that are timed.")
+_RECORDS = flags.DEFINE_integer(
+    "records", 100_000, "Number of tiles to stream while watching memory."
+)
 
 
 class Repeated:

@@ -30,11 +30,13 @@ from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 from tvjax.types import Batch
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
+_JSON = flags.DEFINE_string(
+    "json", None, "JSON file of the result, e.g. result.json.", required=True
+)
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
-_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images.")
+_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each is timed.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each step is timed.")
 
 RATE, LAMBDA = 1e-3, 1e-6
 

@@ -30,13 +30,15 @@ from tvjax.inference import writing
 from tvjax.inference.predictor import Predictor
 from tvjax.training.setup import make_setup
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the result.")
-_SIZES = flags.DEFINE_list("sizes", ["2000", "5000"], "Sides of the rasters, pixels.")
+_JSON = flags.DEFINE_string("json", None, "JSON file of the result, e.g. predict.json.")
+_SIZES = flags.DEFINE_list("sizes", ["2000", "5000"], "Sides of the rasters, in pixels.")
 _PICTURES = flags.DEFINE_integer("pictures", 50, "Number of the pictures.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
-_TILE = flags.DEFINE_integer("tile", 512, "Side of the tiles.")
+_TILE = flags.DEFINE_integer("tile", 512, "Side of the tiles, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Tiles that the net takes at once.")
-_CASE = flags.DEFINE_string("case", None, "A folder to predict: what the processes are told.")
+_CASE = flags.DEFINE_string(
+    "case", None, "Folder to predict, e.g. CASE; each process of the benchmark gets one."
+)
 
 GROUND = 80
 """Grey of what is no roof."""

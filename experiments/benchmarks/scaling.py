@@ -22,12 +22,14 @@ from tvjax import program, provenance
 from tvjax.training import feeds
 from tvjax.training.setup import make_setup
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
+_JSON = flags.DEFINE_string(
+    "json", None, "JSON file of the result, e.g. result.json.", required=True
+)
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4"], "Numbers of devices to try.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a step, over all devices.")
-_SIZE = flags.DEFINE_integer("size", 32, "Height and width of the images.")
+_SIZE = flags.DEFINE_integer("size", 32, "Height and width of the images, in pixels.")
 _WIDTH = flags.DEFINE_integer("width", 8, "Filters of the U-Net's first block.")
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "How often each is timed.")
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "How often each step is timed.")
 
 
 class Tiles:

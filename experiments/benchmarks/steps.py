@@ -27,14 +27,20 @@ from experiments.benchmarks import workload
 from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the result.", required=True)
+_JSON = flags.DEFINE_string(
+    "json", None, "JSON file of the result, e.g. result.json.", required=True
+)
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
-_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images.")
+_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation: float32 or bfloat16.")
-_PRECISION = flags.DEFINE_string("precision", "highest", "As model.precision in configs/base.py.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each is timed.")
-_ONLY = flags.DEFINE_list("only", None, "Names to time, beside plain; default all.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Type of the computation: float32 or bfloat16.")
+_PRECISION = flags.DEFINE_string(
+    "precision", "highest", "Precision of the net, as model.precision in configs/base.py."
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each step is timed.")
+_ONLY = flags.DEFINE_list(
+    "only", None, "Steps to time beside plain, e.g. exact,paper; default: all."
+)
 
 RATE = 1e-3
 

@@ -113,8 +113,8 @@ def pairs(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
     """All pairs of near-duplicates, int `[P, 2]`, the smaller index first, in order.
 
     Args:
-      hashes: as in `clusters`.
-      block: as in `clusters`.
+      hashes: what `clusters` takes.
+      block: what `clusters` takes.
     """
     found = np.array(list(_near_pairs(hashes, block)), int).reshape(-1, 2)
     return np.unique(np.sort(found, axis=1), axis=0)

@@ -76,9 +76,9 @@ def compare(
       second: the other method's, `[R, N, 2]`, of the same images in the same order.
       blocks: labels `[N]`, equal for images that are drawn together; None: each one by itself.
       paired: whether training s of either has the same seed and data.
-      confidence: of the interval, in (0, 1).
-      resamples: of the blocks.
-      seed: of the resamples.
+      confidence: probability of the interval, in (0, 1).
+      resamples: how often the blocks are drawn, with replacement.
+      seed: seed of the resamples.
 
     Returns:
       `difference`; `low` and `high`, the interval; `seed_error` and `image_error`, the standard

@@ -18,13 +18,16 @@ def define_flags() -> flags.FlagHolder[Any]:
     flags.DEFINE_string(
         "coordinator", None, "HOST:PORT of process 0, e.g. node1:8476, if no environment tells it."
     )
-    flags.DEFINE_integer("num_processes", None, "How many processes the job has, likewise, e.g. 4.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, likewise, from 0 on.")
+    flags.DEFINE_integer(
+        "num_processes", None, "Number of processes of the job, e.g. 4, if no environment tells it."
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "Number of this process, from 0, e.g. 3, if no environment tells it."
+    )
     return flags.DEFINE_boolean(
         "multihost", None,
-        "Join the other processes of the job. Default: where SLURM, Open MPI or a TPU pod says "
-        "there are several, or the flags above do (as in launch/jobset.yaml). --nomultihost: run "
-        "alone.",
+        "Whether to join the other processes of the job. Default: yes where SLURM, Open MPI or a "
+        "TPU pod says that there are several, or the flags above do (as in launch/jobset.yaml).",
     )  # fmt: skip
 
 
