@@ -130,6 +130,7 @@ def _ordered(scale: Scale, main: str) -> Iterator[Run]:
         yield from core(scale, main, seed)
     yield from pictures(main)
     yield Run("cost", main)
+    yield Run("layer", main, 0, "softmax")
     for seed in seeds:
         yield Run("denoise", main, seed, "unet")
         yield from rest(scale, main, seed)

@@ -165,6 +165,14 @@ class Trainer:
             found.append({k: v[use > 0] for k, v in scores.items()})
         return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
 
+    def predict(self, programs: Programs, state: TrainState, images: np.ndarray) -> np.ndarray:
+        """Probabilities of images, `[N, H, W, 1]`."""
+        state, found = _bare(state), []
+        blank = np.zeros((*images.shape[:-1], 1), np.uint8)
+        for batch, use in members.padded_batches(Batch(images, blank), 32):
+            found.append(np.asarray(programs.predict(state, batch.image)[1])[use > 0])
+        return np.concatenate(found)
+
 
 def summary(tiles: dict[str, np.ndarray]) -> dict[str, Any]:
     """Means and pooled scores of a split, as in a run's summary, from those of its tiles."""
