@@ -39,7 +39,7 @@ def train(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
         "lambda_per_pixel": programs.functions.regularizer.pixel_weight(float(weight), shape),
         "course": trained.course,
         "scores": {s: summary(found) for s, found in scored.items()},
-        "test_tiles": [round(float(x), 3) for x in scored["test"]["iou"]],
+        "test_iou_permille": _permille(scored["test"]["iou"]),
     }
 
 
@@ -60,7 +60,7 @@ def denoise(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     return {
         "weights": lab.scale.weights, "iou": curves, "best": best,
         "scores": {s: summary(found) for s, found in scored.items()},
-        "test_tiles": [round(float(x), 3) for x in scored["test"]["iou"]],
+        "test_iou_permille": _permille(scored["test"]["iou"]),
     }  # fmt: skip
 
 
@@ -172,6 +172,11 @@ def outlines(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     tiles = trainer.tiles["test"]
     probabilities = trainer.predict(programs, state, tiles.image)
     return found | pictures.contours(tiles, probabilities, folder / f"{run.name}.png")
+
+
+def _permille(ious: np.ndarray) -> list[int]:
+    """IoU of each tile in thousandths: short in a file."""
+    return [round(1000 * float(x)) for x in ious]
 
 
 def _most(lab, split: str) -> int | None:
