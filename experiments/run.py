@@ -10,7 +10,7 @@ paper's sizes, wants the tiles by --data and a GPU, and carries on for hours:
 
     python -m experiments.run --scale=paper --data=buildings=TILES --results=DIR --nets=DIR
 
-Two at once share the work by patterns. `python -m experiments.report` draws from the results.
+Two at once share the work by patterns, such as '*_s[34]'. `python -m experiments.report` draws from the results.
 """
 
 import fnmatch
@@ -97,6 +97,8 @@ def execute(lab: Lab, todo: list[runs.Run], folder: Path, *, minutes: float = 1e
     began, took = time.perf_counter(), {}
     done, failed, left = [], [], []
     for number, run in enumerate(todo, 1):
+        if (folder / f"{run.name}.json").exists():  # another process did it meanwhile
+            continue
         if 60 * minutes - (time.perf_counter() - began) < took.get((run.kind, run.method), 0):
             left.append(run.name)
             continue
