@@ -76,7 +76,7 @@ SCALES = {
     ),
     "cpu": Scale(
         main="embedded", real="buildings", preset=None, epochs=10, seeds=5, more_seeds=7,
-        real_seeds=5, long_epochs=30, fields=SMALL,
+        real_seeds=5, long_epochs=30, fields=SMALL, lambdas=(1e-8, 1e-7, 1e-6, 1e-5),
     ),
     "paper": Scale(
         main=None, real=None, preset="paper", epochs=30, seeds=5, more_seeds=7, real_seeds=0,
@@ -132,13 +132,17 @@ def _ordered(scale: Scale, main: str) -> Iterator[Run]:
     yield Run("cost", main)
     yield Run("layer", main, 0, "softmax")
     for seed in seeds:
-        yield Run("denoise", main, seed, "unet")
-        yield from rest(scale, main, seed)
-    for seed in range(scale.seeds, scale.seeds + scale.more_seeds):
-        yield training(scale, main, "unet", None, seed)
+        for lam in sorted(scale.lambdas, reverse=True):
+            yield training(scale, main, "lunet", lam, seed)
     for seed in seeds:
+        yield Run("denoise", main, seed, "unet")
         for method, lam in NOISY:
             yield Run("noise", main, seed, method, lam)
+    for seed in seeds:
+        for lam in scale.active:
+            yield training(scale, main, "runet", lam, seed)
+    for seed in range(scale.seeds, scale.seeds + scale.more_seeds):
+        yield training(scale, main, "unet", None, seed)
     for seed in seeds:
         for reading in ("image", "pixel"):
             yield training(scale, main, reading, PAPER_LAMBDA, seed)
@@ -161,14 +165,6 @@ def core(scale: Scale, data: str, seed: int) -> Iterator[Run]:
     for method in ("lunet", "exact", "runet", "printed"):
         yield training(scale, data, method, PAPER_LAMBDA, seed)
     yield training(scale, data, "softmax", None, seed)
-
-
-def rest(scale: Scale, data: str, seed: int) -> Iterator[Run]:
-    """One seed of the sweeps of Figure 6."""
-    for lam in sorted(scale.lambdas, reverse=True):
-        yield training(scale, data, "lunet", lam, seed)
-    for lam in scale.active:
-        yield training(scale, data, "runet", lam, seed)
 
 
 def pictures(data: str) -> Iterator[Run]:
