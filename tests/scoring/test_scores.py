@@ -232,7 +232,7 @@ DRAWS = {
 }
 COVERS = {6: 0.93, 10: 0.94, 20: 0.94}
 TIES = {6: 0.87, 10: 0.92, 20: 0.94}
-"""Least shares; what was measured over more data sets is in BUILD_NOTES."""
+"""Least shares; what was measured over more data sets is in docs/results.md."""
 
 
 @pytest.mark.parametrize("name", DRAWS)
