@@ -106,7 +106,7 @@ def cost(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
 
 
 def _steps(lab, trainer: Trainer, data: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    """By name, a function that takes one step and waits for it."""
+    """Functions that take one step and wait for it, by name."""
     for method in ("unet", "softmax", "runet", "lunet", "exact", "printed"):
         held = method in ("unet", "softmax")
         run = runs.Run("train", data, 0, method, None if held else runs.PAPER_LAMBDA, 1)
@@ -209,4 +209,4 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "figure4": figure4,
     "figure7": figure7,
 }
-"""By the name that a run has."""
+"""Functions that do a run, by the name of its kind."""

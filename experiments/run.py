@@ -39,12 +39,12 @@ TINY = 60
 
 
 def define_flags() -> None:
-    flags.DEFINE_enum("scale", "cpu", list(runs.SCALES), "How much is run, and of what size.")
-    flags.DEFINE_float("budget_minutes", 1e9, "No run begins that would not end within them.")
+    flags.DEFINE_enum("scale", "cpu", list(runs.SCALES), "How much is run, and how large.")
+    flags.DEFINE_float("budget_minutes", 1e9, "Time budget in minutes: no run begins that would not end in time.")
     flags.DEFINE_list("data", [], "Sets of tiles, as NAME=TILES, e.g. buildings=DIR.")
     flags.DEFINE_string("results", "results/runs", "Folder of the result files.")
     flags.DEFINE_string("nets", "runs/nets", "Folder of the trained nets.")
-    flags.DEFINE_string("commit", None, "Of the code, where it is not in its repository.")
+    flags.DEFINE_string("commit", None, "Commit to record, e.g. 57f7a64, where the code is a copy.")
 
 
 class Lab:

@@ -43,16 +43,16 @@ class Scale(NamedTuple):
     """Fields of the configs that differ from their own, or the preset's."""
     epochs: int
     seeds: int
-    """Behind each row of a table."""
+    """Seeds behind each row of a table."""
     more_seeds: int
-    """Further ones of the U-Net, for what selection alone gains."""
+    """Further seeds of the U-Net, for what selection alone gains."""
     real_seeds: int
     long_epochs: int
-    """Of the one training of real tiles to its end; 0: none."""
+    """Epochs of the one training of real tiles to its end; 0: none."""
     lambdas: tuple[float, ...] = LAMBDAS
     active: tuple[float, ...] = ACTIVE
     weights: tuple[float, ...] = tuple(k / 100 for k in range(1, 21))
-    """Of the denoising: the paper's Lambda_1."""
+    """Weights of the denoising: the paper's Lambda_1."""
     sigmas: tuple[float, ...] = SIGMAS
     noise_seeds: int = 3
     noise_tiles: int = 200
@@ -60,7 +60,7 @@ class Scale(NamedTuple):
     train_scored: int = 200
     """Training tiles of which final scores are taken."""
     rounds: int = 10
-    """Of the methods' steps, timed in turn."""
+    """Rounds in which the methods' steps are timed in turn."""
 
 
 SMALL = {"data.size": 64, "model.width": 8}
@@ -96,11 +96,11 @@ class Run(NamedTuple):
     lam: float | None = None
     """Weight of TV, held or where its learning begins; None: the method has none."""
     epochs: int = 0
-    """Of a training."""
+    """Epochs of a training."""
 
     @property
     def name(self) -> str:
-        """Of the result file and of the net."""
+        """Name of the result file and of the net."""
         weight = "" if self.lam is None else f"_{self.lam:g}"
         method = f"_{self.method}{weight}" if self.method else ""
         kind = "" if self.kind == "train" else f"{self.kind}_"

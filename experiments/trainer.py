@@ -52,7 +52,7 @@ class Trained(NamedTuple):
     course: dict[str, list[float]]
     """Steps, validation scores, the training batches' IoU and lambda, at each of `COURSE`."""
     seconds: float
-    """Of the training, without compilation and scores."""
+    """Seconds of the training, without compilation and scores."""
 
 
 class Trainer:
@@ -148,13 +148,13 @@ class Trainer:
         """Scores of each of the first `most` tiles of a split, `[N]`.
 
         Args:
-          programs: of the net's config.
-          state: of the net.
-          split: its name.
-          most: tiles; None: all.
+          programs: programs of the net's config.
+          state: state of the net.
+          split: name of the split.
+          most: number of tiles; None: all.
           denoise: weight of a TV denoising of the probabilities, or None.
-          change: of the images, uint8 `[N, H, W, 3]`, before.
-          batch_size: of the scoring.
+          change: function that changes the images, uint8 `[N, H, W, 3]`, before.
+          batch_size: images in a batch.
         """
         tiles, found = Batch(*(x[:most] for x in self.tiles[split])), []
         weight = None if denoise is None else jnp.float32(denoise)
