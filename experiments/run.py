@@ -10,7 +10,8 @@ paper's sizes, wants the tiles by --data and a GPU, and carries on for hours:
 
     python -m experiments.run --scale=paper --data=buildings=TILES --results=DIR --nets=DIR
 
-Two at once share the work by patterns, such as '*_s[34]'. `python -m experiments.report` draws from the results.
+Two at once share the work by patterns, such as '*_s[34]'. `python -m experiments.report` draws from
+the results.
 """
 
 import fnmatch
@@ -40,7 +41,7 @@ TINY = 60
 
 def define_flags() -> None:
     flags.DEFINE_enum("scale", "cpu", list(runs.SCALES), "How much is run, and how large.")
-    flags.DEFINE_float("budget_minutes", 1e9, "Time budget in minutes: no run begins that would not end in time.")
+    flags.DEFINE_float("budget_minutes", 1e9, "Minutes within which the last run must end.")
     flags.DEFINE_list("data", [], "Sets of tiles, as NAME=TILES, e.g. buildings=DIR.")
     flags.DEFINE_string("results", "results/runs", "Folder of the result files.")
     flags.DEFINE_string("nets", "runs/nets", "Folder of the trained nets.")

@@ -106,9 +106,9 @@ def interval(
     Introduction to the Bootstrap, 1993, section 12.5.) Resamples without spread are left out.
 
     It covers the mean about as often as it says where the spread shows in the numbers;
-    `docs/results.md` has measured shares. What never occurred among them it cannot know: numbers that are all equal
-    give that number twice, and few numbers of which most are equal, or with rare outliers, are
-    covered less often.
+    `docs/results.md` has measured shares. What never occurred among them it cannot know: numbers
+    that are all equal give that number twice, and few numbers of which most are equal, or with rare
+    outliers, are covered less often.
 
     Args:
       change: float `[n]`, n >= 2.
