@@ -17,8 +17,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lunet": ("lunet", {}),
     "exact": ("lunet_bilevel", {}),
     "printed": ("lunet_printed", {}),
-    "image": ("lunet", {"regularizer.reduction": "image"}),
-    "pixel": ("lunet", {"regularizer.reduction": "pixel"}),
 }
 """Config of `configs/` and changed fields, by the name of the method."""
 PAPER_LAMBDA = 1e-6
@@ -144,14 +142,26 @@ def _ordered(scale: Scale, main: str) -> Iterator[Run]:
     for seed in range(scale.seeds, scale.seeds + scale.more_seeds):
         yield training(scale, main, "unet", None, seed)
     for seed in seeds:
-        for reading in ("image", "pixel"):
-            yield training(scale, main, reading, PAPER_LAMBDA, seed)
+        for lam in readings(scale).values():
+            yield training(scale, main, "lunet", lam, seed)
     if scale.real is not None:
         yield from on_real_tiles(scale, scale.real)
 
 
 NOISY = (("unet", None), ("runet", PAPER_LAMBDA), ("lunet", PAPER_LAMBDA), ("lunet", 1e-5))
 """Methods of Figure 8, with their weights."""
+
+
+def readings(scale: Scale) -> dict[str, float]:
+    """The three readings of the TV term at the paper's lambda, as lambdas of the default one.
+
+    TV in the loss is summed over pixels and batch; a mean over B images is that sum at lambda / B,
+    one over all B H W pixels at lambda / (B H W): the same trainings but for rounding.
+    """
+    config = config_of(Run("train", "", method="lunet"), scale, 1)
+    images, side = config.train.batch_size, config.data.size
+    counts = {"sum": 1, "image": images, "pixel": images * side * side}
+    return {name: float(f"{PAPER_LAMBDA / count:.3g}") for name, count in counts.items()}
 
 
 def training(scale: Scale, data: str, method: str, lam: float | None, seed: int) -> Run:

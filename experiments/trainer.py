@@ -62,7 +62,9 @@ class Trainer:
         self.tiles = tiles
         self.resident = {s: jax.device_put(tiles[s]) for s in ("train", "val")}
         self._programs: dict[str, Programs] = {}
-        self._scores: dict[str, tuple[Any, Any]] = {}  # of nets with the same section `model`
+        # Of the same section `model`, and `hypergrad`: what the regulariser does not change.
+        self._scores: dict[str, tuple[Any, Any]] = {}
+        self._creates: dict[str, Any] = {}
 
     def programs(self, config: Config) -> Programs:
         """What this config is trained and scored by."""
@@ -73,7 +75,9 @@ class Trainer:
             made = _compile(config, self.tiles["train"].image.shape[1:3])
             net = config.model.to_json()
             score, predict = self._scores.setdefault(net, (made.score, made.predict))
-            self._programs[key] = made._replace(score=score, predict=predict)
+            learns = str(config.hypergrad) if config.hypergrad.method != "none" else ""
+            create = self._creates.setdefault(net + learns, made.create)
+            self._programs[key] = made._replace(score=score, predict=predict, create=create)
         return self._programs[key]
 
     def train(self, config: Config) -> Trained:

@@ -1,0 +1,327 @@
+"""Each claim of the paper, what the results say of it, and the verdict.
+
+A verdict goes by the 95 % interval of a difference, by rules that stand here and not by eye:
+
+    gain        holds: the interval lies above 0 and reaches the paper's figure; smaller: above 0
+                and below that figure; does not hold: the figure lies above the interval, which is
+                not above 0; else undecided
+    equality    holds: the interval lies within the margin; does not hold: it lies outside; else
+                undecided
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.findings import (
+    Difference,
+    Findings,
+    difference,
+    of_numbers,
+    of_score,
+    selection,
+)
+from experiments.lambda_claims import Study, mean
+from experiments.lambda_tables import selection as selection_alone
+from experiments.runs import PAPER_LAMBDA
+
+MARGIN = 1.0
+"""Points of IoU within which two methods are called equal: half of the paper's gain."""
+HOLDS, NOT, SMALLER, OPEN = "holds", "does not hold", "holds, smaller", "undecided"
+
+
+class Claim(NamedTuple):
+    """One claim of the paper and what became of it here."""
+
+    name: str
+    paper: str
+    here: str
+    verdict: str
+    basis: str
+    """What stands behind it."""
+
+
+def gains(found: Difference | None, paper: float) -> str:
+    """The verdict on a gain of that many points."""
+    if found is None:
+        return OPEN
+    if found.low > 0:
+        return HOLDS if found.high >= paper else SMALLER
+    return NOT if found.high < paper else OPEN
+
+
+def equals(found: Difference | None, margin: float = MARGIN) -> str:
+    """The verdict on an equality."""
+    if found is None:
+        return OPEN
+    if -margin < found.low and found.high < margin:
+        return HOLDS
+    return NOT if found.low > margin or found.high < -margin else OPEN
+
+
+def points(d: Difference | None, digits: int = 1) -> str:
+    """`+1.2 [-0.3, +2.7]`."""
+    if d is None:
+        return "-"
+    return f"{d.value:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+
+
+def basis(d: Difference | None) -> str:
+    """How many seeds, and what difference they could have shown."""
+    return "no pairs" if d is None else f"{d.seeds} pairs of seeds; {d.shown:.1f} points show"
+
+
+def all_claims(f: Findings, studies: dict[str, Study], leaks: list[dict]) -> list[Claim]:
+    """Those of the abstract, the sections and the conclusion, in this order."""
+    makers: list[Callable[..., Claim]] = [
+        gain_at_the_papers_weight, gain_of_the_best_weight, gain_over_selection, denoising, layers,
+        robustness, cost, learning, printed, compactness,
+    ]  # fmt: skip
+    return [*(make(f) for make in makers), estimators(studies), leak(leaks)]
+
+
+def gain_at_the_papers_weight(f: Findings) -> Claim:
+    """LU-Net over U-Net at the weight of Table 1."""
+    d = difference(f.rows("unet"), f.rows("lunet", PAPER_LAMBDA))
+    return Claim(
+        "LU-Net over U-Net, lambda = 1e-6", "+2.2 points of test IoU", points(d), gains(d, 2.2),
+        basis(d),
+    )  # fmt: skip
+
+
+def gain_of_the_best_weight(f: Findings) -> Claim:
+    """LU-Net over U-Net as the paper measures it: the best of several weights by validation."""
+    chosen = f.swept()
+    d = difference(f.rows("unet"), chosen)
+    number = len(f.weights())
+    return Claim(
+        f"the same, the best of {number} lambdas by validation IoU, as the paper chooses",
+        "+2.2 points", points(d), gains(d, 2.2), basis(d),
+    )  # fmt: skip
+
+
+def gain_over_selection(f: Findings) -> Claim:
+    """LU-Net chosen among weights over U-Nets chosen among as many seeds."""
+    unets, number = list(f.trainings("unet").values()), len(f.weights())
+    d = selection(unets, f.swept(), number)
+    return Claim(
+        f"the same over the best of {number} plain U-Nets by validation IoU", "not measured",
+        points(d), gains(d, 2.2),
+        "too few U-Nets" if d is None else f"{d.seeds} seeds against {len(unets)} U-Nets",
+    )  # fmt: skip
+
+
+def denoising(f: Findings) -> Claim:
+    """U-Net + TV against U-Net."""
+    d = difference(f.rows("unet"), f.of("denoise"))
+    return Claim(
+        "U-Net + TV gains next to nothing over U-Net", "+0.2 points", points(d), equals(d), basis(d)
+    )
+
+
+def layers(f: Findings) -> Claim:
+    """RU-Net against LU-Net at the weight of Table 1."""
+    d = difference(f.rows("runet", PAPER_LAMBDA), f.rows("lunet", PAPER_LAMBDA))
+    return Claim(
+        "RU-Net and LU-Net perform alike, lambda = 1e-6", "LU-Net +0.3 points", points(d),
+        equals(d), basis(d),
+    )  # fmt: skip
+
+
+def under_noise(f: Findings, method: str, lam: float | None) -> dict[int, np.ndarray]:
+    """Test IoU in points of each seed, `[sigmas]`, means over noise seeds."""
+    found = f.of("noise", method=method, lam=lam)
+    return {
+        m["run"]["seed"]: 100 * np.array([np.mean(row) for row in m["iou"]])
+        for m in found
+    }  # fmt: skip
+
+
+def noise_gains(f: Findings, lam: float) -> list[Difference | None]:
+    """LU-Net less U-Net at each sigma, paired by seed; intervals hold for all of them at once."""
+    one, two = under_noise(f, "unet", None), under_noise(f, "lunet", lam)
+    seeds = sorted(one.keys() & two.keys())
+    number = len(f.scale.sigmas)
+    found = []
+    for k in range(number):
+        d = of_numbers([two[s][k] - one[s][k] for s in seeds])
+        found.append(None if d is None else _widened(d, number))
+    return found
+
+
+def _widened(d: Difference, looks: int) -> Difference:
+    """The interval of Bonferroni for so many looks."""
+    from scipy import stats
+
+    ratio = stats.t.ppf(1 - 0.025 / looks, d.seeds - 1) / stats.t.ppf(0.975, d.seeds - 1)
+    return d._replace(
+        low=d.value - ratio * (d.value - d.low), high=d.value + ratio * (d.high - d.value)
+    )
+
+
+def robustness(f: Findings) -> Claim:
+    """The largest gain of LU-Net over U-Net under noise."""
+    found = noise_gains(f, PAPER_LAMBDA)
+    pairs = [(s, d) for s, d in zip(f.scale.sigmas, found, strict=True) if d is not None and s > 0]
+    if not pairs:
+        return Claim("LU-Net under noise", "up to +3.6 points", "-", OPEN, "no pairs")
+    sigma, best = max(pairs, key=lambda pair: pair[1].value)
+    highest, lowest = max(d.high for _, d in pairs), max(d.low for _, d in pairs)
+    verdict = HOLDS if lowest > 0 else NOT if highest < 3.6 else OPEN
+    noises = f.scale.noise_seeds
+    return Claim(
+        "LU-Net over U-Net under noise, at best (lambda = 1e-6)", "up to +3.6 points (sigma 0.04)",
+        f"{points(best)} (sigma {sigma:g})", verdict,
+        f"{best.seeds} pairs, {noises} noise seeds, intervals for all {len(pairs) + 1} sigmas",
+    )  # fmt: skip
+
+
+def cost_ratios(f: Findings, base: str = "unet") -> dict[str, tuple[float, float, float]]:
+    """Time of each method's step over another's in the same round: mean ratio and its interval."""
+    found = f.of("cost")
+    if not found:
+        return {}
+    seconds = {k: np.array(v) for k, v in found[0]["seconds_per_step"].items()}
+    logs = {k: mean(np.log(v / seconds[base])) for k, v in seconds.items()}
+    return {k: tuple(math.exp(x) for x in m) for k, m in logs.items()}  # pyright: ignore
+
+
+def cost(f: Findings) -> Claim:
+    """A step of LU-Net against one of RU-Net."""
+    found = cost_ratios(f, "runet").get("lunet")
+    if found is None:
+        return Claim("LU-Net costs less than RU-Net", "no figure", "-", OPEN, "not timed")
+    value, low, high = found
+    verdict = HOLDS if high < 1 else NOT if low > 1 else OPEN
+    return Claim(
+        "LU-Net costs less than RU-Net", "no figure",
+        f"a training step takes {value:.2f} [{low:.2f}, {high:.2f}] of RU-Net's", verdict,
+        f"{f.scale.rounds} rounds in turn",
+    )  # fmt: skip
+
+
+def learning(f: Findings) -> Claim:
+    """Lambda learned by the exact hypergradient against the sweep."""
+    d = difference(f.swept(), f.rows("exact", PAPER_LAMBDA))
+    return Claim(
+        "lambda learned by gradients replaces the sweep (exact hypergradient)", "no figure",
+        f"{points(d)} of the swept LU-Net", equals(d), basis(d),
+    )  # fmt: skip
+
+
+def printed(f: Findings) -> Claim:
+    """Lambda learned by Algorithm 1 as printed against the sweep."""
+    d = difference(f.swept(), f.rows("printed", PAPER_LAMBDA))
+    return Claim(
+        "the same by Algorithm 1 as printed", "no figure", f"{points(d)} of the swept LU-Net",
+        equals(d), basis(d),
+    )  # fmt: skip
+
+
+def compactness(f: Findings) -> Claim:
+    """Components of the masks: LU-Net against U-Net."""
+    largest = max(f.scale.lambdas)
+    found = {lam: of_score(f.rows("unet"), f.rows("lunet", lam), "components")
+             for lam in (PAPER_LAMBDA, largest)}  # fmt: skip
+    d = found[PAPER_LAMBDA]
+    if d is None:
+        return Claim("TV in the loss makes masks more compact", "in words", "-", OPEN, "no pairs")
+    verdict = HOLDS if d.high < 0 else NOT if d.low > 0 else OPEN
+    parts = [f"{points(v)} components at {lam:g}" for lam, v in found.items() if v is not None]
+    return Claim(
+        "TV in the loss makes masks more compact, lambda = 1e-6", "in words", "; ".join(parts),
+        verdict, f"{d.seeds} pairs of seeds",
+    )  # fmt: skip
+
+
+def learned_loss(study: Study, name: str) -> tuple[list[float], list[float]]:
+    """Final lambdas of an estimator, and per seed its loss less that of lambda = 0.
+
+    All starts but the largest count, whose runs began on the cliff.
+    """
+    starts = study.learned()[name]
+    lams, _, by = study.curve()
+    group = [m for start in sorted(starts)[:-1] for m in starts[start]]
+    group = [m for m in group if m["val"]["bce"] is not None and (lams[0], m["seed"]) in by]
+    each: dict[int, list[float]] = {}
+    for m in group:
+        each.setdefault(m["seed"], []).append(
+            m["val"]["bce"] - by[lams[0], m["seed"]]["val"]["bce"]
+        )
+    return [m["final_lambda"] for m in group], [float(np.mean(v)) for v in each.values()]
+
+
+def estimators(studies: dict[str, Study]) -> Claim:
+    """What the study of lambda found of the loss that learning lambda leads to."""
+    name = "learning lambda lowers the validation loss of a finished training"
+    study = studies.get("embedded")
+    if study is None or "exact" not in study.learned():
+        return Claim(name, "supposed", "-", OPEN, "no study of lambda")
+    lams, each = learned_loss(study, "exact")
+    d = mean(each)
+    verdict = HOLDS if d.high < 0 else NOT if d.low > 0 else OPEN
+    return Claim(
+        name, "supposed",
+        f"exact: {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}] against lambda = 0, at lambda "
+        f"{np.median(lams):.1e}", verdict, f"{len(each)} seeds, width 16, 400 steps",
+    )  # fmt: skip
+
+
+def winners_curse(studies: dict[str, Study]) -> str:
+    """What choosing the best of seven equal U-Nets gains at the sizes of the study."""
+    study = studies.get("embedded")
+    if study is None or not study.members("select"):
+        return ""
+    return selection_alone(study, np.random.default_rng(0))[0]
+
+
+def leak(leaks: list[dict]) -> Claim:
+    """Test tiles with a twin in training, and what they do to a score."""
+    name = "drawing from the challenge's validation images avoids its leak"
+    found = [x for x in leaks if x.get("difference", {}).get("test_iou")]
+    if not found:
+        shares = [x for x in leaks if "share" in x]
+        here = "; ".join(_share(x) for x in shares) or "-"
+        return Claim(name, "supposed", here, OPEN, "no trainings both ways")
+    parts = []
+    for x in found:
+        d = x["difference"]["test_iou"]
+        values = ", ".join(f"{100 * d[k]:+.1f}" for k in ("low", "high"))
+        parts.append(f"{_share(x)}; IoU {100 * d['mean']:+.1f} points [{values}] by it")
+    low = max(x["difference"]["test_iou"]["low"] for x in found)
+    high = min(x["difference"]["test_iou"]["high"] for x in found)
+    verdict = "a leak lifts scores" if low > 0 else "lowers scores" if high < 0 else OPEN
+    pairs = ", ".join(str(x["difference"]["test_iou"]["pairs"]) for x in found)
+    return Claim(
+        name, "supposed; by its published hashes 13 % of test tiles leak", "; ".join(parts),
+        verdict, f"{pairs} pairs of seeds; the challenge's own tiles could not be had",
+    )  # fmt: skip
+
+
+def _share(x: dict) -> str:
+    config, share = x["config"], x["share"]
+    planted = ", planted" if config.get("planted") else ""
+    return (
+        f"{config['data']}{planted}: {100 * share['random']:.0f} % of test tiles leak by random "
+        f"splits, {100 * share['clustered']:.0f} % by clustered ones"
+    )
+
+
+def read_leaks(folder: Path) -> list[dict]:
+    """The results of `experiments.leakage` in a folder or one of its own."""
+    return [json.loads(path.read_text()) for path in _leak_files(folder)]
+
+
+def _leak_files(folder: Path) -> Iterator[Path]:
+    yield from sorted(folder.glob("leak*/result.json"))
+    yield from sorted(folder.glob("leak*/*/result.json"))
+
+
+def leak_pictures(folder: Path) -> list[Path]:
+    """The sheets of twins beside these results."""
+    sheets = [path.with_name("pairs.png") for path in _leak_files(folder)]
+    return [sheet for sheet in sheets if sheet.exists()]

@@ -1,0 +1,154 @@
+"""What the result files of `experiments.run` hold, and how one method differs from another."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.lambda_claims import Mean, best_of, detectable, mean
+from experiments.runs import Scale
+from tvjax.errors import UserError
+from tvjax.scoring import methods
+
+Member = dict[str, Any]
+"""The content of a result file."""
+
+
+class Difference(NamedTuple):
+    """How much higher one method scores than another, with the 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    shown: float
+    """The difference that so many seeds with this spread show, 80 % power at the 5 % level."""
+
+
+class Findings:
+    """All results of one scale."""
+
+    def __init__(self, results: Path, scale: Scale, name: str):
+        self.scale, self.name, self.folder = scale, name, results / name
+        self.files: dict[str, Member] = {}
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                self.files[path.stem] = json.loads(path.read_text())
+            except ValueError as error:
+                raise UserError(f"{path} cannot be read ({error}); delete it") from error
+        found = [f["run"]["data"] for f in self.files.values()]
+        self.main = scale.main or next((d for d in found if d != scale.real), "")
+
+    def of(self, kind: str, data: str | None = None, **wanted: Any) -> list[Member]:
+        """The files of a kind, on a set, whose runs have these fields."""
+        wanted = {"kind": kind, "data": data or self.main, **wanted}
+        return [
+            content for content in self.files.values()
+            if all(content["run"][k] == v for k, v in wanted.items())
+        ]  # fmt: skip
+
+    def trainings(
+        self, method: str, lam: float | None = None, data: str | None = None, kind: str = "train"
+    ) -> dict[int, Member]:
+        """Trainings of a method and weight, by seed; of the seeds behind each row."""
+        found = self.of(kind, data, method=method, lam=lam)
+        return {m["run"]["seed"]: m for m in found}
+
+    def rows(self, method: str, lam: float | None = None, data: str | None = None) -> list[Member]:
+        """Those of the seeds that every method has, in order."""
+        most = self.scale.seeds if data in (None, self.main) else self.scale.real_seeds
+        found = self.trainings(method, lam, data)
+        return [found[s] for s in sorted(found) if s < most]
+
+    def weights(self) -> list[float]:
+        """The weights at which LU-Net was trained with every seed."""
+        return [w for w in self.scale.lambdas if len(self.rows("lunet", w)) >= self.scale.seeds]
+
+    def swept(self) -> list[Member]:
+        """Of each seed the LU-Net with the best validation IoU among these weights (eq. 12)."""
+        rows = [self.rows("lunet", w) for w in self.weights()]
+        return (
+            [max(same, key=_val_iou) for same in zip(*rows, strict=True)] if len(rows) > 1 else []
+        )
+
+
+def _val_iou(member: Member) -> float:
+    return member["scores"]["val"]["iou"]
+
+
+def difference(first: Sequence[Member], second: Sequence[Member], confidence: float = 0.95):
+    """Test IoU of the second method less the first's, in points, paired by seed.
+
+    Seeds and tiles are both sources of chance; see `tvjax.scoring.methods.compare`.
+    """
+    first, second = _common(first, second)
+    if len(first) < 2:
+        return None
+    found = methods.compare(_sums(first), _sums(second), paired=True, confidence=confidence)
+    if found["low"] is None:
+        return None
+    each = [b["scores"]["test"]["iou"] - a["scores"]["test"]["iou"]
+            for a, b in zip(first, second, strict=True)]  # fmt: skip
+    values = (100 * found[k] for k in ("difference", "low", "high"))
+    shown = detectable(100 * float(np.std(each, ddof=1)), len(each))
+    return Difference(*values, seeds=len(first), shown=shown)
+
+
+def of_score(
+    first: Sequence[Member], second: Sequence[Member], score: str, split: str = "test",
+    factor: float = 1.0,
+) -> Difference | None:  # fmt: skip
+    """Difference of another score, paired by seed; Student's interval over seeds alone."""
+    first, second = _common(first, second)
+    each = [factor * (b["scores"][split][score] - a["scores"][split][score])
+            for a, b in zip(first, second, strict=True)]  # fmt: skip
+    return of_numbers(each)
+
+
+def of_numbers(each: Sequence[float]) -> Difference | None:
+    """The mean of differences by seed, with Student's interval; None of fewer than two."""
+    if len(each) < 2:
+        return None
+    shown = detectable(float(np.std(each, ddof=1)), len(each))
+    return Difference(*mean(each), seeds=len(each), shown=shown)
+
+
+def selection(unets: Sequence[Member], chosen: Sequence[Member], of: int) -> Difference | None:
+    """Test IoU of nets chosen among several weights less that of the best of as many U-Nets.
+
+    Both sides were chosen by validation IoU; the expected best of `of` U-Nets is the mean over all
+    choices of so many, its variance the jackknife's.
+    """
+    if len(unets) <= of or len(chosen) < 2:
+        return None
+    val, test = (100 * np.array([m["scores"][s]["iou"] for m in unets]) for s in ("val", "test"))
+    best, n, everything = best_of(val, test, of), len(unets), np.arange(len(unets))
+    left = [best_of(val[k], test[k], of) for i in range(n) for k in [np.delete(everything, i)]]
+    spread = (n - 1) / n * float(((np.array(left) - np.mean(left)) ** 2).sum())
+    ours = 100 * np.array([m["scores"]["test"]["iou"] for m in chosen])
+    parts = [methods.Part(float(ours.var(ddof=1)) / len(ours), len(ours) - 1),
+             methods.Part(spread, n - 1)]  # fmt: skip
+    found = float(ours.mean()) - best
+    shown = detectable(float(ours.std(ddof=1)), len(ours))
+    return Difference(found, *methods.interval(found, parts, 0.95), len(ours), shown)
+
+
+def average(members: Sequence[Member], split: str, score: str, factor: float = 1.0) -> Mean | None:
+    """The mean of a score over seeds, with Student's interval."""
+    values = [m["scores"][split][score] for m in members]
+    values = [factor * v for v in values if v is not None]
+    return mean(values) if values else None
+
+
+def _common(first: Sequence[Member], second: Sequence[Member]) -> tuple[list, list]:
+    """The members of seeds that both have, in one order."""
+    one, two = ({m["run"]["seed"]: m for m in side} for side in (first, second))
+    seeds = sorted(one.keys() & two.keys())
+    return [one[s] for s in seeds], [two[s] for s in seeds]
+
+
+def _sums(members: Sequence[Member]) -> np.ndarray:
+    ious = np.array([m["test_iou_permille"] for m in members], float) / 1000
+    return np.stack([ious, np.ones_like(ious)], axis=-1)
