@@ -39,7 +39,7 @@ def unet(
     problem = steps.make_problem(net, made, hypergrad.adam(rate), regularizer)
     image = jnp.zeros((1, size, size, 3))
     variables = jax.jit(lambda: net.init(jax.random.key(0), image, train=False))()
-    model_state = steps.model_state_of(variables["batch_stats"], jnp.float32(lam))
+    model_state = {"batch_stats": variables["batch_stats"]}
     alpha = jnp.log(jnp.float32(lam))
     return (
         problem,

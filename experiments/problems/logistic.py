@@ -47,9 +47,9 @@ def make(seed: int) -> Setting:
     )
 
 
-def _outer(w, batch):
+def _outer(w, a, batch):
     return jnp.mean(softplus(-batch[1] * (batch[0] @ w)))
 
 
 def _inner(w, a, batch):
-    return _outer(w, batch) + jnp.exp(a) * jnp.sum(w**2) / 2
+    return _outer(w, a, batch) + jnp.exp(a) * jnp.sum(w**2) / 2

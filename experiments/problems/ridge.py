@@ -38,12 +38,12 @@ def make(seed: int) -> Setting:
     )
 
 
-def _outer(w, batch):
+def _outer(w, a, batch):
     return jnp.mean((batch[0] @ w - batch[1]) ** 2) / 2
 
 
 def _inner(w, a, batch):
-    return _outer(w, batch) + jnp.exp(a) * jnp.sum(w**2) / 2
+    return _outer(w, a, batch) + jnp.exp(a) * jnp.sum(w**2) / 2
 
 
 def _closed_form(train, val, a):

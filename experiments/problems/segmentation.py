@@ -38,7 +38,7 @@ def make(seed: int, data: str | None = None) -> Setting:
     variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
     # Weighs TV by 0.1 a pixel, as the paper's optimum does at its own sizes.
     a = jnp.log(jnp.asarray(0.1 / (BATCH * CROP * CROP)))
-    model_state = steps.model_state_of(variables["batch_stats"], jnp.exp(a))
+    model_state = {"batch_stats": variables["batch_stats"]}
     return Setting(
         problem=problem,
         state=problem.init(variables["params"], model_state),

@@ -66,7 +66,7 @@ def estimators(rate: float, scale: float, *, momentum: float | None, damping: fl
 def converged_hypergradient(
     problem: Bilevel, params: PyTree, hyper: PyTree, batch: PyTree, outer_batch: PyTree
 ) -> PyTree:
-    """-d2_{hyper, theta} L_in (d2_theta L_in)^-1 grad L_out at the inner optimum.
+    """d_hyper L_out - d2_{hyper, theta} L_in (d2_theta L_in)^-1 grad L_out at the inner optimum.
 
     For small strictly convex problems: Newton's method with step halving, and a dense Hessian.
 
@@ -92,9 +92,12 @@ def converged_hypergradient(
         flat = flat - t * direction
     else:
         raise RuntimeError(f"Newton's method stopped at a gradient of {norm:.1e}")
-    outer = jax.grad(lambda w: problem.outer_loss(unravel(w), outer_batch))(flat)
-    q = jnp.linalg.solve(hessian(flat, hyper), outer)
-    return jax.grad(lambda h: -jnp.vdot(gradient(flat, h), q))(hyper)
+
+    def outer(flat, hyper):
+        return problem.outer_loss(unravel(flat), hyper, outer_batch)
+
+    q = jnp.linalg.solve(hessian(flat, hyper), jax.grad(outer)(flat, hyper))
+    return jax.grad(lambda h: outer(flat, h) - jnp.vdot(gradient(flat, h), q))(hyper)
 
 
 def halves(x: Any, y: Any, seed: int, count: int, size: int) -> list:

@@ -46,7 +46,7 @@ def make(seed: int) -> Setting:
     )
 
 
-def _outer(u, batch):
+def _outer(u, a, batch):
     clean, weight = batch
     return jnp.sum(weight * (u - clean) ** 2) / 2
 

@@ -14,12 +14,12 @@ from tvjax import hypergrad
 RATE = 0.1
 
 
-def mse(w, batch):
+def mse(w, hyper, batch):
     return jnp.mean((batch[0] @ w - batch[1]) ** 2) / 2
 
 
 def inner(w, hyper, batch):
-    return mse(w, batch) + jnp.sum(hyper["b"] * w**2)
+    return mse(w, hyper, batch) + jnp.sum(hyper["b"] * w**2)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def scalar_example(noise: float):
     def inner(y, x, b):
         return (y - b) ** 2 / 2 + x * y**2 / 2
 
-    problem = hypergrad.Bilevel(inner, lambda y, c: (y - c) ** 2 / 2, optax.sgd(0.1))
+    problem = hypergrad.Bilevel(inner, lambda y, x, c: (y - c) ** 2 / 2, optax.sgd(0.1))
     rng = np.random.default_rng(0)
     draws = [([jnp.asarray(2.0)], jnp.asarray(1 + noise * z)) for z in rng.normal(size=6)]
     return (problem, problem.init(jnp.asarray(0.5)), jnp.asarray(0.0)), draws

@@ -29,12 +29,12 @@ ESTIMATORS = {
 }
 
 
-def loss(w, batch):
+def loss(w, a, batch):
     return jnp.sum(jnp.abs(w["w"] - batch) ** 2)
 
 
 def inner(w, a, batch):
-    return loss(w, batch) + jnp.sum(jnp.exp(jnp.asarray(a)) * jnp.abs(w["w"]) ** 2)
+    return loss(w, a, batch) + jnp.sum(jnp.exp(jnp.asarray(a)) * jnp.abs(w["w"]) ** 2)
 
 
 PROBLEM = hypergrad.Bilevel(inner, loss, optax.sgd(0.1, momentum=0.5))
@@ -46,7 +46,7 @@ COMPLEX_STATE = InnerState(COMPLEX, PROBLEM.optimizer.init(COMPLEX))
 def losses(f):
     return {
         "inner_loss": PROBLEM._replace(inner_loss=lambda w, a, b: f(inner(w, a, b))),
-        "outer_loss": PROBLEM._replace(outer_loss=lambda w, b: f(loss(w, b))),
+        "outer_loss": PROBLEM._replace(outer_loss=lambda w, a, b: f(loss(w, a, b))),
     }
 
 
@@ -184,7 +184,7 @@ def test_a_finite_difference_that_rounding_swallows_is_no_number():
 
 
 def test_darts_sees_gradients_whose_square_is_zero():
-    tiny = PROBLEM._replace(outer_loss=lambda w, b: 1e-25 * loss(w, b))
+    tiny = PROBLEM._replace(outer_loss=lambda w, a, b: 1e-25 * loss(w, a, b))
     for estimator in (hypergrad.darts(0.1), hypergrad.sgd_formula(0.1)):
         small, whole = (call(estimator, problem=p).gradient for p in (tiny, PROBLEM))
         np.testing.assert_allclose(small, 1e-25 * whole, rtol=1e-3)

@@ -31,12 +31,12 @@ def quick(request):
 # Ridge regression, whose hypergradient has a closed form (scikit-learn's diabetes, 221 rows).
 
 
-def mse(w, batch):
+def mse(w, a, batch):
     return jnp.mean((batch[0] @ w - batch[1]) ** 2) / 2
 
 
 def ridge_loss(w, a, batch):
-    return mse(w, batch) + jnp.exp(a) * jnp.sum(w**2) / 2
+    return mse(w, a, batch) + jnp.exp(a) * jnp.sum(w**2) / 2
 
 
 class Ridge:
@@ -188,11 +188,11 @@ def test_logistic_optimum_is_found_in_few_outer_iterations(x64):
     third = len(y) // 3
     train, val = ((x[i], y[i]) for i in (order[:third], order[third : 2 * third]))
 
-    def outer(w, batch):
+    def outer(w, a, batch):
         return jnp.mean(jax.nn.softplus(-batch[1] * (batch[0] @ w)))
 
     def inner(w, a, _):
-        return outer(w, train) + jnp.exp(a) * jnp.sum(w**2) / 2
+        return outer(w, a, train) + jnp.exp(a) * jnp.sum(w**2) / 2
 
     problem = hypergrad.Bilevel(inner, outer, optax.sgd(0.6, momentum=0.95))
     tolerance = hypergrad.hoag_tolerance(rate=0.3)
@@ -229,11 +229,12 @@ def net_inner(params, hyper, batch, model_state):
     return fit + penalty + jnp.sum(hyper["b"] * params["v"] ** 2), (new, {"fit": fit})
 
 
-def net_outer(params, batch, model_state):
+def net_outer(params, hyper, batch, model_state):
     x, y = batch
     z = jnp.tanh(x @ params["w"] - model_state["mean"]) @ params["v"]
     loss = jnp.mean((z - y) ** 2)
-    return loss + 0.1 * model_state["weight"] ** 2, {"loss": loss}
+    direct = jnp.sum(jnp.sin(hyper["a"])) * jnp.sum(hyper["b"])
+    return loss + 0.1 * model_state["weight"] ** 2 + 0.1 * direct, {"loss": loss}
 
 
 OPTIMIZERS = {
@@ -266,6 +267,18 @@ ESTIMATORS = {
     "training_loss": hypergrad.training_loss(),
 }
 OPTIMIZER_OF = {"preconditioned": "adam"}
+
+
+def problem_of(name):
+    """The problem as an estimator takes it: the training loss only reports the outer one."""
+    problem = setting(OPTIMIZER_OF.get(name, "heavy_ball")).problem
+    if name != "training_loss":
+        return problem
+    return problem._replace(outer_loss=net_reported)
+
+
+def net_reported(params, hyper, batch, model_state):
+    return net_outer(params, jax.lax.stop_gradient(hyper), batch, model_state)
 
 
 class Setting:
@@ -318,7 +331,7 @@ def test_contract(x64, name):
         traces.append(None)
         return net_inner(*args)
 
-    problem = s.problem._replace(inner_loss=counted)
+    problem = problem_of(name)._replace(inner_loss=counted)
     batches = s.batches[: estimator.steps], s.outer_batch
     carry = estimator.init(problem, s.state, s.hyper)
     call = jax.jit(lambda s_, h, b: estimator(problem, s_, h, *b, carry))
@@ -328,7 +341,7 @@ def test_contract(x64, name):
     state, aux = s.state, None
     for batch in batches[0]:
         state, aux = s.step(state, batch)
-    loss, outer_aux = net_outer(state.params, s.outer_batch, state.model_state)
+    loss, outer_aux = net_outer(state.params, s.hyper, s.outer_batch, state.model_state)
     expected = hypergrad.Estimate(estimate.gradient, loss, state, (aux, outer_aux), estimate.carry)
     assert_close(estimate, expected, 1e-12, 1e-14)
     assert_close(jax.tree.map(jnp.zeros_like, estimate.gradient), _zeros(s.hyper), 0)
@@ -416,7 +429,7 @@ def test_preconditioned_is_its_formula_and_not_the_gradient(x64):
     s = setting("adam")
     value = s.call(hypergrad.preconditioned(0.05)).gradient
     new, _ = s.problem.inner_step(s.state, s.hyper, s.batches[0])
-    q = s.problem.outer_gradient(new, s.outer_batch)[1]
+    q = s.problem.outer_gradient(new, s.hyper, s.outer_batch)[1]
     nu = new.opt_state[0].nu
     cross = jax.jacobian(lambda h: s.problem.inner_gradient(s.state, h, s.batches[0])[0])(s.hyper)
     expected = -0.05 * sum(
@@ -501,11 +514,11 @@ def test_nystrom_draws_anew_at_each_call(x64):
 def wide_bytes(estimator):
     """Temporary bytes of an estimate for a loss with wide activations and few parameters."""
 
-    def loss(params, batch):
+    def loss(params, a, batch):
         return jnp.mean((jnp.tanh(batch @ params["w"]).sum(1) - 1) ** 2)
 
     problem = hypergrad.Bilevel(
-        lambda params, a, batch: loss(params, batch) + a * jnp.sum(params["w"] ** 2),
+        lambda params, a, batch: loss(params, a, batch) + a * jnp.sum(params["w"] ** 2),
         loss,
         optax.sgd(RATE, momentum=DECAY),
     )
@@ -581,7 +594,7 @@ def test_examples_in_docstrings():
 
 def test_online_with_a_decay_forgets(x64):
     def run(estimator, steps=4):
-        def outer(w, batch):
+        def outer(w, lam, batch):
             return (w - batch) ** 2 / 2
 
         def inner(w, lam, batch):

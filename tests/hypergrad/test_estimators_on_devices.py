@@ -16,10 +16,11 @@ assert jax.device_count() == 4
 for name, estimator in t.ESTIMATORS.items():
     s = t.setting(t.OPTIMIZER_OF.get(name, "heavy_ball"))
     batches = s.batches[: estimator.steps], s.outer_batch
-    carry = estimator.init(s.problem, s.state, s.hyper)
-    one = jax.jit(lambda b: estimator(s.problem, s.state, s.hyper, *b, carry))(batches)
+    problem = t.problem_of(name)
+    carry = estimator.init(problem, s.state, s.hyper)
+    one = jax.jit(lambda b: estimator(problem, s.state, s.hyper, *b, carry))(batches)
     shards = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batches)
-    local = s.problem._replace(axis_name="d")
+    local = problem._replace(axis_name="d")
     four = jax.pmap(
         lambda state, hyper, b: estimator(local, state, hyper, *b, carry),
         axis_name="d", in_axes=(None, None, 0), out_axes=None,

@@ -22,7 +22,7 @@ def problem(optimizer):
             + jnp.sum(hyper["b"] * params["v"] ** 2)
         )
 
-    def outer(params, batch):
+    def outer(params, hyper, batch):
         x, y = batch
         return jnp.mean((jax.nn.relu(x @ params["w"]) @ params["v"] - y) ** 2)
 
@@ -72,7 +72,7 @@ def test_exact_is_the_finite_difference(setting, name, mode):
     estimate = jax.jit(lambda s, h: hypergrad.exact(mode=mode)(p, s, h, [train], val))(state, hyper)
 
     def loss_after(hyper):
-        return p.outer_loss(p.inner_step(state, hyper, train)[0].params, val)
+        return p.outer_loss(p.inner_step(state, hyper, train)[0].params, hyper, val)
 
     np.testing.assert_allclose(estimate.outer_loss, loss_after(hyper), rtol=1e-12)
     flat, unravel = jax.flatten_util.ravel_pytree(hyper)
@@ -121,7 +121,7 @@ def test_formula_is_not_the_gradient_under_adam(setting):
 def test_dead_units_and_zero_parameters_give_a_finite_derivative_at_the_first_step(x64):
     p = hypergrad.Bilevel(
         lambda params, lam, batch: lam * jnp.sum(params),
-        lambda params, batch: jnp.sum(params),
+        lambda params, lam, batch: jnp.sum(params),
         hypergrad.adam(1e-3),
     )
     estimate = hypergrad.exact()(p, p.init(jnp.zeros(2)), jnp.asarray(0.0), [None], None)
@@ -196,7 +196,7 @@ def test_one_step_may_point_the_other_way_than_the_run(x64, y, sign):
     a, b, c, x, rate = 1.0, 2.0, 1.0, 0.0, 0.1
     problem = hypergrad.Bilevel(
         lambda y, x, _: a / 2 * (y - b) ** 2 + x / 2 * y**2,
-        lambda y, _: (y - c) ** 2 / 2,
+        lambda y, x, _: (y - c) ** 2 / 2,
         optax.sgd(rate),
     )
     args = problem, problem.init(jnp.asarray(y)), jnp.asarray(x)

@@ -27,7 +27,7 @@ def inner(w, a, batch):
     return dot(w, dot(matrix, w)) / 2 + a * jnp.sum(along * w)
 
 
-PROBLEM = hypergrad.Bilevel(inner, lambda w, b: jnp.sum(b[2] * w), optax.sgd(0.0))
+PROBLEM = hypergrad.Bilevel(inner, lambda w, a, b: jnp.sum(b[2] * w), optax.sgd(0.0))
 
 
 def problems(eigenvalues, n=250, size=1.0):
@@ -159,7 +159,7 @@ def test_half_precision_parameters_are_solved_in_float32():
     def loss(w, a, _):
         return jnp.sum(matrix * w.astype(jnp.float32) ** 2) / 2 + a * jnp.sum(w.astype(jnp.float32))
 
-    problem = hypergrad.Bilevel(loss, lambda w, _: jnp.sum(w), optax.sgd(0.0))
+    problem = hypergrad.Bilevel(loss, lambda w, a, _: jnp.sum(w), optax.sgd(0.0))
     state = problem.init(jnp.zeros(4, jnp.bfloat16))
     for estimator in (hypergrad.cg(8, warm_start=True), hypergrad.nystrom(4, 1e-4)):
         estimator = estimator._replace(estimate=jax.jit(estimator.estimate, static_argnums=0))
@@ -197,7 +197,7 @@ def test_no_product_of_an_estimator_is_left_to_fast_units(estimator):
     def loss(w, a, batch, mean):
         return jnp.sum(jnp.exp(a).sum() * w**2 - w * batch), (mean + 0.1 * w, None)
 
-    def outer(w, batch, mean):
+    def outer(w, a, batch, mean):
         return jnp.sum((w - batch) ** 2 + mean**2), None
 
     problem = hypergrad.Bilevel(loss, outer, optax.sgd(0.5, momentum=0.5), True)

@@ -36,7 +36,7 @@ PAIR = MATRIX | {"b": rng.normal(size=2)}
 BATCHES = list(rng.normal(size=(5, 2, 2)))
 
 
-def outer_loss(params, batch):
+def outer_loss(params, a, batch):
     w, *rest = (params[name] for name in sorted(params, reverse=True))
     return jnp.sum((jnp.tanh(w @ w + batch) - batch) ** 2) + sum(
         jnp.sum((b - w) ** 2) for b in rest
@@ -44,7 +44,7 @@ def outer_loss(params, batch):
 
 
 def inner_loss(params, a, batch):
-    return outer_loss(params, batch) + a * sum(jnp.sum(jnp.cos(3 * x)) for x in params.values())
+    return outer_loss(params, a, batch) + a * sum(jnp.sum(jnp.cos(3 * x)) for x in params.values())
 
 
 def problem_of(optimizer):
@@ -301,7 +301,7 @@ LEVEL = {
 
 def check(optimizer):
     params = jax.tree.map(jnp.asarray, PAIR)
-    check_slope(optimizer, params, optimizer.init(params))
+    check_slope(optimizer, jnp.asarray(0.3), params, optimizer.init(params))
 
 
 @pytest.mark.parametrize("name", list(SLOPED))
@@ -317,7 +317,7 @@ def test_optimizers_without_a_slope_are_refused(x64, name):
 
 def test_implicit_estimators_take_what_has_no_slope(x64):
     problem = hypergrad.Bilevel(
-        lambda w, a, _: jnp.sum((w - a) ** 2), lambda w, _: jnp.sum(w**3), optax.lion(RATE)
+        lambda w, a, _: jnp.sum((w - a) ** 2), lambda w, a, _: jnp.sum(w**3), optax.lion(RATE)
     )
     state = problem.init(jnp.ones(2))
     estimate = hypergrad.cg(2)(problem, state, jnp.asarray(0.3), [None], None)
@@ -341,7 +341,7 @@ def test_a_branch_that_is_left_out_adds_nothing_to_the_pullback(x64):
 def test_what_is_not_known_stays_nan_in_the_pullback(x64):
     # A gradient of exactly zero under stock Adam: NaN forward, and so in reverse.
     problem = hypergrad.Bilevel(
-        lambda w, a, _: a * 0 * w.sum(), lambda w, _: w.sum(), optax.adam(1)
+        lambda w, a, _: a * 0 * w.sum(), lambda w, a, _: w.sum(), optax.adam(1)
     )
     state, a = problem.init(jnp.zeros(2)), jnp.asarray(0.3)
     for estimator in (hypergrad.reverse(1), hypergrad.forward(1), hypergrad.exact(mode="reverse")):

@@ -92,7 +92,9 @@ def test_what_does_not_fit_is_nan_and_not_another_number(what, size, fits):
         slope = size if what == "gradient" else 0.0
         return slope * jnp.sum(w) + a * jnp.sum(w**2) / 200
 
-    problem = hypergrad.Bilevel(inner, lambda w, b: jnp.sum(w) / 2, optax.sgd(1e-3, momentum=0.5))
+    problem = hypergrad.Bilevel(
+        inner, lambda w, a, b: jnp.sum(w) / 2, optax.sgd(1e-3, momentum=0.5)
+    )
     state = problem.init(jnp.asarray([1.0, size if what == "parameter" else 2.0]))
     batches = [None, None]
     reversible, reverse = (

@@ -250,7 +250,7 @@ def bilevel(name, optimizer, *, width=2, dtype=jnp.float32):
     problem = steps.make_problem(net, head, optimizer, regularizer)
     variables = initial(net, dtype)
     hyper = jnp.asarray(-7.0, dtype)
-    model_state = steps.model_state_of(variables.get("batch_stats", {}), regularizer.weight(hyper))
+    model_state = {"batch_stats": variables.get("batch_stats", {})}
     state = states.create(problem, variables["params"], model_state, hyper, None, optax.sgd(1.0))
     return problem, regularizer, state
 

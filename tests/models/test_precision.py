@@ -62,7 +62,7 @@ def setting(estimator=None, *, name="unet", head="sigmoid", precision="highest")
     regularizer = steps.Regularizer(place, "anisotropic", "sum", "log")
     problem = steps.make_problem(net, made, hypergrad.adam(1e-3), regularizer)
     variables, alpha = initial(net, jnp.float32), jnp.float32(-3)
-    model_state = steps.model_state_of(variables.get("batch_stats", {}), jnp.exp(alpha))
+    model_state = {"batch_stats": variables.get("batch_stats", {})}
     args = problem, variables["params"], model_state, alpha, estimator
     # What an online estimator carries is traced as it is made, not computed.
     state = jax.eval_shape(lambda: states.create(*args, optax.sgd(1.0)))
@@ -103,7 +103,7 @@ def test_reversible_learning_rounds_no_product():
         return hyper * jnp.sum(params**2)  # a net's running statistics cannot be run backwards
 
     optimizer = optax.sgd(0.1, momentum=0.9)
-    problem = hypergrad.Bilevel(loss, lambda params, data: jnp.sum(params), optimizer)
+    problem = hypergrad.Bilevel(loss, lambda params, hyper, data: jnp.sum(params), optimizer)
     estimator = hypergrad.reversible(2, 0.1, 0.9, loop=SCANNED)
     data = [jnp.zeros(1), jnp.zeros(1)]
     assert not fast(
@@ -200,7 +200,7 @@ def test_the_hypergradient_in_float32_is_that_of_float64(tmp_path):
     problem = steps.make_problem(net.clone(dtype=None), head, hypergrad.adam(2e-3), regularizer)
     variables = jax.jit(lambda: net.init(jax.random.key(0), train.image[:1], train=False))()
     alpha = jnp.log(jnp.float32(0.1 / train.mask.size))  # TV weighs 0.1 per pixel
-    model_state = steps.model_state_of(variables["batch_stats"], jnp.exp(alpha))
+    model_state = {"batch_stats": variables["batch_stats"]}
     state = problem.init(variables["params"], model_state)
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     step = jax.jit(problem.inner_step, compiler_options=options)

@@ -39,7 +39,7 @@ def test_the_hypergradient_under_a_schedule_is_exact(x64, name):
     )
     problem = Bilevel(
         lambda w, a, x: jnp.sum(jnp.cos(w - x)) + jnp.exp(a) * jnp.sum(w**2),
-        lambda w, x: jnp.sum((w - x) ** 2),
+        lambda w, a, x: jnp.sum((w - x) ** 2),
         optimizer,
     )
     state, x, a = problem.init(jnp.arange(3.0)), jnp.asarray([0.3, -1.0, 2.0]), jnp.asarray(-1.0)

@@ -43,7 +43,7 @@ def setting(
     variables = init()
     variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
     hyper = jnp.asarray(hyper, jnp.float64)
-    model_state = steps.model_state_of(variables["batch_stats"], regularizer.weight(hyper))
+    model_state = {"batch_stats": variables["batch_stats"]}
     state = states.create(
         problem, variables["params"], model_state, hyper, hypergrad.exact(), optax.sgd(1.0)
     )
@@ -111,7 +111,7 @@ def test_the_formula_is_the_hypergradient_of_gradient_descent(x64):
     variables = net.init(jax.random.key(0), batch(0).image, train=False)
     params = jax.tree.map(lambda x: x.astype(jnp.float64), variables["params"])
     alpha = jnp.asarray(-3.0)
-    state = problem.init(params, steps.model_state_of(variables["batch_stats"], jnp.exp(alpha)))
+    state = problem.init(params, {"batch_stats": variables["batch_stats"]})
     exact, formula = jax.jit(
         lambda s, a: [
             e(problem, s, a, [batch(1)], batch(2)).gradient
@@ -170,7 +170,7 @@ def with_head(head, lam, *, place="loss", statistics="batch"):
     )
     variables = jax.jit(lambda: net.init(jax.random.key(0), IMAGE, train=False))()
     variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
-    model_state = steps.model_state_of(variables["batch_stats"], lam)
+    model_state = {"batch_stats": variables["batch_stats"]}
     return net, problem, problem.init(variables["params"], model_state), jnp.log(lam)
 
 
@@ -245,8 +245,8 @@ def test_the_hypergradient_of_a_tv_softmax_head_is_exact_with_its_direct_term(x6
     gradient, difference = after_two_steps(hypergrad.exact(), problem, state, alpha)
     np.testing.assert_allclose(gradient, difference, rtol=1e-9)
     cut = problem._replace(  # the outer loss at the lambda before the step: no direct term
-        outer_loss=lambda params, data, model_state: problem.outer_loss(
-            params, data, jax.lax.stop_gradient(model_state)
+        outer_loss=lambda params, alpha, data, model_state: problem.outer_loss(
+            params, jax.lax.stop_gradient(alpha), data, model_state
         )
     )
     indirect, _ = after_two_steps(hypergrad.exact(), cut, state, alpha)
@@ -276,7 +276,7 @@ def test_evaluation_counts_no_padding():
     variables = jax.jit(lambda: net.init(jax.random.key(0), IMAGE, train=False))()
     state = states.create(
         problem, variables["params"],
-        steps.model_state_of(variables["batch_stats"], jnp.zeros(())),
+        {"batch_stats": variables["batch_stats"]},
         jnp.zeros(()), None, optax.sgd(1.0),
     )  # fmt: skip
     evaluate = jax.jit(steps.evaluation_step(net, SIGMOID, regularizer))

@@ -7,10 +7,10 @@ The weight of an L2 penalty, learned while the model that it regularises is trai
 >>> x = jax.random.normal(jax.random.key(0), (60, 20))
 >>> y = x.sum(1) / 4 + jax.random.normal(jax.random.key(1), (60,))
 >>> train, validation = (x[:20], y[:20]), (x[20:], y[20:])
->>> def outer_loss(params, batch):
+>>> def outer_loss(params, alpha, batch):
 ...     return jnp.mean((batch[0] @ params - batch[1]) ** 2) / 2
 >>> def inner_loss(params, alpha, batch):
-...     return outer_loss(params, batch) + jnp.exp(alpha) * jnp.sum(params**2) / 2
+...     return outer_loss(params, alpha, batch) + jnp.exp(alpha) * jnp.sum(params**2) / 2
 >>> problem = hypergrad.Bilevel(inner_loss, outer_loss, hypergrad.adam(0.05))
 >>> estimator = hypergrad.forward_online()
 >>> @jax.jit
@@ -21,7 +21,7 @@ The weight of an L2 penalty, learned while the model that it regularises is trai
 >>> carry = estimator.init(problem, state, alpha)
 >>> for _ in range(500):
 ...     state, alpha, carry = step(state, alpha, carry)
->>> print(f"{alpha:.1f} {outer_loss(state.params, validation):.2f}")  # 1.66 where alpha stays -5
+>>> print(f"{alpha:.1f} {outer_loss(state.params, alpha, validation):.2f}")  # 1.66 where alpha stays -5
 -1.6 1.02
 
 Every estimator is called so, and `audit` sets them side by side.
@@ -39,6 +39,7 @@ from tvjax.hypergrad.implicit import implicit, neumann, nystrom, scaled_identity
 from tvjax.hypergrad.loops import SCANNED, UNROLLED, Loop, default_loop
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import reverse
+from tvjax.hypergrad.sgd import sgd
 from tvjax.hypergrad.significance import until_significant
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "reversible",
     "scale_by_adam",
     "scaled_identity",
+    "sgd",
     "sgd_formula",
     "table",
     "training_loss",

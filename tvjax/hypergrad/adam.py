@@ -18,6 +18,10 @@ evaluated as ratios to s and D, since squares overflow or vanish (in float32 out
 The terms in g^2 cancel exactly in du/dg. Automatic differentiation of the forward formula keeps
 them, which loses 14 % in float32 at the first step, and divides by s: where g = m = v = 0 (a dead
 unit, a zero head) it gives NaN, while the limit along g is (1-b1)/(c1 eps).
+
+Settings may be learned: given as JAX arrays, traced ones too, they have derivatives, of b1 and b2
+through mhat and vhat as weighted means (`_mean_slope`). Automatic differentiation takes differences
+of terms 1/(1-b2) times as large, and has no digit right at b2 in the first steps in float32.
 """
 
 from collections.abc import Callable
@@ -34,15 +38,16 @@ from tvjax.types import PyTree
 def adam(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
     """`optax.adam` with the derivative of this module.
 
     Args:
-      learning_rate: a float or an optax schedule.
+      learning_rate: a number or an optax schedule. It and the others may be traced arrays, which
+        are differentiated, where the optimiser is a function of hyperparameters (`Bilevel`).
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added outside the square root.
@@ -67,16 +72,16 @@ def adam(
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
-    weight_decay: float = 1e-4,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    weight_decay: jax.typing.ArrayLike = 1e-4,
 ) -> optax.GradientTransformation:
     """`optax.adamw` with the derivative of this module; arguments as in `adam`.
 
     Args:
-      learning_rate: a float or an optax schedule.
+      learning_rate: a number or an optax schedule.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added outside the square root.
@@ -91,7 +96,11 @@ def adamw(
 
 
 def scale_by_adam(
-    *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0
+    *,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
     """`optax.scale_by_adam` with the derivative of this module; the state is optax's own.
 
@@ -197,15 +206,44 @@ def _tangent(settings, dsettings, count, u, new_m, new_v, g, m, v, dg, dm, dv):
 
 def _tangent_in_settings(settings, dsettings, count, c1, c2, new_m, g, m, v, s, over_s):
     """The share of `(du, dm', dv')` that comes from b1, b2, eps and eps_root."""
-    b1, b2, eps, eps_root = (settings[k] for k in ("b1", "b2", "eps", "eps_root"))
+    b1, b2, eps = (settings[k] for k in ("b1", "b2", "eps"))
     db1, db2, deps, deps_root = (dsettings.get(k, 0) for k in ("b1", "b2", "eps", "eps_root"))
-    dc1, dc2 = -count * b1 ** (count - 1) * db1, -count * b2 ** (count - 1) * db2
-    dmhat = ((m - g) * db1 - new_m / c1 * dc1) / c1
-    dvhat_over_s = ((over_s(v) - over_s(g) * g) * db2 - (s - over_s(eps_root)) * dc2) / c2
-    ds = (dvhat_over_s + over_s(deps_root)) / 2
-    d = s + eps
+    dmhat: Any = 0
+    ds, d = over_s(deps_root) / 2, s + eps
+    if "b1" in dsettings:
+        p, q = _mean_slope(b1, count, g.dtype)
+        dmhat = (p * m - q * g) * db1
+    if "b2" in dsettings:
+        p, q = _mean_slope(b2, count, g.dtype)
+        ds = ds + (p * over_s(v) - q * over_s(g) * g) * db2 / 2
     du = (dmhat - new_m / c1 / d * (ds + deps)) / d
     return du, (m - g) * db1, (v - g * g) * db2
+
+
+def _mean_slope(b, count, dtype):
+    """`(p, q)` of d/db [(b m + (1-b) g) / (1 - b^t)] = p m - q g, both without cancellation.
+
+        p = (c + t b^t) / c^2,   q = (c - t b^(t-1) (1-b)) / c^2,   c = 1 - b^t
+
+    The numerator of q is 0 at t = 1 and of second order in 1 - b. With e = 1/b - 1 it is
+    1 - (1 + t e) / (1 + e)^t = -expm1(r(t e) - t r(e)),   r(x) = log(1 + x) - x.
+    """
+    b, t = jnp.asarray(b, dtype), count.astype(dtype)
+    is_far = b < 0.5  # from 1: there nothing cancels, and e may be infinite
+    near = jnp.where(is_far, 0.5, b)
+    e = (1 - near) / near
+    power = jnp.where(is_far, b**count, jnp.exp(-t * jnp.log1p(e)))
+    c = jnp.where(is_far, 1 - power, -jnp.expm1(-t * jnp.log1p(e)))
+    plain = c - t * b ** (count - 1) * (1 - b)
+    rest = jnp.where(is_far, plain, -jnp.expm1(_log1p_rest(t * e) - t * _log1p_rest(e)))
+    return (c + t * power) / c / c, rest / c / c
+
+
+def _log1p_rest(x):
+    """log(1 + x) - x for x >= 0, to full relative precision near 0 too."""
+    small = jnp.minimum(x, 0.1)
+    series = sum((-1) ** k * small ** (k - 2) / k for k in range(2, 18))
+    return jnp.where(x < 0.1, -(small**2) * series, jnp.log1p(x) - x)
 
 
 def _root(g, v, b2, c2, eps_root):

@@ -47,15 +47,17 @@ def push(f: Callable[[PyTree], Any], x: PyTree, directions: PyTree) -> tuple[Any
     """`(f(x), its derivative along each direction, aux)` where `f(x) -> (value, aux)`.
 
     The leaves of `directions` and of the derivative are `[n, ...]`. One direction costs one `jvp`;
-    several share one linearisation.
+    several share one linearisation, and many are one batch, since a program does not grow by it.
     """
     n = jax.tree.leaves(directions)[0].shape[0]
-    along = [jax.tree.map(lambda t, i=i: t[i], directions) for i in range(n)]
+    along = [jax.tree.map(lambda t, i=i: t[i], directions) for i in range(min(n, _FEW))]
     if n == 1:
         value, column, aux = jax.jvp(f, (x,), (along[0],), has_aux=True)
         columns = [column]
     else:
         value, linear, aux = jax.linearize(f, x, has_aux=True)
+        if n > _FEW:
+            return value, jax.vmap(linear)(directions), aux
         columns = [linear(direction) for direction in along]
     return value, jax.tree.map(lambda *c: jnp.stack(c), *columns), aux
 

@@ -9,8 +9,7 @@ import jax
 from tvjax.hypergrad.derivatives import few, tangents
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.pullback import step_pullback
-from tvjax.hypergrad.reverse import outer_pullback
-from tvjax.hypergrad.trees import floats
+from tvjax.hypergrad.reverse import gradient_pullback, outer_pullback
 
 
 def exact(*, mode: str | None = None) -> Estimator:
@@ -67,7 +66,7 @@ def exact(*, mode: str | None = None) -> Estimator:
     >>> from tvjax.hypergrad import Bilevel
     >>> def inner_loss(w, lam, batch):
     ...     return (w - batch) ** 2 / 2 + lam * w**2 / 2
-    >>> problem = Bilevel(inner_loss, lambda w, batch: (w - batch) ** 2 / 2, optax.sgd(0.5))
+    >>> problem = Bilevel(inner_loss, lambda w, lam, batch: (w - batch) ** 2 / 2, optax.sgd(0.5))
     >>> estimate = exact()(problem, problem.init(jnp.array(1.0)), jnp.array(1.0), [0.0], 1.0)
     >>> float(estimate.state.params), float(estimate.gradient)  # w' = 1 - (1 + lam) / 2
     (0.0, 0.5)
@@ -77,7 +76,7 @@ def exact(*, mode: str | None = None) -> Estimator:
     >>> from tvjax.hypergrad import SCANNED, reverse
     >>> def inner_loss(y, x, batch):
     ...     return (y - 2) ** 2 / 2 + x * y**2 / 2
-    >>> problem = Bilevel(inner_loss, lambda y, batch: (y - 1) ** 2 / 2, optax.sgd(0.1))
+    >>> problem = Bilevel(inner_loss, lambda y, x, batch: (y - 1) ** 2 / 2, optax.sgd(0.1))
     >>> args = problem, problem.init(jnp.array(0.5)), jnp.array(0.0)
     >>> one, run = (e(*args, [0.0] * e.steps, 0.0) for e in (exact(), reverse(200, loop=SCANNED)))
     >>> print(f"{one.gradient:+.4f} {run.gradient:+.4f}")
@@ -101,7 +100,7 @@ def _by_tangents(problem: Bilevel, state: InnerState, hyper, inner_batch, outer_
 
     def loss_after_step(hyper):
         new, inner_aux = problem.inner_step(state, hyper, inner_batch)
-        loss, outer_aux = problem.outer(new.params, outer_batch, new.model_state)
+        loss, outer_aux = problem.outer(new.params, hyper, outer_batch, new.model_state)
         return loss, (new, (inner_aux, outer_aux))
 
     (loss, (new, aux)), gradient = tangents(loss_after_step, has_aux=True)(hyper)
@@ -110,16 +109,12 @@ def _by_tangents(problem: Bilevel, state: InnerState, hyper, inner_batch, outer_
 
 def _by_pullbacks(problem: Bilevel, state: InnerState, hyper, inner_batch, outer_batch):
     """The same by the pullbacks of outer loss, optimiser's step and inner gradient in turn."""
-
-    def gradient_of(hyper):
-        gradient, (model_state, aux) = problem.inner_gradient(state, hyper, inner_batch)
-        return (gradient, floats(model_state)), (model_state, aux)
-
-    (slope, _), pull_gradient, (model_state, inner_aux) = jax.vjp(gradient_of, hyper, has_aux=True)
-    step = problem.optimizer, slope, state.opt_state, state.params
+    slope, (model_state, inner_aux) = problem.inner_gradient(state, hyper, inner_batch)
+    step = problem.optimizer, hyper, slope, state.opt_state, state.params
     (params, opt_state), pull_step = step_pullback(*step)
     new = InnerState(params, opt_state, model_state)
-    loss, outer_aux, q = outer_pullback(problem, new, outer_batch)
-    through, _, _ = pull_step(q.params, q.opt_state)
-    (gradient,) = pull_gradient((through, q.model_state))
+    loss, outer_aux, (q, direct) = outer_pullback(problem, new, hyper, outer_batch)
+    along, _, _, by_settings = pull_step(q.params, q.opt_state)
+    by_loss = gradient_pullback(problem, state, hyper, inner_batch, along, q.model_state)[2]
+    gradient = jax.tree.map(lambda *shares: sum(shares), by_loss, by_settings, direct)
     return loss, gradient, new, (inner_aux, outer_aux)

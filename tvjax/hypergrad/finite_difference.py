@@ -43,8 +43,9 @@ def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROL
         flat, unravel = ravel_pytree(hyper)
 
         def run(flat):
-            new, inner_aux = inner_run(problem, state, unravel(flat), batches, steps, loop)
-            loss, aux = problem.mean(problem.outer(new.params, outer_batch, new.model_state))
+            hyper = unravel(flat)
+            new, inner_aux = inner_run(problem, state, hyper, batches, steps, loop)
+            loss, aux = problem.mean(problem.outer(new.params, hyper, outer_batch, new.model_state))
             return loss, (new, (inner_aux, aux))
 
         loss, (new, aux) = run(flat)

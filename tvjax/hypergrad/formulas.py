@@ -41,12 +41,12 @@ def sgd_formula(learning_rate: optax.ScalarOrSchedule) -> Estimator:
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
-        (loss, outer_aux), q = problem.outer_gradient(new, outer_batch)
+        (loss, outer_aux), q = problem.outer_gradient(new, hyper, outer_batch)
         q = optax.tree.scale(_rate(learning_rate, state.opt_state), q)
         gradient = response(problem, state, new, hyper, inner_batches[0], outer_batch, q)
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate, through_steps=False)
+    return Estimator(estimate, through_steps=False, through_settings=False)
 
 
 def paper(learning_rate: optax.ScalarOrSchedule) -> Estimator:
@@ -67,14 +67,14 @@ def paper(learning_rate: optax.ScalarOrSchedule) -> Estimator:
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
-        (loss, outer_aux), q = problem.outer_gradient(new, outer_batch)
+        (loss, outer_aux), q = problem.outer_gradient(new, hyper, outer_batch)
         q = optax.tree.scale(_rate(learning_rate, state.opt_state), q)
         # The statistics of the new state are the step's; the old ones only seed this forward pass.
         at = state._replace(params=new.params)
         gradient = response(problem, at, new, hyper, inner_batches[0], outer_batch, q)
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate, through_steps=False)
+    return Estimator(estimate, through_steps=False, through_settings=False)
 
 
 def preconditioned(
@@ -108,13 +108,13 @@ def preconditioned(
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
-        (loss, outer_aux), q = problem.outer_gradient(new, outer_batch)
+        (loss, outer_aux), q = problem.outer_gradient(new, hyper, outer_batch)
         rate = _rate(learning_rate, state.opt_state)
         q = jax.tree.map(lambda p, b: rate * p * b, scaling(new.opt_state), q)
         gradient = response(problem, state, new, hyper, inner_batches[0], outer_batch, q)
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate, through_steps=False)
+    return Estimator(estimate, through_steps=False, through_settings=False)
 
 
 def darts(learning_rate: optax.ScalarOrSchedule, *, radius: float = 0.01) -> Estimator:
@@ -146,7 +146,7 @@ def darts(learning_rate: optax.ScalarOrSchedule, *, radius: float = 0.01) -> Est
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
-        (loss, outer_aux), q = problem.outer_gradient(new, outer_batch)
+        (loss, outer_aux), q = problem.outer_gradient(new, hyper, outer_batch)
         size = norm(q)
         h = radius / jnp.where(size > 0, size, 1)
 
@@ -161,7 +161,7 @@ def darts(learning_rate: optax.ScalarOrSchedule, *, radius: float = 0.01) -> Est
         gradient = jax.tree.map(jnp.add, gradient, through_loss)
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate, through_steps=False)
+    return Estimator(estimate, through_steps=False, through_settings=False)
 
 
 def training_loss() -> Estimator:
@@ -186,10 +186,12 @@ def training_loss() -> Estimator:
 
         gradient = problem.mean(jax.grad(inner, argnums=1)(state.params, hyper))
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
-        loss, outer_aux = problem.mean(problem.outer(new.params, outer_batch, new.model_state))
+        loss, outer_aux = problem.mean(
+            problem.outer(new.params, hyper, outer_batch, new.model_state)
+        )
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate, through_steps=False)
+    return Estimator(estimate, through_steps=False, through_settings=False, through_outer=False)
 
 
 def response(
@@ -205,7 +207,7 @@ def response(
 
     def along_q(hyper):
         gradient, (model_state, _) = problem.inner_gradient(at, hyper, inner_batch)
-        loss, _ = problem.outer(new.params, outer_batch, model_state)
+        loss, _ = problem.outer(new.params, hyper, outer_batch, model_state)
         return loss - optax.tree.vdot(gradient, q)
 
     return problem.mean(value_and_gradient(along_q)(hyper)[1])
@@ -221,15 +223,16 @@ def direct_term(
 ) -> PyTree:
     """What `hyper` does to the outer loss otherwise than through the parameters.
 
-    It is there where the inner loss passes `hyper` on in the model state that the outer loss reads
-    (the weight of a TV-softmax head); elsewhere it is zero and, under `jit`, costs nothing.
+    It is there where the outer loss takes `hyper` itself (the weight of a TV-softmax head), or
+    where the inner loss passes it on in the model state that the outer loss reads; elsewhere it is
+    zero and, under `jit`, costs nothing.
     """
 
-    def through_model_state(hyper):
+    def not_through_params(hyper):
         _, (model_state, _) = problem.inner(at.params, hyper, inner_batch, at.model_state)
-        return problem.outer(new.params, outer_batch, problem.mean(model_state))[0]
+        return problem.outer(new.params, hyper, outer_batch, problem.mean(model_state))[0]
 
-    return problem.mean(value_and_gradient(through_model_state)(hyper)[1])
+    return problem.mean(value_and_gradient(not_through_params)(hyper)[1])
 
 
 def _rate(learning_rate: optax.ScalarOrSchedule, opt_state: PyTree) -> Any:

@@ -141,14 +141,15 @@ def _outer_along(problem, state, hyper, outer_batch, tangents) -> Any:
     """`(L_out, aux, H)` at a state and its tangents in `hyper`; averaged over devices."""
     if few(hyper):
 
-        def outer(part):
+        def outer(x):
+            part, hyper = x
             whole = merge(part, state)
-            return problem.outer(whole.params, outer_batch, whole.model_state)
+            return problem.outer(whole.params, hyper, outer_batch, whole.model_state)
 
-        loss, columns, aux = push(outer, floats(state), tangents)
+        loss, columns, aux = push(outer, (floats(state), hyper), (tangents, basis(hyper)))
     else:
-        loss, aux, cotangent = outer_pullback(problem, state, outer_batch)
-        columns = _products(cotangent, tangents)
+        loss, aux, (cotangent, direct) = outer_pullback(problem, state, hyper, outer_batch)
+        columns = _products(cotangent, tangents) + ravel_pytree(direct)[0]
     flat, unravel = ravel_pytree(hyper)
     return problem.mean((loss, aux, unravel(columns.astype(flat.dtype))))
 

@@ -212,7 +212,7 @@ def implicit(
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = inner_run(problem, state, hyper, loop.stack(inner_batches), steps, loop)
-        (loss, outer_aux), b = problem.outer_gradient(new, outer_batch)
+        (loss, outer_aux), b = problem.outer_gradient(new, hyper, outer_batch)
         batch = inner_batches[-1]
 
         def gradient(params):
@@ -227,7 +227,9 @@ def implicit(
         h = response(problem, new, new, hyper, batch, outer_batch, q)
         return Estimate(h, loss, new, (inner_aux, outer_aux), carry)
 
-    return Estimator(estimate, steps, init, through_steps=False, horizon="optimum")
+    return Estimator(
+        estimate, steps, init, through_steps=False, through_settings=False, horizon="optimum"
+    )
 
 
 def damped(product: Callable[[PyTree], PyTree], damping: float) -> Callable[[PyTree], PyTree]:

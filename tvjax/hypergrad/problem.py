@@ -1,13 +1,18 @@
 """The bilevel problem, and the one signature that all hypergradient estimators share.
 
-    minimise over hyper   L_out(theta*(hyper))      where  theta*(hyper) = argmin L_in(theta, hyper)
+    minimise over hyper   L_out(theta*(hyper), hyper)
+                          where theta*(hyper) = argmin over theta of L_in(theta, hyper)
+
+and theta* stands for what some steps of an optimiser reach. `hyper` may act in three ways: in the
+inner loss, in the optimiser's settings, and in the outer loss directly.
 
 An estimator is a value. All are called alike and return the same record:
 
     estimate = estimator(problem, state, hyper, inner_batches, outer_batch, carry)
 
 It takes `estimator.steps` steps of the inner optimiser, one per inner batch, and returns the state
-they lead to together with dL_out/dhyper there. Nothing here knows images or nets: parameters and
+they lead to together with dL_out/dhyper there. An estimator that does not see one of the ways in
+which `hyper` acts refuses a problem that has it. Nothing here knows images or nets: parameters and
 hyperparameters are any pytrees, the optimiser is any optax optimiser of gradients.
 """
 
@@ -25,7 +30,8 @@ from tvjax.hypergrad.checks import (
     check_loss,
     check_real,
 )
-from tvjax.hypergrad.degenerate import check_slope, first_state, take_step
+from tvjax.hypergrad.degenerate import first_state, take_step
+from tvjax.hypergrad.paths import check_paths, check_start
 from tvjax.hypergrad.trees import floats, merge
 from tvjax.types import PyTree
 
@@ -42,11 +48,20 @@ class InnerState(NamedTuple):
 class Bilevel(NamedTuple):
     """A bilevel problem.
 
-    `inner_loss(params, hyper, batch) -> loss` and `outer_loss(params, batch) -> loss`, both real
-    scalars; `params` and `hyper` are pytrees of real floats. With `stateful=True` the losses also
-    take and return what else a training step needs:
+    `inner_loss(params, hyper, batch) -> loss` and `outer_loss(params, hyper, batch) -> loss`, both
+    real scalars; `params` and `hyper` are pytrees of real floats. With `stateful=True` the losses
+    also take and return what else a training step needs:
     `inner_loss(params, hyper, batch, model_state) -> (loss, (model_state, aux))` and
-    `outer_loss(params, batch, model_state) -> (loss, aux)`, where `aux` is any pytree of metrics.
+    `outer_loss(params, hyper, batch, model_state) -> (loss, aux)`, where `aux` is any pytree of
+    metrics.
+
+    The optimiser is one of optax's, or a function `hyper -> optimiser` where its settings are
+    learned: `lambda h: hypergrad.adamw(jnp.exp(h["rate"]), weight_decay=jnp.exp(h["decay"]))`. The
+    function is called while a step is traced, and must not ask for values. What it makes reads its
+    settings at each step; one that keeps them in its state (`optax.inject_hyperparams`) would go on
+    with those of the start, and is refused. `hypergrad.adam`, `adamw` and `sgd` have derivatives in
+    their settings that are finite; rates per layer are `optax.partition` of them, and a schedule is
+    any function of the step count.
 
     With `axis_name` both losses are those of one device's share of the batch, and everything is
     averaged over the axis where it must be: gradients before the optimiser's nonlinearity, and
@@ -64,21 +79,31 @@ class Bilevel(NamedTuple):
 
     inner_loss: Callable[..., Any]
     outer_loss: Callable[..., Any]
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
     stateful: bool = False
     axis_name: str | None = None
 
-    def init(self, params: PyTree, model_state: PyTree = ()) -> InnerState:
+    def init(
+        self, params: PyTree, model_state: PyTree = (), hyper: PyTree | None = None
+    ) -> InnerState:
         """The state before the first step.
+
+        Args:
+          params: theta.
+          model_state: what a stateful loss reads first.
+          hyper: needed where the optimiser is a function of it.
 
         Raises:
           ValueError: for parameters that are not real floats, or a model state that is complex;
-            with the optimiser's reason, if it has no state for such parameters.
+            with the optimiser's reason, if it has no state for such parameters; and for an
+            optimiser whose first state depends on `hyper`.
         """
         check_floats(params=params)
         check_real(model_state=model_state)
-        params, model_state = arrays((params, model_state))
-        return InnerState(params, first_state(self.optimizer, params), model_state)
+        params, model_state, hyper = arrays((params, model_state, hyper))
+        if hyper is not None:
+            check_start(self.optimizer, hyper, params)
+        return InnerState(params, first_state(self.optimizer, params, hyper), model_state)
 
     def inner(self, params: PyTree, hyper: PyTree, batch: PyTree, model_state: PyTree):
         """`inner_loss` in the stateful form, whichever form it was given in."""
@@ -89,12 +114,12 @@ class Bilevel(NamedTuple):
         check_loss(inner_loss=loss)
         return loss, rest
 
-    def outer(self, params: PyTree, batch: PyTree, model_state: PyTree):
+    def outer(self, params: PyTree, hyper: PyTree, batch: PyTree, model_state: PyTree):
         """`outer_loss` in the stateful form, whichever form it was given in."""
         if self.stateful:
-            loss, aux = self.outer_loss(params, batch, model_state)
+            loss, aux = self.outer_loss(params, hyper, batch, model_state)
         else:
-            loss, aux = self.outer_loss(params, batch), None
+            loss, aux = self.outer_loss(params, hyper, batch), None
         check_loss(outer_loss=loss)
         return loss, aux
 
@@ -116,14 +141,15 @@ class Bilevel(NamedTuple):
     def inner_step(self, state: InnerState, hyper: PyTree, batch: PyTree):
         """One step of the optimiser: `(state, aux)`. Differentiable in `state` and `hyper`."""
         gradient, (model_state, aux) = self.inner_gradient(state, hyper, batch)
-        params, opt_state = take_step(self.optimizer, gradient, state.opt_state, state.params)
+        params, opt_state = take_step(
+            self.optimizer, hyper, gradient, state.opt_state, state.params
+        )
         return InnerState(params, opt_state, model_state), aux
 
-    def outer_gradient(self, state: InnerState, batch: PyTree):
+    def outer_gradient(self, state: InnerState, hyper: PyTree, batch: PyTree):
         """`((L_out, aux), grad_theta L_out)`, averaged over devices."""
-        return self.mean(
-            jax.value_and_grad(self.outer, has_aux=True)(state.params, batch, state.model_state)
-        )
+        derivative = jax.value_and_grad(self.outer, has_aux=True)
+        return self.mean(derivative(state.params, hyper, batch, state.model_state))
 
 
 class Estimate(NamedTuple):
@@ -155,6 +181,10 @@ class Estimator(NamedTuple):
     """The first `carry`: a pytree of arrays, saved and restored with the rest of a run."""
     through_steps: bool = True
     """Whether it differentiates through the optimiser's step, which must then have a slope."""
+    through_settings: bool = True
+    """Whether it differentiates through the optimiser's settings, where they depend on `hyper`."""
+    through_outer: bool = True
+    """Whether it adds the derivative of an outer loss that depends on `hyper` directly."""
     horizon: str = ""
     """What the derivative sees of the training: "whole run" or "optimum"; empty: its `steps`."""
 
@@ -178,16 +208,15 @@ class Estimator(NamedTuple):
           ValueError: if the number of inner batches is not `steps`, an array of a batch is empty,
             `hyper` or the parameters hold other numbers than real floats or none, the rest of
             the state is complex, or a loss is no real scalar; for an optimiser that asks for the
-            loss's value (`optax.lbfgs`, `optax.polyak_sgd`); and, where the estimator
-            differentiates through its steps, for one whose derivative is identically zero
-            (Lion, sign-SGD, Rprop).
+            loss's value (`optax.lbfgs`, `optax.polyak_sgd`); where the estimator differentiates
+            through its steps, for one whose derivative is identically zero (Lion, sign-SGD,
+            Rprop); and where `hyper` acts in a way that the estimator does not see.
         """
         check_floats(params=state.params, hyper=hyper)
         check_real(state=state, carry=carry)
         check_batches(inner_batches, self.steps, outer_batch)
         state, hyper = arrays((state, hyper))
-        if self.through_steps:
-            check_slope(problem.optimizer, state.params, state.opt_state)
+        check_paths(self, problem, state, hyper, inner_batches[0], outer_batch)
         if carry is None:
             carry = self.init(problem, state, hyper)
         return self.estimate(problem, state, hyper, inner_batches, outer_batch, carry)

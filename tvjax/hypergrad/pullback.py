@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.extend.core import Literal
 
 from tvjax.hypergrad.degenerate import take_step
@@ -13,18 +12,20 @@ from tvjax.hypergrad.trees import floats, merge, zeros
 from tvjax.types import PyTree
 
 
-def step_pullback(optimizer: optax.GradientTransformation, gradient, opt_state, params):
+def step_pullback(
+    optimizer: Any, hyper: PyTree, gradient: PyTree, opt_state: PyTree, params: PyTree
+):
     """`((params', opt_state'), pullback)` of one step of the optimiser.
 
-    `pullback(dparams', dopt_state')` gives the cotangents of gradient, optimiser state and
-    parameters; those of states are like `floats(opt_state)`.
+    `pullback(dparams', dopt_state')` gives the cotangents of gradient, optimiser state, parameters
+    and hyperparameters; those of states are like `floats(opt_state)`.
     """
 
-    def step(gradient, part, params):
-        params, new = take_step(optimizer, gradient, merge(part, opt_state), params)
+    def step(gradient, part, params, hyper):
+        params, new = take_step(optimizer, hyper, gradient, merge(part, opt_state), params)
         return (params, floats(new)), new
 
-    primals = gradient, floats(opt_state), params
+    primals = gradient, floats(opt_state), params, hyper
     (new_params, _), pull, new = pullback(step, *primals)
     return (new_params, new), lambda *cotangents: pull(cotangents)
 

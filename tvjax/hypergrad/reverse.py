@@ -10,7 +10,7 @@ from tvjax.hypergrad.checks import check_least
 from tvjax.hypergrad.loops import UNROLLED, Loop
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.pullback import step_pullback
-from tvjax.hypergrad.trees import floats, merge, zeros
+from tvjax.hypergrad.trees import floats, merge
 from tvjax.types import PyTree
 
 
@@ -58,7 +58,7 @@ def reverse(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
             return new, (state, aux)
 
         new, visited = loop.scan(forward, state, batches, length=steps)
-        loss, outer_aux, cotangent = outer_pullback(problem, new, outer_batch)
+        loss, outer_aux, (cotangent, direct) = outer_pullback(problem, new, hyper, outer_batch)
 
         def backward(carry, visit, batch):
             cotangent, total = carry
@@ -66,7 +66,7 @@ def reverse(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
             return (cotangent, jax.tree.map(jnp.add, total, part)), None
 
         (_, gradient), _ = loop.scan(
-            backward, (cotangent, zeros(hyper)), visited, batches, length=steps, reverse=True
+            backward, (cotangent, direct), visited, batches, length=steps, reverse=True
         )
         loss, outer_aux, gradient = problem.mean((loss, outer_aux, gradient))
         return Estimate(gradient, loss, new, (loop.last(visited)[1], outer_aux), carry)
@@ -93,15 +93,19 @@ def step(problem: Bilevel, state: InnerState, hyper: PyTree, batch: PyTree):
 
 
 @partial(jax.jit, static_argnums=0)
-def outer_pullback(problem: Bilevel, state: InnerState, outer_batch: PyTree):
-    """`(L_out, aux, dL_out/d(state))`, of this device alone; the last like `floats(state)`."""
+def outer_pullback(problem: Bilevel, state: InnerState, hyper: PyTree, outer_batch: PyTree):
+    """`(L_out, aux, (dL_out/d(state), dL_out/dhyper))`, of this device alone.
 
-    def outer(part):
+    The first derivative is like `floats(state)`; the second is the direct one, at a fixed state.
+    """
+
+    def outer(part, hyper):
         whole = merge(part, state)
-        return problem.outer(whole.params, outer_batch, whole.model_state)
+        return problem.outer(whole.params, hyper, outer_batch, whole.model_state)
 
-    (loss, aux), cotangent = jax.value_and_grad(outer, has_aux=True)(floats(state))
-    return loss, aux, cotangent
+    derivative = jax.value_and_grad(outer, argnums=(0, 1), has_aux=True)
+    (loss, aux), cotangents = derivative(floats(state), hyper)
+    return loss, aux, cotangents
 
 
 @partial(jax.jit, static_argnums=0)
@@ -111,12 +115,13 @@ def _pullback(problem, state, hyper, batch, cotangent):
     whole = merge(part, state)
     gradient, _ = problem.inner_gradient(whole, hyper, batch)
 
-    _, pull = step_pullback(problem.optimizer, gradient, whole.opt_state, whole.params)
-    along, opt_state, params = pull(cotangent.params, cotangent.opt_state)
-    through, model_state, share = gradient_pullback(
+    step = problem.optimizer, hyper, gradient, whole.opt_state, whole.params
+    _, pull = step_pullback(*step)
+    along, opt_state, params, by_settings = pull(cotangent.params, cotangent.opt_state)
+    through, model_state, by_loss = gradient_pullback(
         problem, whole, hyper, batch, along, cotangent.model_state
     )
-    params = jax.tree.map(jnp.add, params, through)
+    params, share = jax.tree.map(jnp.add, (params, by_loss), (through, by_settings))
     return InnerState(params, opt_state, model_state), share
 
 

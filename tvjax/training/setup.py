@@ -247,13 +247,15 @@ def make_functions(
         statistics=plan.statistics,
         axis_name=axis_name,
     )
+    if plan.estimator is not None and not plan.estimator.through_outer:
+        problem = problem._replace(outer_loss=steps.reported(problem.outer_loss))
 
     def create(seed, hyper) -> state.TrainState:
         variables = net.init(jax.random.key(seed), jnp.zeros((1, *image_shape, 3)), train=False)
         return state.create(
             problem,
             variables["params"],
-            steps.model_state_of(variables.get("batch_stats", {}), regularizer.weight(hyper)),
+            {"batch_stats": variables.get("batch_stats", {})},
             hyper,
             plan.estimator,
             plan.optimizer,

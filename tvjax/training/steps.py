@@ -128,24 +128,20 @@ def make_problem(
             weighted = tv_of_batch(head.classes(logits, lam), weights) / head.channels
         total = fit + weighted if regularizer.place == "loss" else fit
         aux = {"loss": total, "bce": bce, "tv": tv} | scores(logits, lam, batch.mask)
-        return total, (model_state_of(batch_stats, lam), aux)
+        return total, ({"batch_stats": batch_stats}, aux)
 
-    def outer_loss(params, batch: Batch, model_state):
+    def outer_loss(params, hyper, batch: Batch, model_state):
         logits, _ = apply(params, model_state, batch, statistics == "batch")
-        lam = model_state["lam"]
+        lam = regularizer.weight(hyper)
         fit = jnp.mean(validation_loss(head, logits, lam, batch.mask))
         return fit, scores(logits, lam, batch.mask)
 
     return Bilevel(inner_loss, outer_loss, optimizer, stateful=True, axis_name=axis_name)
 
 
-def model_state_of(batch_stats: PyTree, lam: jax.Array) -> PyTree:
-    """What the losses carry besides parameters.
-
-    Lambda rides along because the outer loss takes no hyperparameter, while a TV-softmax head
-    needs it there: so it arrives with its derivative, the direct term of eq. 18.
-    """
-    return {"batch_stats": batch_stats, "lam": lam}
+def reported(outer_loss: Callable) -> Callable:
+    """An outer loss that is only looked at: `hyper` has no derivative in it."""
+    return lambda params, hyper, *rest: outer_loss(params, lax.stop_gradient(hyper), *rest)
 
 
 def to_pixels(lam: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -88,7 +88,7 @@ def reversible(
         opt_state = optax.tree.set(state.opt_state, trace=velocity)
         params = if_it_fits(_cast(fixed.position, state.params))
         new = InnerState(params, opt_state, model_state)
-        loss, outer_aux, cotangent = outer_pullback(problem, new, outer_batch)
+        loss, outer_aux, (cotangent, direct) = outer_pullback(problem, new, hyper, outer_batch)
 
         def backward(carry, visit, batch, word):
             fixed, cotangents, total = carry
@@ -101,13 +101,13 @@ def reversible(
 
         cotangents = cotangent.params, zeros(cotangent.params), cotangent.model_state
         (_, _, gradient), _ = loop.scan(
-            backward, (fixed, cotangents, zeros(hyper)), visited, *xs, length=steps, reverse=True
+            backward, (fixed, cotangents, direct), visited, *xs, length=steps, reverse=True
         )
         gradient = if_it_fits(gradient)
         loss, outer_aux, gradient = problem.mean((loss, outer_aux, gradient))
         return Estimate(gradient, loss, new, (loop.last(visited)[1], outer_aux), carry)
 
-    return Estimator(estimate, steps, through_steps=False)
+    return Estimator(estimate, steps, through_steps=False, through_settings=False)
 
 
 _advance = jax.jit(HeavyBall.advance, static_argnums=0)

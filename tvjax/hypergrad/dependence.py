@@ -1,0 +1,49 @@
+"""What depends on what, found by tracing: nothing is computed, and no numbers are tried."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tvjax.types import PyTree
+
+
+def reached(f: Callable[..., PyTree], moved: PyTree, *fixed: PyTree) -> list[bool]:
+    """For each leaf of `f(moved, *fixed)`, whether it has a derivative in `moved`.
+
+    Arguments may be arrays or their shapes. A derivative that is there and happens to be zero
+    counts; one that `lax.stop_gradient`, a comparison or a sign cuts off does not.
+    """
+    seen: list[bool] = []
+
+    @jax.custom_jvp
+    def observe(leaves):
+        return leaves
+
+    def observe_jvp(primals, tangents):
+        zero = jax.custom_derivatives.SymbolicZero
+        seen[:] = [not isinstance(t, zero) for t in tangents[0]]
+        return primals[0], tangents[0]
+
+    observe.defjvp(observe_jvp, symbolic_zeros=True)
+
+    def run(moved, *fixed):
+        def observed(moved):
+            leaves = jax.tree.leaves(f(moved, *fixed))
+            seen[:] = [False] * len(leaves)
+            return observe(leaves)
+
+        return jax.jvp(observed, (moved,), (moved,))
+
+    jax.eval_shape(run, moved, *fixed)
+    return seen
+
+
+def shapes(tree: PyTree) -> PyTree:
+    """`tree` with the shape and type of each leaf in its place."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), _dtype(x)), tree)
+
+
+def _dtype(x: Any) -> Any:
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
