@@ -21,7 +21,8 @@ The weight of an L2 penalty, learned while the model that it regularises is trai
 >>> carry = estimator.init(problem, state, alpha)
 >>> for _ in range(500):
 ...     state, alpha, carry = step(state, alpha, carry)
->>> print(f"{alpha:.1f} {outer_loss(state.params, alpha, validation):.2f}")  # 1.66 where alpha stays -5
+>>> loss = outer_loss(state.params, alpha, validation)
+>>> print(f"{alpha:.1f} {loss:.2f}")  # 1.66 where alpha stays -5
 -1.6 1.02
 
 Every estimator is called so, and `audit` sets them side by side.

@@ -38,10 +38,10 @@ from tvjax.types import PyTree
 def adam(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    eps_root: float | jax.Array = 0.0,
 ) -> optax.GradientTransformation:
     """`optax.adam` with the derivative of this module.
 
@@ -72,11 +72,11 @@ def adam(
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
-    weight_decay: jax.typing.ArrayLike = 1e-4,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    eps_root: float | jax.Array = 0.0,
+    weight_decay: float | jax.Array = 1e-4,
 ) -> optax.GradientTransformation:
     """`optax.adamw` with the derivative of this module; arguments as in `adam`.
 
@@ -97,10 +97,10 @@ def adamw(
 
 def scale_by_adam(
     *,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    eps_root: float | jax.Array = 0.0,
 ) -> optax.GradientTransformation:
     """`optax.scale_by_adam` with the derivative of this module; the state is optax's own.
 
@@ -195,7 +195,10 @@ def _tangent(settings, dsettings, count, u, new_m, new_v, g, m, v, dg, dm, dv):
     # Ratios to s and d, which are about 1, in place of squares, which overflow in float32.
     moments = ((1 - b1) * b2 * over_s(over_s(v)) - b1 * (1 - b2) * over_s(g) * over_s(m)) / c1 / c2
     du_dg = (moments + (1 - b1) / c1 * over_s(over_s(eps_root))) * (s / d) + (1 - b1) / c1 * eps / d
-    du = du_dg * (dg / d) + b1 / c1 * (dm / d) - b2 / c1 / c2 / 2 * over_s(new_m) * (dv / d / d)
+    # Learned decays: what moves a moment and what moves its correction all but cancel.
+    k1 = _correction(b1, count, g.dtype)[0] if "b1" in dsettings else c1
+    k2 = _correction(b2, count, g.dtype)[0] if "b2" in dsettings else c2
+    du = du_dg * (dg / d) + b1 / k1 * (dm / d) - b2 / c1 / k2 / 2 * over_s(new_m) * (dv / d / d)
     dm, dv = (1 - b1) * dg + b1 * dm, 2 * (1 - b2) * g * dg + b2 * dv
     if dsettings:
         more = _tangent_in_settings(settings, dsettings, count, c1, c2, new_m, g, m, v, s, over_s)
@@ -228,15 +231,21 @@ def _mean_slope(b, count, dtype):
     The numerator of q is 0 at t = 1 and of second order in 1 - b. With e = 1/b - 1 it is
     1 - (1 + t e) / (1 + e)^t = -expm1(r(t e) - t r(e)),   r(x) = log(1 + x) - x.
     """
+    c, power, e = _correction(b, count, dtype)
     b, t = jnp.asarray(b, dtype), count.astype(dtype)
-    is_far = b < 0.5  # from 1: there nothing cancels, and e may be infinite
+    plain = c - t * b ** (count - 1) * (1 - b)
+    rest = jnp.where(b < 0.5, plain, -jnp.expm1(_log1p_rest(t * e) - t * _log1p_rest(e)))
+    return (c + t * power) / c / c, rest / c / c
+
+
+def _correction(b, count, dtype):
+    """`(1 - b^t, b^t, 1/b - 1)` to full relative precision; the last for b >= 1/2 alone."""
+    b, t = jnp.asarray(b, dtype), count.astype(dtype)
+    is_far = b < 0.5  # from 1: there nothing cancels, and 1/b may be infinite
     near = jnp.where(is_far, 0.5, b)
     e = (1 - near) / near
     power = jnp.where(is_far, b**count, jnp.exp(-t * jnp.log1p(e)))
-    c = jnp.where(is_far, 1 - power, -jnp.expm1(-t * jnp.log1p(e)))
-    plain = c - t * b ** (count - 1) * (1 - b)
-    rest = jnp.where(is_far, plain, -jnp.expm1(_log1p_rest(t * e) - t * _log1p_rest(e)))
-    return (c + t * power) / c / c, rest / c / c
+    return jnp.where(is_far, 1 - power, -jnp.expm1(-t * jnp.log1p(e))), power, e
 
 
 def _log1p_rest(x):

@@ -15,10 +15,13 @@ from tvjax.hypergrad.reverse import gradient_pullback, outer_pullback
 def exact(*, mode: str | None = None) -> Estimator:
     """The exact derivative through one step of any optax optimiser.
 
-        H = <grad L_out(theta'), dtheta'/dhyper>,   dtheta'/dhyper = (d step/dg) dg/dhyper
+        H = dL_out/dhyper + <grad L_out(theta'), dtheta'/dhyper>,
+        dtheta'/dhyper = (d step/dg) dg/dhyper + d step/dhyper
 
-    It is the derivative of the step as it is taken, so it holds for every optimiser. No Hessian
-    appears: theta is held fixed, and only the step depends on `hyper`. The definition is
+    The first term is there if the outer loss takes `hyper` itself, the last if the optimiser is a
+    function of it. It is the derivative of the step as it is taken, so it holds for every
+    optimiser. No Hessian appears: theta is held fixed, and only the step depends on `hyper`. The
+    definition is
     `jax.grad` of the outer loss after the step (`mode="reverse"`). For few hyperparameters the
     same number comes cheaper as one tangent per hyperparameter (`mode="forward"`): of the inner
     forward pass nothing depends on `hyper`, so the tangent costs one more pullback through the

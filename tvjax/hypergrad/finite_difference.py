@@ -13,7 +13,9 @@ from tvjax.hypergrad.reverse import inner_run
 def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROLLED) -> Estimator:
     """Central differences of the outer loss after K steps.
 
-        H_i = [L_out(theta_K(hyper + h e_i)) - L_out(theta_K(hyper - h e_i))] / (2 h)
+        H_i = [L_out(theta_K(x + h e_i), x + h e_i) - L_out(theta_K(x - h e_i), x - h e_i)] / (2 h)
+
+    at x = `hyper`, with all that depends on it: inner loss, optimiser's settings and outer loss.
 
     Its error is h^2/6 times the third derivative, and rounding: about 1e-16 / h of the outer
     loss in float64, 1e-7 / h in float32.

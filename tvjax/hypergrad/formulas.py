@@ -4,6 +4,9 @@ Each replaces d step/dg by something simpler: -learning_rate (`sgd_formula`, `pa
 -learning_rate over Adam's running scale (`preconditioned`). They are cheap to write, and exact
 only where the optimiser is gradient descent: compare them with `exact` by `audit`. For costs in
 forward passes F see `tvjax.hypergrad.exact`.
+
+An outer loss that takes `hyper` itself adds its direct term, which the formulas below leave out. An
+optimiser whose settings depend on `hyper` is refused: no formula knows how they act.
 """
 
 from collections.abc import Callable
@@ -177,7 +180,9 @@ def training_loss() -> Estimator:
 
     Prefer it for comparison only, or where there is no validation data and lambda is no penalty.
 
-    What it cannot do: choose the weight of a penalty. The inner loss falls with it, to 0.
+    What it cannot do: choose the weight of a penalty. The inner loss falls with it, to 0. Nor see
+    what `hyper` does in the optimiser or in the outer loss: both are refused. Where the outer loss
+    is only to be reported, as that of RU-Net is, let it take `lax.stop_gradient(hyper)`.
     """
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):

@@ -21,7 +21,7 @@ def forward(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
     """The exact derivative through K steps, by tangents that go along: the number of `reverse`.
 
         Z_{k+1} = (d step/d state) Z_k + d step/dhyper,   Z_0 = 0,
-        H = <dL_out/d state, Z_K>,   Z_k = d(state_k)/dhyper
+        H = dL_out/dhyper + <dL_out/d state, Z_K>,   Z_k = d(state_k)/dhyper
 
     Source: Franceschi et al. (2017), arXiv:1703.01785, Algorithm 2.
 
@@ -61,7 +61,8 @@ def forward(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
 def forward_online(*, decay: Any = 1.0) -> Estimator:
     """Real-time hypergradient (RTHO): the derivative through all steps since training began.
 
-        Z' = decay (d step/d state) Z + d step/dhyper,   H = <dL_out/d state, Z'>
+        Z' = decay (d step/d state) Z + d step/dhyper,
+        H = dL_out/dhyper + <dL_out/d state, Z'>
 
     `carry` is Z, the tangent of parameters, optimiser and model state in `hyper`: it is carried
     from call to call, one inner step each, and saved with the run. If `hyper` is held fixed, H is

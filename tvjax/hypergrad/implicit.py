@@ -1,6 +1,10 @@
 """Hypergradients by the implicit function theorem, at an optimum of the inner problem.
 
-    H = -<A^{-1} grad L_out, d/dhyper grad L_in>,   A = d^2 L_in/dtheta^2 + damping I
+    H = dL_out/dhyper - <A^{-1} grad L_out, d/dhyper grad L_in>
+    A = d^2 L_in/dtheta^2 + damping I
+
+The first term is the direct one, of an outer loss that takes `hyper` itself. The formulas below
+leave it out.
 
 The estimators differ in how they apply A^{-1}, always by products with A alone: each product is
 the tangent of the inner gradient and costs 6F, after 3F for the linearisation they share. Beyond
@@ -9,7 +13,10 @@ d/dhyper (1F forward, 2F pullback, 2F tangent). Curvature is that of the last in
 memory of a linearisation is that of a plain step.
 
 All of them prefer an inner problem that is solved: away from its optimum H answers another
-question. Nothing here depends on the optimiser, nor on the path it took. A net's Hessian is
+question. Nothing here depends on the optimiser, nor on the path it took: an optimiser whose
+settings depend on `hyper` is refused. An optimum does not depend on a learning rate or a momentum,
+and 0 would be no news of them; on a decoupled weight decay it does, unseen here: put that into the
+inner loss. A net's Hessian is
 indefinite: there they need `damping` above the most negative eigenvalue, which biases H towards
 zero, and many a published result is that bias.
 """

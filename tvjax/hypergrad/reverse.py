@@ -20,9 +20,10 @@ def reverse(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
         H = dL_out(theta_K)/dhyper,   theta_{k+1} = theta_k + step(grad L_in(theta_k, hyper))
 
     backwards: s_K = dL_out/d(state_K), then for k = K-1 .. 0, with the pullback of the step,
-    (s_k, H_k) = pullback_k(s_{k+1}) and H = sum_k H_k. A state is parameters, optimiser and model
-    state: running statistics carry their derivative too. The states are kept; what a step
-    computes on its way is computed again when its turn comes.
+    (s_k, H_k) = pullback_k(s_{k+1}) and H = dL_out/dhyper + sum_k H_k, the first term of an outer
+    loss that takes `hyper` itself. A state is parameters, optimiser and model state: running
+    statistics carry their derivative too. The states are kept; what a step computes on its way is
+    computed again when its turn comes.
 
     Source: Franceschi et al. (2017), arXiv:1703.01785, Algorithm 1; Griewank and Walther (2008)
     for the rematerialisation.

@@ -7,7 +7,7 @@ import optax
 def sgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    momentum: jax.typing.ArrayLike | None = None,
+    momentum: float | jax.Array | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
     """`optax.sgd`; beside `adam` and `adamw`, with the same arguments.
