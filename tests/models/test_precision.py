@@ -121,7 +121,6 @@ def test_a_step_rounds_the_products_of_its_net_alone(name, head):
     """The net's products are rounded as the field says."""
     net, _, _, _, state = setting(name=name, head=head)
     variables = {"params": state.inner.params, **state.inner.model_state}
-    del variables["lam"]
     images = batch(0).image
     assert not fast(lambda v: net.apply(v, images, train=True, mutable=["batch_stats"]), variables)
     _, _, regularizer, problem, state = setting(name=name, head=head, precision="default")

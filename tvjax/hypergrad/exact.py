@@ -6,10 +6,11 @@ of one forward pass F of the net (a pullback or a tangent costs 2F), a plain ste
 
 import jax
 
-from tvjax.hypergrad.derivatives import few, tangents
+from tvjax.hypergrad.derivatives import tangents
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.pullback import step_pullback
 from tvjax.hypergrad.reverse import gradient_pullback, outer_pullback
+from tvjax.hypergrad.trees import size
 
 
 def exact(*, mode: str | None = None) -> Estimator:
@@ -30,8 +31,8 @@ def exact(*, mode: str | None = None) -> Estimator:
     Source: the chain rule, as in eqs 18 and 19 of the paper; Luketina et al. (2016),
     arXiv:1511.06727, take one step too, but of gradient descent.
 
-    Cost: 7F forward for a scalar, 9F reverse for any number. Memory: that of a plain step
-    forward; reverse keeps both linearisations at once.
+    Cost: 7F forward for a scalar; 8F reverse for any number (where they enter after the net, as
+    weights of losses do, or in the optimiser). Memory: that of a plain step.
 
     Prefer it where the next outer loss is what counts, or as the truth of other one-step formulas:
     under Adam none that is cheaper is the derivative of anything. Being exact does not make it a
@@ -60,7 +61,7 @@ def exact(*, mode: str | None = None) -> Estimator:
     `tvjax.hypergrad.adam`, whose derivative is finite at zero gradients, instead of `optax.adam`.
 
     Args:
-      mode: `"forward"`, `"reverse"`, or None: forward up to 4 hyperparameters.
+      mode: `"forward"`, `"reverse"`, or None: forward for one hyperparameter.
 
     Raises:
       ValueError: for another mode.
@@ -89,7 +90,7 @@ def exact(*, mode: str | None = None) -> Estimator:
         raise ValueError(f"mode must be None, 'forward' or 'reverse', got {mode!r}")
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
-        along = mode == "forward" or (mode is None and few(hyper))
+        along = mode == "forward" or (mode is None and size(hyper) == 1)
         one_step = _by_tangents if along else _by_pullbacks
         loss, gradient, new, aux = one_step(problem, state, hyper, inner_batches[0], outer_batch)
         loss, outer_aux, gradient = problem.mean((loss, aux[1], gradient))
