@@ -233,7 +233,7 @@ def net_outer(params, hyper, batch, model_state):
     x, y = batch
     z = jnp.tanh(x @ params["w"] - model_state["mean"]) @ params["v"]
     loss = jnp.mean((z - y) ** 2)
-    direct = jnp.sum(jnp.sin(hyper["a"])) * jnp.sum(hyper["b"])
+    direct = jnp.sum(jnp.sin(hyper["b"]))
     return loss + 0.1 * model_state["weight"] ** 2 + 0.1 * direct, {"loss": loss}
 
 
