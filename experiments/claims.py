@@ -76,7 +76,7 @@ def basis(d: Difference | None) -> str:
 
 
 def all_claims(f: Findings, studies: dict[str, Study], leaks: list[dict]) -> list[Claim]:
-    """Those of the abstract, the sections and the conclusion, in this order."""
+    """The claims of the abstract, the sections and the conclusion, in this order."""
     makers: list[Callable[..., Claim]] = [
         gain_at_the_papers_weight, gain_of_the_best_weight, gain_over_selection, denoising, layers,
         robustness, cost, learning, printed, compactness,

@@ -57,7 +57,7 @@ class Findings:
         return {m["run"]["seed"]: m for m in found}
 
     def rows(self, method: str, lam: float | None = None, data: str | None = None) -> list[Member]:
-        """Those of the seeds that every method has, in order."""
+        """The trainings of the seeds that every method has, in order."""
         most = self.scale.seeds if data in (None, self.main) else self.scale.real_seeds
         found = self.trainings(method, lam, data)
         return [found[s] for s in sorted(found) if s < most]
@@ -67,7 +67,7 @@ class Findings:
         return [w for w in self.scale.lambdas if len(self.rows("lunet", w)) >= self.scale.seeds]
 
     def swept(self) -> list[Member]:
-        """Of each seed the LU-Net with the best validation IoU among these weights (eq. 12)."""
+        """Each seed's LU-Net with the best validation IoU among these weights (eq. 12)."""
         rows = [self.rows("lunet", w) for w in self.weights()]
         return (
             [max(same, key=_val_iou) for same in zip(*rows, strict=True)] if len(rows) > 1 else []

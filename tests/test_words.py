@@ -8,7 +8,7 @@ from programs import ROOT
 
 NEVER = set(
     "Of That Those As From By In With At To For On Under Over Between Before After Without "
-    "Through It Its Their They Also Likewise Same Other See None Then Else And But Or Not".split()
+    "Through It Its Their They Also Likewise Same See None Then Else And But Or Not".split()
 )
 """Words that begin no first line: what they refer to stands elsewhere."""
 NEVER_OF_ARGUMENTS = set("Of That Those As By From Its Their It".split())

@@ -42,6 +42,9 @@ def test_python_runs_as_written(name, make_predictor, monkeypatch, capsys):
         if kind == "python":
             exec(compile(block, name, "exec"), names)
     assert np.isfinite(names.get("alpha", 0)) and names.get("slope", 1) != 0
+    if name == "README.md":
+        assert abs(names["hyper"]["lambda"] - np.log(1e-4)) > 0.1
+        assert abs(names["hyper"]["decay"] - np.log(1e-2)) > 0
     if "probabilities" in names:
         assert names["probabilities"].shape == (8, 32, 32, 1)
     if "net" in names:

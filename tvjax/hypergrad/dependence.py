@@ -10,7 +10,7 @@ from tvjax.types import PyTree
 
 
 def reached(f: Callable[..., PyTree], moved: PyTree, *fixed: PyTree) -> list[bool]:
-    """For each leaf of `f(moved, *fixed)`, whether it has a derivative in `moved`.
+    """Whether each leaf of `f(moved, *fixed)` has a derivative in `moved`.
 
     Arguments may be arrays or their shapes. A derivative that is there and happens to be zero
     counts; one that `lax.stop_gradient`, a comparison or a sign cuts off does not.
