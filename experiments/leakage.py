@@ -243,7 +243,7 @@ def draw(known: Known, path: Path) -> None:
     pairs = [(int(k), i) for i, k in enumerate(scenes) if kind[i]] or known.pairs.tolist()
     chosen = pairs[:SHOWN]
     rows = -(-len(chosen) // 3)
-    figure, axes = plt.subplots(rows, 6, figsize=(8.4, 1.6 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, 6, figsize=(5.4, 1.05 * rows), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     near = {tuple(pair) for pair in known.pairs.tolist()}
@@ -252,7 +252,7 @@ def draw(known: Known, path: Path) -> None:
         for side, k in enumerate((i, j)):
             axes[row, 2 * column + side].imshow(known.tiles.image[k])
         told = "found by hash" if (i, j) in near else "missed by hash"
-        axes[row, 2 * column].set_title(f"{kind[j]} {told}".strip(), fontsize=7, loc="left")
+        axes[row, 2 * column].set_title(f"{kind[j]} {told}".strip(), fontsize=5, loc="left", pad=2)
     figure.tight_layout(pad=0.4)
     figures.save(figure, path)
 
@@ -301,7 +301,8 @@ def main(argv) -> None:
     if known.tiles.kind.any() or len(known.pairs):
         draw(known, out / "pairs.png")
         train_both(known, config, args.seeds, lines, save=lambda: write(out, result, lines))
-    write(out, result, lines)
+    if not lines:
+        write(out, result, lines)
     print(json.dumps(differences(lines), indent=1))
 
 

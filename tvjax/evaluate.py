@@ -1,4 +1,4 @@
-r"""Scores a trained run, or compares two: `python -m tvjax.evaluate --workdir=DIR [--split=val]`.
+r"""Scores a trained run, or compares two methods: `python -m tvjax.evaluate --workdir=DIR`.
 
 The last line is a JSON object: pooled IoU and F1, IoU as a mean over images (an empty one without a
 prediction counts as 1) and over those that hold objects, boundary IoU, how compact the masks are,
@@ -9,29 +9,39 @@ split, or the images of any COCO file in their own size:
     python -m tvjax.evaluate --workdir=DIR --annotations=A.json --images=DIR --scale=0.3333
 
 (`--scale` as in `tvjax.predict`). `--out=DIR` keeps `scores.json`, `per_image.csv`, `results.json`
-(COCO results) and `grid.png`, the images of best, median and worst IoU. With a second `--workdir`
-both are scored on the same images, in the folders `1` and `2` of `--out`, and compared by image:
-Wilcoxon's signed-rank test and a bootstrap interval of the mean difference of IoU. These are of two
-runs, not of two methods, of which another seed may say the contrary.
+(COCO results) and `grid.png`, the images of best, median and worst IoU.
+
+Two methods are compared by several runs of each, which differ in their seeds, on the same images:
+
+    python -m tvjax.evaluate --workdir=A1,A2,A3 --against=B1,B2,B3 --split=test
+
+The interval of the difference counts the chance of seeds and of images, of which neighbours are
+drawn together; runs of the same seeds and data are paired. What may be claimed is said in words.
+One run of either cannot tell methods apart: then two runs are compared by image, by Wilcoxon's
+signed-rank test and a bootstrap. `--out` then holds the folders `1`, `2`, ... of the runs in their
+order, and `comparison.json`.
 
 `--checkpoint` chooses what is scored of a run: `newest`, `best` by validation score, or a step.
 """
 
+import hashlib
 import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from absl import flags
 
 from tvjax import files, interruption, program
-from tvjax.data import coco, workspace
+from tvjax.data import arrangement, coco, workspace
 from tvjax.errors import UserError
 from tvjax.inference import tiles
 from tvjax.inference.predictor import Predictor, own_denoising
-from tvjax.scoring import boundaries, scores
-from tvjax.scoring.comparison import compare, describe, describe_run, warn_of_data
+from tvjax.scoring import boundaries, claims, neighbours, scores, sides
+from tvjax.scoring.comparison import describe_run
 from tvjax.scoring.examples import Examples
 from tvjax.training import restore, rundir
 from tvjax.types import Config
@@ -40,7 +50,10 @@ KEPT = ("scores.json", "results.json", "per_image.csv", "grid.png")
 """What is written of each run."""
 
 _WORKDIR = flags.DEFINE_multi_string(
-    "workdir", [], "Folder of the run, e.g. runs/roofs; given twice, two runs are compared."
+    "workdir", [], "Folder of the run, e.g. runs/roofs; or of runs of one method: A1,A2,A3."
+)
+_AGAINST = flags.DEFINE_multi_string(
+    "against", [], "Folders of runs of another method to compare them with, e.g. B1,B2,B3."
 )
 _CHECKPOINT = program.define_checkpoint_flag()
 _SPLIT = flags.DEFINE_enum(
@@ -72,11 +85,67 @@ _OUT = flags.DEFINE_string(
 )
 
 
+class Opened(NamedTuple):
+    """A run that is to be scored."""
+
+    run: sides.Run
+    net: Predictor
+    config: Config
+    out: Path | None
+    """Where its scores go."""
+
+
 def main(argv: list[str]) -> None:
     """Evaluates and prints."""
     del argv
-    if not 1 <= len(_WORKDIR.value) <= 2:
-        raise UserError("--workdir: give the folder of a run, or of two runs to compare them")
+    first, second = sides.folders(_WORKDIR.value), sides.folders(_AGAINST.value)
+    _check_flags(first, second)
+    chosen = _CATEGORY.value[0] if _CATEGORY.value else None
+    category = coco.choose_category(_ANNOTATIONS.value, chosen) if _OUT.value else 1
+    places = _folders(len(first) + len(second))
+    for place in filter(None, places):
+        files.check_folder("out", place)
+    opened = [_open(*pair) for pair in zip([*first, *second], places, strict=True)]
+    runs = [one.run for one in opened]
+    sides.check(runs[: len(first)], runs[len(first) :])
+    examples, source, clusters = _open_examples(opened[0])
+    found = [_score(one, examples, source, category) for one in opened]
+    reports = [report for report, _ in found]
+    if not second:
+        print(describe_run(reports[0]), file=sys.stderr)  # stdout is the JSON object alone
+    names = "boundary_pixels", "true_components", "narrow_components"
+    print(boundaries.describe(*(reports[0][name] for name in names)), file=sys.stderr)
+    if not second:
+        print(json.dumps(reports[0]))
+        return
+    rows = [result.images for _, result in found]
+    one, two = runs[: len(first)], runs[len(first) :]
+    blocks = neighbours.find([r["name"] for r in rows[0]], [r["id"] for r in rows[0]], clusters)
+    compared = claims.compare(one, two, rows, blocks=blocks, score=reports[0]["score"])
+    warnings = sides.warn(one, two)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(claims.describe(compared, reports))
+    result = {
+        "runs": reports[: len(first)], "against": reports[len(first) :], **_settings(None),
+        "comparison": compared, "warnings": warnings,
+    }  # fmt: skip
+    print(json.dumps(result))
+    if _OUT.value:
+        with files.writing("out", Path(_OUT.value)):
+            text = json.dumps(result, indent=2) + "\n"
+            files.write_text(Path(_OUT.value) / "comparison.json", text)
+
+
+def _check_flags(first: list[str], second: list[str]) -> None:
+    """Refuses flags that cannot be so, or that would not matter."""
+    if not first:
+        raise UserError("--workdir: give the folder of a run, or of runs of one method: A1,A2,A3")
+    if len(first) > 1 and not second:
+        raise UserError(
+            f"--workdir names {len(first)} runs; name those to compare them with by --against"
+        )
+    sides.check_folders(first, second)
     if bool(_ANNOTATIONS.value) != bool(_IMAGES.value):
         raise UserError("--annotations and --images belong together: a COCO file and its folder")
     if not 0 < _SCALE.value < math.inf:
@@ -96,73 +165,72 @@ def main(argv: list[str]) -> None:
             f"--scale={_SCALE.value} is of a COCO file's images, and tiles have the net's size "
             "already; leave it out, or give --annotations and --images"
         )
-    chosen = _CATEGORY.value[0] if _CATEGORY.value else None
-    category = coco.choose_category(_ANNOTATIONS.value, chosen) if _OUT.value else 1
-    folders = [_folder(number) for number in range(1, len(_WORKDIR.value) + 1)]
-    for folder in filter(None, folders):
-        files.check_folder("out", folder)
-    examples: Examples | None = None
-    if _ANNOTATIONS.value and _IMAGES.value:
-        examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value)
-    source: dict[str, Any] = (
-        {"split": _SPLIT.value} if examples is None else {"annotations": _ANNOTATIONS.value}
-    )
-    found, reports, trained_on = [], [], []
-    for workdir, folder in zip(_WORKDIR.value, folders, strict=True):
-        interruption.check()
-        net, step, config = open_net(Path(workdir))
-        trained_on.append(rundir.read_data(Path(workdir)))
-        if examples is None:
-            splits, data = restore.open_data(config, _DATA.value)
-            check_data(Path(workdir), data)
-            source["data"] = data
-            examples = Examples.of_split(splits[_SPLIT.value])
-        tiling = tiles.choose_tiling(scores.scaled_sizes(examples, _SCALE.value), net)
-        result = scores.score(examples, net, tiling, scale=_SCALE.value, category=category)
-        headline = {"step": step, "score": config.evaluation.score}
-        reports.append({"workdir": workdir, **source, **headline, **result.summary})
-        found.append(result)
-        if folder:
-            with workspace.beside(folder / "scores.json") as work, files.writing("out", folder):
-                keep(work, examples, net, tiling, result, reports[-1])
-                for name in KEPT:
-                    (work / name).replace(folder / name)
-    names = "boundary_pixels", "true_components", "narrow_components"
-    if len(found) == 1:
-        print(describe_run(reports[0]), file=sys.stderr)  # stdout is the JSON object alone
-    print(boundaries.describe(*(reports[0][name] for name in names)), file=sys.stderr)
-    if len(found) == 1:
-        print(json.dumps(reports[0]))
-        return
-    ious = [[row["iou"] for row in result.images] for result in found]
-    comparison = compare(*ious)
-    warning = warn_of_data(*trained_on)
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(describe(comparison, reports))
-    print(json.dumps({"runs": reports, "comparison": comparison, "warning": warning}))
-    if _OUT.value:
-        with files.writing("out", Path(_OUT.value)):
-            text = json.dumps(comparison, indent=2) + "\n"
-            files.write_text(Path(_OUT.value) / "comparison.json", text)
 
 
-def _folder(number: int) -> Path | None:
-    """Where the results of a run go."""
+def _folders(number: int) -> list[Path | None]:
+    """Where the results of each run go."""
     if not _OUT.value:
-        return None
-    return Path(_OUT.value) / (str(number) if len(_WORKDIR.value) > 1 else "")
+        return [None] * number
+    out = Path(_OUT.value)
+    return [out] if number == 1 else [out / str(k + 1) for k in range(number)]
 
 
-def open_net(workdir: Path) -> tuple[Predictor, int, Config]:
-    """The net of a run, its step and its config."""
+def _open(workdir: str, out: Path | None) -> Opened:
+    interruption.check()
+    net, config = open_net(Path(workdir))
+    digest = hashlib.sha256(repr((net.denoise, net.denoise_kind)).encode())
+    for leaf in jax.tree.leaves(net.state):
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    method, data = rundir.method_of(config), rundir.read_data(Path(workdir))
+    return Opened(
+        sides.Run(workdir, config.seed, method, digest.hexdigest(), data), net, config, out
+    )
+
+
+def open_net(workdir: Path) -> tuple[Predictor, Config]:
+    """The net of a run and its config."""
     config, setup, state = restore.open_net(workdir, _CHECKPOINT.value)
     denoise = _DENOISE.value
     if denoise is None:
         denoise = own_denoising(workdir, config)
-    kind = config.denoise.kind
-    net = Predictor.of(setup, state, denoise=denoise, denoise_kind=kind)
-    return net, int(state.step), config
+    return Predictor.of(setup, state, denoise=denoise, denoise_kind=config.denoise.kind), config
+
+
+def _open_examples(first: Opened) -> tuple[Examples, dict[str, Any], dict[int, int]]:
+    """What is scored, what says so in the reports, and which tiles are known to be neighbours."""
+    if _ANNOTATIONS.value and _IMAGES.value:
+        examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value)
+        return examples, {"annotations": _ANNOTATIONS.value}, {}
+    splits, data = restore.open_data(first.config, _DATA.value)
+    check_data(Path(first.run.workdir), data)
+    split = splits[_SPLIT.value]
+    clusters = arrangement.read_clusters(split.directory)
+    return Examples.of_split(split), {"split": _SPLIT.value, "data": data}, clusters
+
+
+def _settings(net: Predictor | None) -> dict[str, Any]:
+    """How runs are scored: as the flags say, or a net's own denoising."""
+    denoise = _DENOISE.value if net is None else net.denoise or 0.0
+    return {"scale": _SCALE.value, "denoise": denoise, "checkpoint": _CHECKPOINT.value}
+
+
+def _score(
+    one: Opened, examples: Examples, source: dict[str, Any], category: int
+) -> tuple[dict[str, Any], scores.Scores]:
+    """The report of a run and its scores, which are written if they are to be kept."""
+    interruption.check()
+    tiling = tiles.choose_tiling(scores.scaled_sizes(examples, _SCALE.value), one.net)
+    result = scores.score(examples, one.net, tiling, scale=_SCALE.value, category=category)
+    report = {
+        "workdir": one.run.workdir, "seed": one.run.seed, **source, **_settings(one.net),
+        "step": int(one.net.state.step), "score": one.config.evaluation.score, **result.summary,
+    }  # fmt: skip
+    if one.out:
+        with workspace.beside(one.out / "scores.json") as work, files.writing("out", one.out):
+            keep(work, examples, one.net, tiling, result, report)
+            for name in KEPT:
+                (work / name).replace(one.out / name)
+    return report, result
 
 
 def check_data(workdir: Path, data: dict[str, Any]) -> None:

@@ -18,13 +18,15 @@ from tvjax.data.embedded import synthetic
 
 # Runs a program, with a net that is no net, in forks that are struck after some seconds each.
 PROGRAM = """
-import json, os, signal, sys, time
+import collections, json, os, signal, sys, time
+from configs import base
 from tvjax import program
 name, moments, *flags = sys.argv[1:]
+State = collections.namedtuple("State", "step")
 def net(images):
     time.sleep(0.02)
     return images[..., :1]
-net.state = type("State", (), {"step": 0})
+net.state, net.denoise, net.denoise_kind = State(0), None, "anisotropic"
 if name == "prepare":
     from tvjax.data.prepare import main
 elif name == "predict":
@@ -32,7 +34,7 @@ elif name == "predict":
     predict.Predictor.load, main = (lambda *_, **__: net), predict.main
 else:
     from tvjax import evaluate
-    evaluate.open_net, main = (lambda workdir: (net, 0, None)), evaluate.main
+    evaluate.open_net, main = (lambda workdir: (net, base.get_config())), evaluate.main
     evaluate.rundir.read_data = lambda workdir: None
 statuses = []
 for k, seconds in enumerate(json.loads(moments)):

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy import ndimage, stats
 
-from tvjax.data import sets
 from tvjax.errors import UserError
 from tvjax.inference import tiles
 from tvjax.scoring import scores
 from tvjax.scoring.average_precision import average_precision
-from tvjax.scoring.comparison import compare, describe, warn_of_data
+from tvjax.scoring.comparison import compare, describe
 from tvjax.scoring.examples import Example, Examples
 from tvjax.training.steps import per_image_scores
 
@@ -302,21 +300,6 @@ def test_the_p_value_is_exact_without_ties_too():
         change = rng.normal(0.3, 1, n)
         expected = stats.wilcoxon(change, method="exact").pvalue
         assert compare(np.zeros(n), change)["p_value"] == pytest.approx(expected, rel=1e-9)
-
-
-def test_runs_of_other_data_are_told_apart(tiles, tmp_path):
-    def identity(directory):
-        splits = sets.open_sets(directory=directory, cache="x", size=64, limit=None, seed=0)
-        return sets.identify(splits, directory)
-
-    shutil.copytree(tiles, tmp_path / "moved")
-    own, moved = identity(str(tiles)), identity(str(tmp_path / "moved"))
-    assert warn_of_data(own, moved) is None
-    embedded = {"sha256": 64 * "0", "directory": None}
-    warning = warn_of_data(own, embedded)
-    assert f"({own['sha256'][:12]} of {tiles} and 000000000000 of the embedded set)" in warning
-    assert "\n" not in warning
-    assert "kept no identity" in warn_of_data(own, None)
 
 
 def test_extremes_are_chosen_once():

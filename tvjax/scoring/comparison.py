@@ -169,22 +169,13 @@ def _signed_rank(levels: np.ndarray) -> float:
     return float(min(1, 2 * min(chances[: total + 1].sum(), chances[total:].sum())))
 
 
-def warn_of_data(first: dict[str, Any] | None, second: dict[str, Any] | None) -> str | None:
-    """One line if two runs have other data, by their `rundir.read_data`: images of one's split may
-    be in the other's training."""
-    if first and second and first["sha256"] == second["sha256"]:
-        return None
-    scored = "both are scored on the same images, and either may have been trained on some of them"
-    if not (first and second):
-        return f"one of the two runs kept no identity of its data, which may differ; {scored}"
-    names = (
-        f"{d['sha256'][:12]} of {d['directory'] or 'the embedded set'}" for d in (first, second)
-    )
-    return f"the two runs were trained on different data ({' and '.join(names)}); {scored}"
-
-
 def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:
-    """The comparison for the reader of a terminal; its first line says what is compared."""
+    """The comparison for the reader of a terminal; its first line says what is compared.
+
+    Args:
+      comparison: of `compare`, with `methods.compare` of the pooled IoU as `pooled_iou`, if at all.
+      reports: of the two runs.
+    """
     c = comparison
     lines = [f"{c['compares'][0].upper()}{c['compares'][1:]}."]
     lines += [f"{k}: {r['workdir']}: {describe_run(r)}" for k, r in enumerate(reports, 1)]
@@ -202,7 +193,7 @@ def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:
         f"and 1 on {c['first_better']} of {c['images']} images"
     )
     pooled = reports[1]["pooled_iou"] - reports[0]["pooled_iou"]
-    lines.append(f"2 - 1: pooled IoU {pooled:+.4f}")
+    lines.append(f"2 - 1: pooled IoU {pooled:+.4f}{_ends(c.get('pooled_iou'))}")
     if pooled * c["difference"] < 0:
         lines[-1] += (
             ", which says the contrary: by image empty ones count as much as full ones, and small "
@@ -213,6 +204,12 @@ def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:
             f"No claim can be made: {c['images']} images are too few, {ENOUGH} or more are needed"
         )
     return "\n".join(lines)
+
+
+def _ends(pooled: dict[str, Any] | None) -> str:
+    if pooled is None or pooled["low"] is None:
+        return ""
+    return f", 95 % interval {pooled['low']:+.4f} to {pooled['high']:+.4f} (bootstrap)"
 
 
 def describe_run(report: dict[str, Any]) -> str:

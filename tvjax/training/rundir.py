@@ -93,6 +93,14 @@ def check_sweep(workdir: Path, config: Config) -> None:
     _compare(workdir, stored, config, (*may_change, "seed", "regularizer.weight"))
 
 
+def method_of(config: Config) -> dict[str, Any]:
+    """The fields of a run that another one of the same method has too: all but its seed and those
+    that change nothing of what a step computes."""
+    may_change = (*(name for name in _MAY_CHANGE if name != "train.steps"), "seed")
+    fields = _flat(json.loads(json.dumps(config.to_dict())))
+    return {name: value for name, value in fields.items() if not name.startswith(may_change)}
+
+
 def _compare(
     workdir: Path, stored: dict[str, Any] | None, config: Config, may_change: tuple[str, ...]
 ) -> None:
