@@ -37,9 +37,11 @@ KINDS = {
 
 
 def define_flags() -> None:
-    flags.DEFINE_integer("sets", 2000, "Sets of scores per number.")
-    flags.DEFINE_string("results", "results/lambda", "Folder with scores of plain U-Nets.")
-    flags.DEFINE_string("json", None, "File to write the numbers to.")
+    flags.DEFINE_integer("sets", 2000, "Sets of scores per number, e.g. 500.")
+    flags.DEFINE_string(
+        "results", "results/lambda", "Folder with scores of plain U-Nets, e.g. results/lambda."
+    )
+    flags.DEFINE_string("json", None, "File to write the numbers to, e.g. claims.json.")
 
 
 def draw(
@@ -52,9 +54,9 @@ def draw(
       rng: draws them.
       runs: trainings of either.
       images: number of images.
-      size: of a block of neighbours, which differ alike between the methods.
+      size: number of images in a block of neighbours, which differ alike between the methods.
       block: standard deviation of that difference.
-      spread: of the second method's seeds, relative to the first's.
+      spread: standard deviation of the second method's seeds over the first's.
       failing: share of the seeds that lose `SKEW`.
 
     Returns:

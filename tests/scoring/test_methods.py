@@ -9,7 +9,7 @@ from tvjax.scoring import methods
 
 
 def sums(scores):
-    """Of scores `[S, N]`, whose mean over images is compared."""
+    """Scores `[S, N]` as sums: their mean over images is compared."""
     scores = np.asarray(scores, float)
     return np.stack([scores, np.ones_like(scores)], axis=-1)
 

@@ -27,11 +27,11 @@ def compare(
 
     Args:
       first: the runs of a method.
-      second: those of the other.
+      second: the runs of the other method.
       rows: the scores of each image, of the runs of the first and then of the second.
       blocks: which images are neighbours.
       score: the name of the score that claims are made by.
-      confidence: of the intervals, in (0, 1).
+      confidence: how often the intervals cover, in (0, 1).
 
     Returns:
       `compares`, in words; of each of `NAMES` what `methods.compare` found; `claim` with `higher`,
@@ -69,8 +69,8 @@ def claim(found: dict[str, Any], score: str) -> dict[str, Any]:
     """What the scores of two methods allow to claim.
 
     Args:
-      found: by `methods.compare`, of the score.
-      score: its name.
+      found: what `methods.compare` gives for the score.
+      score: the name of the score.
 
     Returns:
       `higher`, "first", "second" or None; and `words`, a sentence.
@@ -105,8 +105,8 @@ def describe(result: dict[str, Any], reports: Sequence[dict[str, Any]]) -> str:
     """The comparison for the reader of a terminal; its first line says what is compared.
 
     Args:
-      result: of `compare`.
-      reports: of the runs, of the first method and then of the second.
+      result: what `compare` returns.
+      reports: the scores of the runs, those of the first method first.
     """
     if max(map(len, result["seeds"])) == 1:
         lines = [comparison.describe(result, list(reports))]

@@ -173,8 +173,9 @@ def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:
     """The comparison for the reader of a terminal; its first line says what is compared.
 
     Args:
-      comparison: of `compare`, with `methods.compare` of the pooled IoU as `pooled_iou`, if at all.
-      reports: of the two runs.
+      comparison: what `compare` returns; `pooled_iou`, if it is there, is what `methods.compare`
+        gives for the pooled IoU.
+      reports: the scores of the two runs.
     """
     c = comparison
     lines = [f"{c['compares'][0].upper()}{c['compares'][1:]}."]

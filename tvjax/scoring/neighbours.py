@@ -31,8 +31,8 @@ def find(names: Sequence[str], ids: Sequence[int], clusters: Mapping[int, int]) 
 
     Args:
       names: paths of the images.
-      ids: their ids.
-      clusters: by id, the cluster that kept tiles in one split, see `arrangement.read_clusters`.
+      ids: numbers of the images.
+      clusters: the cluster of an id, see `arrangement.read_clusters`.
     """
     tiles = map_tiles.read(names)
     if tiles is not None:
