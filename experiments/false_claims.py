@@ -1,6 +1,6 @@
 """How often a comparison of methods claims a difference that is not there.
 
-    python -m experiments.false_claims [--sets=2000] [--results=results/lambda] [--json=FILE]
+    python -m experiments.false_claims [--sets=2000] [--results=results/lambda]
 
 Simulated are two equal methods, and two whose differences over blocks of neighbouring images have
 the mean 0. Each number is the share of sets of scores in which the 95 % interval leaves 0 out: of
@@ -18,7 +18,7 @@ from absl import flags
 from scipy import stats
 from tqdm import tqdm
 
-from tvjax import files, program
+from tvjax import program
 from tvjax.errors import UserError
 from tvjax.scoring import methods
 
@@ -41,7 +41,6 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "results", "results/lambda", "Folder with scores of plain U-Nets, e.g. results/lambda."
     )
-    flags.DEFINE_string("json", None, "File to write the numbers to, e.g. claims.json.")
 
 
 def draw(
@@ -163,8 +162,6 @@ def main(argv) -> None:
     for line in lines:
         shares = (f"{100 * line[n]:.1f}" if n in line else "" for n in names)
         print(f"| {line['kind']} | {line['runs'][0]}, {line['runs'][1]} | {' | '.join(shares)} |")
-    if args.json:
-        files.write_text(Path(args.json), json.dumps(lines, indent=1) + "\n")
 
 
 if __name__ == "__main__":
