@@ -27,8 +27,9 @@ from tvjax import fields, files, interruption, program, provenance
 from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
-from tvjax.training import figures, interrupt, loop, members, resident, rundir
+from tvjax.training import figures, interrupt, loop, members, rundir
 from tvjax.training.feeds import schedule
+from tvjax.training.resident import take
 from tvjax.training.setup import Functions, make_functions
 from tvjax.types import Batch, Config, PyTree
 
@@ -135,7 +136,7 @@ def together(
     on_gpu = jax.default_backend() == "gpu"
     functions = make_functions(
         config, arrays["train"].image.shape[1:3],
-        net_of=members.Products if on_gpu else lambda net: net,
+        net_of=members.Products if on_gpu else lambda module: module,
     )  # fmt: skip
     trainer = Trainer(config, functions, arrays)
     while todo:
@@ -158,8 +159,7 @@ class Trainer:
         self.run = jax.jit(members.scan(_step(functions)), donate_argnums=0)
         self.evaluate = jax.jit(
             jax.vmap(
-                lambda state, batch, weight: functions.evaluation(state, None, batch, weight),
-                in_axes=(0, None, None),
+                lambda state, batch: functions.evaluation(state, None, batch), in_axes=(0, None)
             )
         )
 
@@ -186,7 +186,7 @@ class Trainer:
                 states, losses = self.run(states, (self.tiles, seeds), part)
                 self._check(group, np.asarray(losses))
                 bar.update(len(losses) * len(group))
-        lams = np.asarray(self.functions.regularizer.weight(states.hyper))
+        lams = np.asarray(self.functions.net.regularizer.lam(states.hyper))
         self._check(group, lams.reshape(1, len(group), -1))
         scores = {
             name: members.evaluate(
@@ -206,7 +206,7 @@ class Trainer:
         with np.errstate(divide="ignore"):  # log 0: a weight of exactly 0
             log = self.config.regularizer.parametrization == "log"
             values = np.log(lams) if log else lams
-        shape = self.functions.hyper.shape
+        shape = self.functions.net.hyper.shape
         values = np.broadcast_to(values.reshape(-1, *[1] * len(shape)), (len(group), *shape))
         return self.create(seeds, values), jax.device_put(seeds)
 
@@ -251,12 +251,12 @@ def _step(functions: Functions) -> Callable[..., tuple[PyTree, PyTree]]:
 
     def plain(state, seed, tiles, inner, outer):
         del outer
-        state, aux = functions.plain(seed, state, [resident.take(tiles[0], inner[0])])
+        state, aux = functions.plain(seed, state, [take(tiles[0], inner[0])])
         return state, aux["loss"]
 
     def bilevel(state, seed, tiles, inner, outer):
-        batches = [resident.take(tiles[0], rows) for rows in inner]
-        state, aux = functions.bilevel(seed, state, batches, resident.take(tiles[1], outer))
+        batches = [take(tiles[0], rows) for rows in inner]
+        state, aux = functions.bilevel(seed, state, batches, take(tiles[1], outer))
         return state, aux["loss"]
 
     def each(step):

@@ -19,7 +19,7 @@ def shrink_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
       uint8 `[h, w, C]`.
     """
-    weights = (overlaps(old, new) for old, new in zip(image.shape[:2], size, strict=True))
+    weights = (_whole(old, new) for old, new in zip(image.shape[:2], size, strict=True))
     return mean(image, *weights, total=image.shape[0] * image.shape[1])
 
 
@@ -47,7 +47,7 @@ def sums(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
       Float64 whole numbers `[h, w, C]`, at most 255 H W.
     """
     height, width = values.shape[:2]
-    return weigh(values, overlaps(height, size[0]), overlaps(width, size[1]))
+    return weigh(values, _whole(height, size[0]), _whole(width, size[1]))
 
 
 def mean(image: np.ndarray, rows: np.ndarray, columns: np.ndarray, total: int) -> np.ndarray:
@@ -73,12 +73,24 @@ def weigh(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
     return found.reshape(len(columns), -1, channels).swapaxes(0, 1)
 
 
-@lru_cache(maxsize=16)
-def overlaps(old: int, new: int) -> np.ndarray:
-    """Float64 whole numbers `[new, old]`: the length of old pixel j in new pixel i, times `new`.
+def overlaps(old: int, new: int, start: int, stop: int) -> np.ndarray:
+    """How much of the new pixels `[start, stop)` lies over each old pixel.
 
-    Each row sums to `old`.
+    Returns:
+      Float64 whole numbers `[stop - start, hi - lo]`: the length of old pixel j in new pixel i,
+      times `new`, for the old pixels `[lo, hi)` that `span` gives. Each row sums to `old`.
     """
-    starts, pixels = np.arange(new)[:, None] * old, np.arange(old) * new
+    low, high = span(old, new, start, stop)
+    starts, pixels = np.arange(start, stop)[:, None] * old, np.arange(low, high) * new
     shared = np.minimum(starts + old, pixels + new) - np.maximum(starts, pixels)
     return np.maximum(shared, 0).astype(np.float64)
+
+
+def span(old: int, new: int, start: int, stop: int) -> tuple[int, int]:
+    """The old pixels `[lo, hi)` under the new pixels `[start, stop)`."""
+    return start * old // new, -(-stop * old // new)
+
+
+@lru_cache(maxsize=16)
+def _whole(old: int, new: int) -> np.ndarray:
+    return overlaps(old, new, 0, new)

@@ -19,6 +19,7 @@ import numpy as np
 
 from tvjax import interruption
 from tvjax.data import area
+from tvjax.data.splits import by_first, edges, join
 
 SIDE = 32
 """The image is shrunk to this side before the cosine transform."""
@@ -131,33 +132,14 @@ def clusters(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
       int `[N]`: the smallest index of a tile in the same cluster.
     """
     # Identical tiles first: a thousand copies would otherwise make half a million pairs.
-    _, first, same = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
-    parent = np.arange(len(hashes))
-    distinct = hashes[first]
-    for i, j in _near_pairs(distinct, block):
-        parent[_root(parent, int(first[i]))] = _root(parent, int(first[j]))
-    roots = np.array([_root(parent, int(k)) for k in first], int)[same.ravel()]
-    # Label by the smallest member, whichever one happened to become the root.
-    smallest = np.full(len(hashes), len(hashes))
-    np.minimum.at(smallest, roots, np.arange(len(hashes)))
-    return smallest[roots]
-
-
-def _near_pairs(hashes: np.ndarray, block: int):
-    """Yields the pairs of rows of uint64 `[N, 8]` within MAX_DISTANCE, in one order or both."""
-    for start in range(0, len(hashes), block):
+    distinct, same = np.unique(hashes, axis=0, return_inverse=True)
+    labels = np.arange(len(distinct))
+    for start in range(0, len(distinct), block):
         interruption.check()
-        ours = hashes[start : start + block, :1]
-        near = np.zeros((len(ours), len(hashes)), bool)
-        for view in hashes.T:
+        ours = distinct[start : start + block, :1]
+        near = np.zeros((len(ours), len(distinct)), bool)
+        for view in distinct.T:
             near |= np.bitwise_count(ours ^ view[None]) <= MAX_DISTANCE
-        for i, j in np.argwhere(near):
-            if start + i != j:
-                yield start + i, j
-
-
-def _root(parent: np.ndarray, node: int) -> int:
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return int(node)
+        pairs = np.argwhere(near) + np.array([start, 0])
+        labels = join(len(labels), np.concatenate([edges(labels), pairs]))
+    return by_first(labels[same.ravel()])

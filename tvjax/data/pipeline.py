@@ -101,9 +101,9 @@ def eval_batches(
       process_count: number of processes that share each batch.
 
     Returns:
-      An iterable, usable more than once, of pairs of a batch and float32 weights
-      `[batch_size / process_count]`: 1, or 0 on the padding, which repeats the last tile. All
-      processes get the same number of batches.
+      An iterable, usable more than once, of pairs of a batch and bool `[batch_size /
+      process_count]`, False on the padding, which repeats the last tile. All processes get the
+      same number of batches.
 
     Raises:
       UserError: the batch size does not suit the number of processes.
@@ -111,14 +111,19 @@ def eval_batches(
     import grain
 
     rows = _rows(batch_size, process_index, process_count)
+    indices = eval_indices(len(source), batch_size)
 
     def batch(t: int) -> tuple[Batch, np.ndarray]:
-        wanted = np.arange(t * batch_size, (t + 1) * batch_size)[rows]
-        weight = (wanted < len(source)).astype(np.float32)
-        return _gather(source, np.minimum(wanted, len(source) - 1)), weight
+        at, valid = indices[t]
+        return _gather(source, at[rows]), valid[rows]
 
-    count = -(-len(source) // batch_size)
-    return grain.MapDataset.range(0, count).map(batch).to_iter_dataset(_read())
+    return grain.MapDataset.range(0, len(indices)).map(batch).to_iter_dataset(_read())
+
+
+def eval_indices(length: int, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The tiles of each batch of a whole split, int `[B]`, and bool `[B]`, False on the padding."""
+    wanted = np.arange(-(-length // batch_size) * batch_size).reshape(-1, batch_size)
+    return [(np.minimum(at, length - 1), at < length) for at in wanted]
 
 
 def resident(source: Any, *, progress: bool = True) -> Batch:

@@ -66,18 +66,23 @@ def join(count: int, pairs: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarra
     """
     one, two = np.array(pairs, int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(one), bool), (one, two)), shape=(count, count))
-    labels = connected_components(graph, directed=False)[1]
+    return by_first(connected_components(graph, directed=False)[1])
+
+
+def by_first(labels: np.ndarray) -> np.ndarray:
+    """The same labels `[N]`, each named by the smallest index that has it."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return first[inverse]
 
 
+def edges(labels: np.ndarray) -> np.ndarray:
+    """Pairs `[N, 2]` that connect what has one label."""
+    return np.stack([np.arange(len(labels)), by_first(labels)], axis=1)
+
+
 def together(*partitions: np.ndarray) -> np.ndarray:
     """Labels, `[N]` as in `join`, of what stays together by any of several labels `[N]`."""
-    pairs = []
-    for labels in partitions:
-        _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-        pairs.append(np.stack([np.arange(len(labels)), first[inverse]], axis=1))
-    return join(len(partitions[0]), np.concatenate(pairs))
+    return join(len(partitions[0]), np.concatenate([edges(labels) for labels in partitions]))
 
 
 def _numbers(tiles: int, fractions: tuple[float, ...]) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data.area import weigh
+from tvjax.data.area import overlaps, span, weigh
 
 MOST_COLUMNS = 1024
 """Columns of new pixels whose weights are made at once."""
@@ -37,21 +37,20 @@ class Axis(NamedTuple):
     def source(self, start: int, stop: int) -> tuple[int, int]:
         """The old pixels `[lo, hi)` on which the new pixels `[start, stop)` depend."""
         if self.new <= self.old:
-            return start * self.old // self.new, -(-stop * self.old // self.new)
+            return span(self.old, self.new, start, stop)
         first, last = (self._centre(k) // (2 * self.new) for k in (start, stop - 1))
         return max(0, first), min(self.old, last + 2)
 
     def weights(self, start: int, stop: int) -> np.ndarray:
         """Whole numbers `[stop - start, hi - lo]`, float64: what each source weighs of `total`."""
-        low, high = self.source(start, stop)
-        new = np.arange(start, stop)[:, None]
         if self.new <= self.old:
-            left, pixels = new * self.old, np.arange(low, high) * self.new
-            shared = np.minimum(left + self.old, pixels + self.new) - np.maximum(left, pixels)
-        else:
-            # Beyond the last centre its value holds.
-            centres = np.clip(self._centre(new), 0, 2 * self.new * (self.old - 1))
-            shared = 2 * self.new - np.abs(centres - 2 * self.new * np.arange(low, high))
+            return overlaps(self.old, self.new, start, stop)
+        low, high = self.source(start, stop)
+        # Beyond the last centre its value holds.
+        centres = np.clip(
+            self._centre(np.arange(start, stop)[:, None]), 0, 2 * self.new * (self.old - 1)
+        )
+        shared = 2 * self.new - np.abs(centres - 2 * self.new * np.arange(low, high))
         return np.maximum(shared, 0).astype(np.float64)
 
     @property

@@ -1,6 +1,7 @@
 """Checkpoints: the whole training state and what resuming needs, by orbax."""
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as keeping
 
 from tvjax.errors import Outage, UserError
@@ -175,7 +177,8 @@ class Checkpoints:
         Of the newest, one that is damaged is reported, set aside and the one before is taken.
 
         Args:
-          like: a state of the same shapes.
+          like: of the same shapes, arrays or what `jax.eval_shape` gives; of what is `()` in it
+            nothing is read.
           which: see `choose`.
 
         Raises:
@@ -211,14 +214,20 @@ class Checkpoints:
         """
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
         reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
         try:
             folder, wanted = self._directory / str(step), jax.tree.map(_abstract, like)
             sums = checksums.read(folder)
             shapes = _saved_shapes(handler, folder) if sums is None else checksums.shapes(sums)
             _check_shapes(folder, shapes, like)
-            state = reader.restore(folder / "state", args=ocp.args.StandardRestore(wanted))
+            part = _nested(_arrays(wanted)) if len(_arrays(wanted)) < len(shapes) else wanted
+            args = ocp.args.PyTreeRestore(
+                part, ocp.checkpoint_utils.construct_restore_args(part),
+                partial_restore=part is not wanted,
+            )  # fmt: skip
+            found = _arrays(reader.restore(folder / "state", args=args))
+            state = jax.tree.unflatten(jax.tree.structure(like), [found[k] for k in _arrays(like)])
             run = _read_run(folder)
             if sums is None:
                 _note_unchecked(folder)
@@ -307,21 +316,26 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def _saved_shapes(
-    handler: ocp.StandardCheckpointHandler, folder: Path
-) -> dict[str, tuple[int, ...]]:
+def _saved_shapes(handler: ocp.PyTreeCheckpointHandler, folder: Path) -> dict[str, tuple[int, ...]]:
     saved = handler.metadata(epath.Path(folder / "state"))
     return _shapes(getattr(saved, "item_metadata", saved))
 
 
 def _check_shapes(folder: Path, found: dict[str, tuple[int, ...]], like: TrainState) -> None:
     wanted = _shapes(like)
-    for name in sorted(found.keys() | wanted.keys()):
+    leaves = jax.tree.leaves_with_path(like, is_leaf=_is_empty)
+    left_out = tuple(f"{_name(path)}/" for path, x in leaves if _is_empty(x))
+    read = {name for name in found if not f"{name}/".startswith(left_out)}
+    for name in sorted(read | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise UserError(
                 f"{folder} is of another architecture: {name} has shape {found.get(name)} there "
                 f"and {wanted.get(name)} here; use another --workdir or the config that wrote it"
             )
+
+
+def _is_empty(x: Any) -> bool:
+    return isinstance(x, tuple) and not x
 
 
 def _note_unchecked(folder: Path) -> None:
@@ -333,8 +347,19 @@ def _note_unchecked(folder: Path) -> None:
         )
 
 
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """Where nothing is said, on one device, wherever it was saved."""
+    here = x.sharding or SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+
+
+def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
+    """A tree of dicts from the names of its leaves."""
+    tree: dict[str, Any] = {}
+    for name, x in arrays.items():
+        *path, last = name.split("/")
+        functools.reduce(lambda branch, key: branch.setdefault(key, {}), path, tree)[last] = x
+    return tree
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

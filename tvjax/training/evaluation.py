@@ -1,6 +1,6 @@
 """Scores of a state on a split."""
 
-import itertools
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from tvjax.data.pipeline import eval_batches
 from tvjax.data.records import Split
-from tvjax.scoring import boundaries
-from tvjax.scoring.metrics import Counts, boundary_pixels
+from tvjax.scoring.masks import boundary_pixels, count_narrow, of_images, summarise
 from tvjax.training import parallel
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState
+from tvjax.types import PyTree
 
 
 def evaluate(
@@ -47,46 +47,62 @@ def evaluate(
       the number of the others.
     """
     layout = setup.layout
-    weight_of_tv = None if denoise is None else layout.replicate(jnp.float32(denoise))
+    weight = None if denoise is None else layout.replicate(jnp.float32(denoise))
     batches = eval_batches(split, batch_size=batch_size, **layout.share)
 
-    def sums() -> Iterator[dict[str, jax.Array]]:
-        for batch, weight in _bar(batches, split, batch_size):
+    def found() -> Iterator[tuple[jax.Array, ...]]:
+        for batch, valid in _bar(batches, split, batch_size):
             if before_each is not None:
                 before_each()
-            yield setup.evaluate(state, weight_of_tv, *layout.shard((tuple(batch), weight)))
+            yield setup.evaluate(state, weight, *layout.shard((tuple(batch), valid)))
 
-    return scores_of(add_up(sums()))
+    return summarise(add_up(score_batch(*batch) for batch in fetched(found())))
 
 
-def add_up(parts: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """The sum of sums, in float64: float32 counts no further than 2^24.
+def fetched(items: Iterable[PyTree]) -> Iterator[PyTree]:
+    """Each on the host, when the next is under way, so that the device is not idle."""
+    pending = None
+    for item in items:
+        if pending is not None:
+            yield jax.device_get(pending)
+        pending = item
+    if pending is not None:
+        yield jax.device_get(pending)
 
-    Each is fetched when the next is under way, so that the device is not idle.
+
+def score_batch(
+    prediction: np.ndarray, truth: np.ndarray, bce: np.ndarray, valid: np.ndarray
+) -> dict[str, np.float32]:
+    """Sums over the images of a batch, as `masks.summarise` takes them.
+
+    Args:
+      prediction: bool `[B, H, W, 1]`.
+      truth: `[B, H, W, 1]`, 0 or 1.
+      bce: `[B]`.
+      valid: bool `[B]`, False of padding.
     """
-    total: dict[str, np.ndarray] = {}
-    pending = {}
-    for part in itertools.chain(parts, [{}]):
-        for name, value in jax.device_get(pending).items():
-            total[name] = total.get(name, np.zeros(())) + np.asarray(value, np.float64)
-        pending = part
-    return total
-
-
-def scores_of(sums: dict[str, Any]) -> dict[str, Any]:
-    """What `evaluate` returns, from the sums of `steps.evaluation_step` over all images."""
-    total = {k: float(v) for k, v in sums.items()}
-    counts = Counts(*(jnp.asarray(total.pop(name)) for name in Counts._fields))
-    images, empty = total.pop("images"), total.pop("empty_images")
-    nonempty = total.pop("nonempty_iou")
-    return {
-        **{name: value / images for name, value in total.items()},
-        "pooled_iou": float(counts.iou),
-        "pooled_f1": float(counts.f1),
-        "nonempty_iou": nonempty / (images - empty) if images > empty else None,
-        "images": images,
+    found = of_images(prediction[valid, ..., 0], truth[valid, ..., 0] > 0)
+    empty = found["true_positive"] + found["false_negative"] == 0
+    found |= {
+        "bce": bce[valid],
+        "images": np.ones(len(empty)),
         "empty_images": empty,
+        "nonempty_iou": np.where(empty, 0, found["iou"]),
     }
+    # In float32, one image after the other: so results had it from the first, to the last digit.
+    return {
+        name: functools.reduce(np.add, found[name].astype(np.float32), np.float32(0))
+        for name in sorted(found)
+    }
+
+
+def add_up(parts: Iterable[dict[str, np.float32]]) -> dict[str, float]:
+    """The sum of sums, in float64: float32 counts no further than 2^24."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + float(value)
+    return total
 
 
 def choose_denoising(
@@ -97,19 +113,18 @@ def choose_denoising(
     *,
     score: str,
     **options: Any,
-) -> tuple[float, dict[str, float]]:
-    """The weight of the TV denoising with the best score (eq. 12: "iou"), and the score of each.
+) -> tuple[float, list[tuple[float, float]]]:
+    """The weight of the TV denoising with the best score (eq. 12: "iou"), and each with its score.
 
     `options` are those of `evaluate`.
     """
     bar = tqdm(
         weights, "choosing the denoising weight", leave=False, disable=not parallel.is_first()
     )
-    ious = {
-        str(weight): evaluate(setup, state, split, denoise=weight, **options)[score]
-        for weight in bar
-    }
-    return float(max(ious, key=lambda weight: ious[weight])), ious
+    found = [
+        (weight, evaluate(setup, state, split, denoise=weight, **options)[score]) for weight in bar
+    ]
+    return max(found, key=lambda pair: pair[1])[0], found
 
 
 def baselines(split: Split, *, batch_size: int) -> dict[str, float]:
@@ -119,11 +134,11 @@ def baselines(split: Split, *, batch_size: int) -> dict[str, float]:
     latter is its mean, since tiles are of one size.
     """
     background, foreground, images = 0.0, 0.0, 0.0
-    for batch, weight in eval_batches(split, batch_size=batch_size):
+    for batch, valid in eval_batches(split, batch_size=batch_size):
         share = batch.mask.mean(axis=(1, 2, 3))
-        background += float(np.sum(weight * (share == 0)))  # empty on empty scores 1
-        foreground += float(np.sum(weight * share))
-        images += float(np.sum(weight))
+        background += float(np.sum(valid * (share == 0)))  # empty on empty scores 1
+        foreground += float(np.sum(valid * share))
+        images += float(np.sum(valid))
     return {
         "all_background": background / images,
         "all_foreground": foreground / images,
@@ -141,7 +156,7 @@ def describe_boundary(split: Split) -> dict[str, int]:
     """
     objects, narrow, pixels = 0, 0, boundary_pixels(*split[0]["mask"].shape[:2])
     for k in range(len(split)):
-        found = boundaries.count_narrow(split[k]["mask"][..., 0] > 0, pixels)
+        found = count_narrow(split[k]["mask"][..., 0] > 0, pixels)
         objects, narrow = objects + found[0], narrow + found[1]
     return {"pixels": pixels, "objects": objects, "narrow_objects": narrow}
 

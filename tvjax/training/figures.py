@@ -51,13 +51,13 @@ def lambda_over_time(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def sweep(ious: dict[str, float], path: Path) -> None:
+def sweep(scores: Sequence[tuple[float, float]], path: Path) -> None:
     """Validation IoU over the weight of the denoising (as Figure 6a), the best one marked."""
-    weights, values = [float(weight) for weight in ious], list(ious.values())
+    weights, values = zip(*scores, strict=True)
     figure, axis = plt.subplots(figsize=(4.5, 3.2), layout="constrained")
     axis.plot(weights, values, color=COLORS["val"], marker="o", markersize=3)
     axis.axvline(weights[int(np.argmax(values))], color="0.5", linewidth=0.8, linestyle="--")
-    axis.set(xlabel="lambda of the denoising", ylabel="validation IoU")
+    axis.set(xlabel="weight of the denoising", ylabel="validation IoU")
     axis.grid(alpha=0.3)
     save(figure, path)
 

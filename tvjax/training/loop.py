@@ -84,8 +84,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         summary = _scores(config, setup, state, splits, stop)
         stop.check()
         if parallel.is_first():
-            if "denoising_val_iou" in summary:
-                figures.sweep(summary["denoising_val_iou"], workdir / "sweep.png")
+            if "denoise_val_score" in summary:
+                figures.sweep(summary["denoise_val_score"], workdir / "sweep.png")
             summary |= {
                 "steps": int(state.step),
                 "seconds": seconds + time.perf_counter() - began,
@@ -152,28 +152,28 @@ def _scores(
 ) -> dict[str, Any]:
     """What the summary says of the trained net; computed by all processes together."""
     options = {"batch_size": config.evaluation.batch_size, "before_each": stop.check}
-    denoise, sweep = None, {}
+    denoise, found = None, []
     if config.denoise.weights:
-        denoise, ious = choose_denoising(
+        denoise, found = choose_denoising(
             setup, state, splits["val"], config.denoise.weights,
             score=config.evaluation.score, **options,
         )  # fmt: skip
-        sweep = {"denoising_val_iou": ious}
     scores = {
         name: evaluate(setup, state, split, denoise=denoise, **options)
         for name, split in splits.items()
     }
-    weights = setup.regularizer.weight(state.hyper)
-    lam = float(np.mean(weights)) if denoise is None else denoise
+    lams = np.asarray(setup.net.regularizer.lam(state.hyper))
+    lam = float(np.mean(lams))
     batch = (config.train.batch_size, *splits["train"][0]["image"].shape[:2])
     return {
         "score": config.evaluation.score,  # the headline; the mean IoU over images is always told
         **{f"{name}_iou": score["iou"] for name, score in scores.items()},
         **{f"{name}_pooled_iou": score["pooled_iou"] for name, score in scores.items()},
         "lambda": lam,
-        **({"lambdas": np.asarray(weights).tolist()} if np.ndim(weights) else {}),
-        "lambda_per_pixel": setup.regularizer.pixel_weight(lam, batch),
-        **sweep,
+        **({"lambdas": lams.tolist()} if lams.ndim else {}),
+        "lambda_per_pixel": setup.net.regularizer.pixel_weight(lam, batch),
+        "denoise_weight": denoise,
+        **({"denoise_val_score": found} if found else {}),
         "splits": scores,
     }
 
@@ -344,7 +344,7 @@ class _Session:
 
     def _check(self, state: TrainState, step: int) -> None:
         """Ends the run where the state could neither be scored nor resumed."""
-        checked = {"lambda": self.setup.regularizer.weight(state.hyper), "": state.inner}
+        checked = {"lambda": self.setup.net.regularizer.lam(state.hyper), "": state.inner}
         for path, leaf in jax.tree.leaves_with_path(checked):
             bad = np.asarray(leaf)[~np.isfinite(np.asarray(leaf))]
             if bad.size:

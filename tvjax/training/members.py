@@ -6,7 +6,7 @@ On a GPU one program takes many members through many steps; on a CPU, where vmap
 are slow, runs one by one are faster.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +17,8 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from tvjax.data import pipeline
-from tvjax.training.evaluation import add_up, scores_of
+from tvjax.scoring.masks import summarise
+from tvjax.training.evaluation import add_up, fetched, score_batch
 from tvjax.types import Batch, PyTree
 
 
@@ -92,26 +93,30 @@ def scan(step: Callable[..., tuple[PyTree, PyTree]]) -> Callable[..., tuple[PyTr
 
 
 def evaluate(
-    step: Callable[..., PyTree], states: PyTree, tiles: Batch, *, batch_size: int
-) -> list[dict[str, float]]:
+    step: Callable[..., tuple[jax.Array, jax.Array]],
+    states: PyTree,
+    tiles: Batch,
+    *,
+    batch_size: int,
+) -> list[dict[str, Any]]:
     """Scores of each member on a split, as `evaluation.evaluate` has them.
 
     Args:
-      step: `(states, batch, weight) -> sums`, of all members, leaves `[M]`.
-      states: states of the members.
+      step: `(states, batch) -> (masks, bce)` of all members, bool `[M, B, H, W, 1]` and `[M, B]`.
+      states: of the members.
       tiles: the split's arrays.
       batch_size: images in a batch of the evaluation.
     """
-    total = add_up(step(states, *batch) for batch in padded_batches(tiles, batch_size))
-    count = len(next(iter(total.values())))
-    return [scores_of({name: sums[m] for name, sums in total.items()}) for m in range(count)]
+    batches = padded_batches(tiles, batch_size)
+    found = fetched((*step(states, batch), batch.mask, valid) for batch, valid in batches)
+    parts = [
+        [score_batch(mask, truth, own, valid) for mask, own in zip(masks, bce, strict=True)]
+        for masks, bce, truth, valid in found
+    ]
+    return [summarise(add_up(own)) for own in zip(*parts, strict=True)]
 
 
-def padded_batches(tiles: Batch, batch_size: int):
-    """Batches in order, and weights `[B]` that are 0 on the padding of the last."""
-    count = len(tiles.image)
-    for start in range(0, count, batch_size):
-        wanted = np.arange(start, start + batch_size)
-        at = np.minimum(wanted, count - 1)
-        weight = (wanted < count).astype(np.float32)
-        yield Batch(jnp.asarray(tiles.image[at]), jnp.asarray(tiles.mask[at])), weight
+def padded_batches(tiles: Batch, batch_size: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Batches in order, and bool `[B]`, False on the padding of the last."""
+    for at, valid in pipeline.eval_indices(len(tiles.image), batch_size):
+        yield Batch(jnp.asarray(tiles.image[at]), jnp.asarray(tiles.mask[at])), valid

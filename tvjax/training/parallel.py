@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -97,6 +98,12 @@ class Layout(NamedTuple):
             return jax.make_array_from_process_local_data(split, x)
 
         return jax.tree.map(place, batch)
+
+    def gather(self, tree: PyTree) -> PyTree:
+        """Within a step: each device's share of a batch -> the whole of it, on every device."""
+        if self.axis_name is None:
+            return tree
+        return jax.tree.map(lambda x: lax.all_gather(x, AXIS, tiled=True), tree)
 
     def local(self, tree: PyTree) -> PyTree:
         """A replicated pytree on one device of this process, for a computation of its own."""

@@ -1,7 +1,7 @@
 """A finished (or interrupted) run, ready to be used."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from tvjax.data.records import Split
 from tvjax.errors import UserError
 from tvjax.training import rundir
 from tvjax.training.checkpoint import Checkpoints
-from tvjax.training.setup import Setup, make_setup
+from tvjax.training.net import Net, make_net
 from tvjax.training.state import TrainState
 from tvjax.types import Config
 
@@ -20,29 +20,15 @@ ANY_SHAPE = (64, 64)
 """Size of the images by which parameters are made, whose shapes do not depend on it."""
 
 
-class Run(NamedTuple):
-    """What a workdir holds."""
-
-    config: Config
-    setup: Setup
-    state: TrainState
-    splits: dict[str, Split]
-
-
-def open_run(workdir: Path, checkpoint: str | int = "newest") -> Run:
-    """Restores a checkpoint of a run and opens its data.
-
-    Args:
-      workdir: folder of the run.
-      checkpoint: see `Checkpoints.choose`.
+def open_splits(workdir: Path, config: Config) -> dict[str, Split]:
+    """The tiles that a run was trained on.
 
     Raises:
-      UserError: there is no run, no checkpoint, or no data, or they are not those of the run.
+      UserError: there are none, or they are others.
     """
-    config, setup, state = open_net(workdir, checkpoint)
     splits, data = open_data(config)
     rundir.check_data(workdir, data, advice="put the former back in their place")
-    return Run(config, setup, state, splits)
+    return splits
 
 
 def open_data(
@@ -92,8 +78,10 @@ def _damaged(path: Path, error: Exception) -> str:
     )
 
 
-def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, Setup, TrainState]:
-    """Restores a checkpoint of a run, whose data need not be at hand.
+def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, Net, TrainState]:
+    """A run's net with its parameters, on one device; its data need not be at hand.
+
+    Nothing of training is made or read: of the state optimisers and carry are `()`.
 
     Args:
       workdir: folder of the run.
@@ -103,19 +91,31 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, S
       UserError: there is no run, or no such checkpoint.
     """
     config = read_config(workdir)
-    if (
-        jax.config.values["jax_compilation_cache_dir"] is None
-    ):  # that of the user, never of the run's folder
+    # That of the user, never of the run's folder.
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         program.cache_compilations(Path(program.CACHE) / "compiled")
-    setup = make_setup(config, ANY_SHAPE)
+    net = make_net(config)
+    shapes = jax.eval_shape(lambda: net.create(config.seed, net.hyper, ANY_SHAPE))
+    return config, net, open_state(workdir, shapes, checkpoint)
+
+
+def open_state(workdir: Path, like: TrainState, checkpoint: str | int = "newest") -> TrainState:
+    """The state of a run's checkpoint, or what `like` has of it.
+
+    Args:
+      workdir: of the run.
+      like: see `Checkpoints.restore`.
+      checkpoint: see `Checkpoints.choose`.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
     interruption.check()
-    # Nothing is made where nothing was: orbax would create the folder.
-    folder = workdir / "checkpoints"
-    restored = None
-    if folder.is_dir():
+    folder, restored = workdir / "checkpoints", None
+    if folder.is_dir():  # nothing is made where nothing was: orbax would create the folder
         with Checkpoints(folder, read_only=True) as checkpoints:
-            restored = checkpoints.restore(setup.create(), checkpoint)
+            restored = checkpoints.restore(like, checkpoint)
     interruption.check()
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
-    return config, setup, restored[0]
+    return restored[0]

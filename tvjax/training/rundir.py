@@ -12,7 +12,7 @@ from typing import Any
 
 from tvjax import files
 from tvjax.errors import UserError
-from tvjax.scoring import boundaries
+from tvjax.scoring.masks import describe_band
 from tvjax.training import parallel
 from tvjax.types import Config
 
@@ -250,6 +250,7 @@ def format_summary(summary: dict[str, Any], workdir: Path) -> str:
 def _format_summary(summary: dict[str, Any], workdir: Path) -> str:
     base, weight = summary["test_baselines"], summary["lambda_per_pixel"]
     score, band = summary.get("score", "iou"), summary.get("test_boundary")
+    denoise = summary.get("denoise_weight")
     words, end = ("pooled IoU", "_pooled") if score == "pooled_iou" else ("mean IoU", "")
     lines = [
         "",
@@ -258,9 +259,10 @@ def _format_summary(summary: dict[str, Any], workdir: Path) -> str:
         f"test {words} {summary['splits']['test'][score]:.4f}; "
         f"all background: {base['all_background' + end]:.4f}, "
         f"all foreground: {base['all_foreground' + end]:.4f}",
-        *([boundaries.describe(*band.values())] if band else []),
+        *([describe_band(*band.values())] if band else []),
         f"lambda {summary['lambda']:.4g}"
-        + ("" if weight is None else f", which weighs TV by {weight:.3g} a pixel")
+        + ("" if weight is None else f", which weighs TV by {weight:.3g} per pixel")
+        + ("" if denoise is None else f"; TV denoising by {denoise:.4g}")
         + f"; {summary['steps']} steps in {summary['seconds']:.0f} s",
         f"curves, lambda and predictions: {workdir}/*.png",
     ]

@@ -37,7 +37,7 @@ class Regularizer(NamedTuple):
     """`"log"`: hyper is alpha = log lambda (the paper's note 7); `"linear"`: lambda itself, kept
     at 0 or above by projection after each update."""
 
-    def weight(self, hyper: jax.Array) -> jax.Array:
+    def lam(self, hyper: jax.Array) -> jax.Array:
         """Lambda."""
         return jnp.exp(hyper) if self.parametrization == "log" else hyper
 
@@ -109,7 +109,7 @@ def make_problem(
         }
 
     def inner_loss(params, hyper, batch: Batch, model_state):
-        lam = regularizer.weight(hyper)
+        lam = regularizer.lam(hyper)
         logits, batch_stats = apply(params, model_state, batch, True)
         fit = jnp.mean(loss(head, logits, lam, batch.mask))
         # Logged whatever the loss is, so that runs can be compared.
@@ -169,7 +169,7 @@ def plain_step(
         inner_batches = _augmented(augment, state.step, inner_batches)
         inner, aux = problem.inner_step(state.inner, state.hyper, inner_batches[0])
         state = state._replace(step=state.step + 1, inner=inner)
-        return state, aux | {"lambda": regularizer.weight(state.hyper)}
+        return state, aux | {"lambda": regularizer.lam(state.hyper)}
 
     return step
 
@@ -199,7 +199,7 @@ def bilevel_step(
         hyper = regularizer.project(moved)
         inner_aux, outer_aux = estimate.aux
         aux = inner_aux | {
-            "lambda": regularizer.weight(state.hyper),
+            "lambda": regularizer.lam(state.hyper),
             "hypergradient": estimate.gradient,
             "outer_loss": estimate.outer_loss,
             "outer_iou": outer_aux["iou"],
@@ -220,32 +220,14 @@ def _augmented(augment: Augment | None, step: jax.Array, batches: list[Batch]) -
 
 
 def evaluation_step(
-    net: nn.Module,
-    head: Head,
-    regularizer: Regularizer,
-    *,
-    denoise_kind: str = "anisotropic",
-    axis_name: str | None = None,
-) -> Callable[..., PyTree]:
-    """`(state, denoise, batch, weight [B]) -> sums` over the batch's images, to be added up.
+    net: nn.Module, head: Head, regularizer: Regularizer, *, denoise_kind: str = "anisotropic"
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """`(state, denoise, batch) -> (masks, bce)`, bool `[B, H, W, 1]` at p > 0.5 and `[B]`.
 
     With a number for `denoise` the probabilities are TV-denoised by that weight first (eq. 3);
-    None leaves them as they are. Weight 0 marks padding. Uses the running statistics.
+    None leaves them as they are. Uses the running statistics.
     """
     scores = scores_step(net, head, regularizer, denoise_kind=denoise_kind)
-
-    def step(state: TrainState, denoise: jax.Array | None, batch: Batch, weight: jax.Array):
-        sums = jax.tree.map(lambda x: jnp.sum(weight * x), scores(state, denoise, batch))
-        return sums if axis_name is None else lax.psum(sums, axis_name)
-
-    return step
-
-
-def scores_step(
-    net: nn.Module, head: Head, regularizer: Regularizer, *, denoise_kind: str = "anisotropic"
-) -> Callable[..., dict[str, jax.Array]]:
-    """`(state, denoise, batch) -> scores of each image, [B]`; see `evaluation_step`."""
-    predict = prediction_step(net, head, regularizer)
 
     def step(state: TrainState, denoise: jax.Array | None, batch: Batch):
         logits, probabilities = predict(state, batch.image)
@@ -253,32 +235,10 @@ def scores_step(
             probabilities = denoise_tv(
                 probabilities, denoise, kind=denoise_kind, tolerance=1e-3, max_iterations=2000
             ).image
-        found = per_image_scores(probabilities, batch.mask)
-        empty = (found["true_positive"] + found["false_negative"] == 0).astype(jnp.float32)
-        return {
-            "images": jnp.ones_like(empty),
-            "bce": head.cross_entropy(logits, regularizer.weight(state.hyper), batch.mask),
-            "empty_images": empty,
-            "nonempty_iou": (1 - empty) * found["iou"],
-            **found,
-        }
+        bce = head.cross_entropy(logits, regularizer.lam(state.hyper), batch.mask)
+        return probabilities > 0.5, bce
 
     return step
-
-
-def per_image_scores(probabilities: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """How right and how compact the predicted masks are, `[B]` each."""
-    counts = metrics.counts(probabilities, mask)
-    predicted = (probabilities > 0.5).astype(jnp.float32)
-    return {
-        "iou": counts.iou,
-        "boundary_iou": metrics.boundary_iou(probabilities, mask),
-        "components": metrics.num_components(predicted),
-        "true_components": metrics.num_components(mask),
-        "tv": total_variation(predicted),
-        "true_tv": total_variation(mask.astype(jnp.float32)),
-        **counts._asdict(),
-    }
 
 
 def prediction_step(net: nn.Module, head: Head, regularizer: Regularizer) -> Callable:
@@ -288,6 +248,6 @@ def prediction_step(net: nn.Module, head: Head, regularizer: Regularizer) -> Cal
         batch_stats = state.inner.model_state["batch_stats"]
         variables = {"params": state.inner.params, "batch_stats": batch_stats}
         logits: Any = net.apply(variables, to_float(images), train=False)
-        return logits, head.probabilities(logits, regularizer.weight(state.hyper))
+        return logits, head.probabilities(logits, regularizer.lam(state.hyper))
 
     return step

@@ -1,0 +1,108 @@
+"""A config's net: all that prediction needs, and nothing of training."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tvjax.errors import UserError
+from tvjax.fields import TINY
+from tvjax.hypergrad import InnerState
+from tvjax.models import make_model
+from tvjax.models.heads import Head
+from tvjax.training.state import TrainState
+from tvjax.training.steps import Regularizer, model_state_of, prediction_step
+from tvjax.types import Config
+
+
+class Net(NamedTuple):
+    """A net, how its logits are read, and what is learned beside its parameters."""
+
+    module: Any
+    """Anything with `init` and `apply` as flax's modules have them."""
+    head: Head
+    regularizer: Regularizer
+    hyper: jax.Array
+    """The config's first value of what is learned."""
+
+    @property
+    def predict(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """The function that `steps.prediction_step` makes."""
+        return prediction_step(self.module, self.head, self.regularizer)
+
+    def create(self, seed: Any, hyper: jax.Array, image_shape: tuple[int, int]) -> TrainState:
+        """The state before the first step, without what training adds: optimisers and carry.
+
+        Args:
+          seed: of the parameters.
+          hyper: the first value of what is learned.
+          image_shape: height and width of the tiles.
+        """
+        images = jnp.zeros((1, *image_shape, 3))
+        variables = self.module.init(jax.random.key(seed), images, train=False)
+        lam = self.regularizer.lam(hyper)
+        model_state = model_state_of(variables.get("batch_stats", {}), lam)
+        inner = InnerState(variables["params"], (), model_state)
+        return TrainState(jnp.zeros((), jnp.int32), inner, hyper, (), ())
+
+
+def make_net(
+    config: Config,
+    *,
+    axis_name: str | None = None,
+    net_of: Callable[[Any], Any] = lambda module: module,
+) -> Net:
+    """The net of a config.
+
+    Args:
+      config: as in `configs/base.py`.
+      axis_name: the axis over which batches are spread, if any.
+      net_of: from the config's module to what is used in its stead, with the same `init` and
+        `apply`.
+
+    Raises:
+      UserError: naming the field that cannot be so.
+    """
+    module, head = make_model(axis_name=axis_name, **config.model)
+    return Net(net_of(module), head, *make_regularizer(head.channels, **config.regularizer))
+
+
+def make_regularizer(
+    channels: int, *, weight: float, blocks: int, per_class: bool, **fields: str
+) -> tuple[Regularizer, jax.Array]:
+    """The regulariser and the first value of what is learned.
+
+    Args:
+      channels: the classes that the head tells apart.
+      weight: lambda at the start.
+      blocks: 1 for one lambda, n for a map of n x n of them, each the weight of a block of the
+        tile (only with `place="loss"`).
+      per_class: one lambda for the probabilities of each class (only with `place="loss"` and a
+        softmax head); with two classes, whose variations are equal, only their mean matters.
+      **fields: `place`, `kind`, `reduction` and `parametrization`, as in `Regularizer`.
+
+    Raises:
+      UserError: naming the field that cannot be so with others.
+    """
+    regularizer = Regularizer(**fields)
+    log = fields["parametrization"] == "log"
+    if log and weight < TINY and fields["place"] != "none":
+        raise UserError(
+            f"regularizer.weight={weight} must be positive (at least {TINY:.3g}) with "
+            f"regularizer.parametrization='log'"
+        )
+    if blocks > 1 and fields["place"] != "loss":
+        raise UserError(
+            f"regularizer.blocks={blocks} must be 1, or more with regularizer.place='loss'"
+        )
+    if per_class and (fields["place"] != "loss" or channels == 1):
+        raise UserError(
+            "regularizer.per_class=True needs regularizer.place='loss' and model.head='softmax'"
+        )
+    # One lambda is a scalar; several are [blocks, blocks, classes], as `steps.to_pixels` has them.
+    many = blocks > 1 or per_class
+    shape = (blocks, blocks, channels if per_class else 1) if many else ()
+    if fields["place"] == "none":
+        return regularizer, jnp.asarray(-jnp.inf if log else 0.0, jnp.float32)
+    return regularizer, jnp.full(shape, jnp.log(weight) if log else weight, jnp.float32)

@@ -1,0 +1,103 @@
+"""When and how lambda is learned."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import optax
+
+from tvjax import hypergrad
+from tvjax.errors import UserError
+from tvjax.hypergrad import Estimator
+
+
+class HyperPlan(NamedTuple):
+    """When and how lambda is learned."""
+
+    estimator: Estimator | None
+    """None: lambda stays as it is."""
+    optimizer: optax.GradientTransformation
+    warmup: int
+    every: int
+    batch_size: int
+    statistics: str
+
+    def is_due(self, step: int) -> bool:
+        """Whether lambda is updated in the step (or the K steps) after `step` steps."""
+        return self.updates(step + 1) > self.updates(step)
+
+    def updates(self, step: int) -> int:
+        """How many updates of lambda the first `step` steps begin."""
+        if self.estimator is None:
+            return 0
+        return -(-max(0, step - self.warmup) // max(self.every, self.estimator.steps))
+
+
+def make_hyper_plan(
+    inner_optimizer: Mapping[str, Any],
+    *,
+    method: str,
+    steps: int,
+    learning_rate: float,
+    warmup: int,
+    every: int,
+    significance: float,
+    batch_size: int,
+    statistics: str,
+) -> HyperPlan:
+    """The plan of this method.
+
+    Args:
+      inner_optimizer: the arguments of `state.make_optimizer`, which the formulas read.
+      method: see `configs/base.py`.
+      steps: K of `"reverse"` and `"forward"`.
+      learning_rate: of Adam on alpha (or on lambda).
+      warmup: steps before the first update. Adam's first step is degenerate: its derivative is
+        all but zero, so an update through it alone is refused.
+      every: steps from one update to the next; at least K.
+      significance: as `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
+      batch_size: of the validation batches.
+      statistics: of BatchNorm in the outer loss, `"batch"` or `"running"`.
+
+    Raises:
+      UserError: naming the field that cannot be so with others.
+    """
+    is_adam = inner_optimizer["name"] in ("adam", "adamw")
+    if method == "forward_online" and every != 1:
+        raise UserError(
+            f"hypergrad.every={every} must be 1 with forward_online: its tangent rides through "
+            f"every step"
+        )
+    if method == "preconditioned" and not is_adam:
+        raise UserError(
+            f"hypergrad.method='preconditioned' takes Adam's running scale, which "
+            f"optimizer.name={inner_optimizer['name']!r} has not; use sgd_formula"
+        )
+    estimator = _estimator(method, steps, inner_optimizer)
+    if is_adam and warmup == 0 and estimator is not None:
+        if estimator.through_steps and estimator.steps == 1:
+            raise UserError(
+                f"hypergrad.warmup=0 must be at least 1 with hypergrad.method={method!r}: the "
+                f"first step of {inner_optimizer['name']} has a derivative of all but zero"
+            )
+    optimizer = optax.adam(learning_rate)
+    if significance:
+        optimizer = hypergrad.until_significant(optimizer, significance)
+    return HyperPlan(estimator, optimizer, warmup, every, batch_size, statistics)
+
+
+def _estimator(method: str, steps: int, inner_optimizer: Mapping[str, Any]) -> Estimator | None:
+    rate = inner_optimizer["learning_rate"]
+    scaling = hypergrad.adam_scaling(b2=inner_optimizer["b2"], eps=inner_optimizer["eps"])
+    methods: dict[str, Callable[[], Estimator | None]] = {
+        "none": lambda: None,
+        "exact": hypergrad.exact,
+        "sgd_formula": lambda: hypergrad.sgd_formula(rate),
+        "paper": lambda: hypergrad.paper(rate),
+        "preconditioned": lambda: hypergrad.preconditioned(rate, scaling=scaling),
+        "darts": lambda: hypergrad.darts(rate),
+        "reverse": lambda: hypergrad.reverse(steps, loop=hypergrad.default_loop()),
+        "forward": lambda: hypergrad.forward(steps, loop=hypergrad.default_loop()),
+        "forward_online": hypergrad.forward_online,
+        "training_loss": hypergrad.training_loss,
+    }
+    return methods[method]()
