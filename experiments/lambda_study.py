@@ -212,7 +212,7 @@ def member_step(functions, estimator_of) -> Callable:
 
     def learning(state, tiles, slot):
         step = steps.bilevel_step(
-            functions.problem, functions.regularizer, estimator_of(slot.decay),
+            functions.problem, functions.net.regularizer, estimator_of(slot.decay),
             optax.adam(slot.rate),
         )  # fmt: skip
         outer = resident.take(tiles["val"], slot.outer)
@@ -226,12 +226,13 @@ def member_step(functions, estimator_of) -> Callable:
 
 
 def final_slope(functions) -> Callable:
-    """`(state, batch, weight) -> d(sum of the cross-entropy)/dhyper` along the carried tangent."""
+    """`(state, batch, valid) -> d(sum of the cross-entropy)/dhyper` along the carried tangent."""
 
-    def slope(state, batch, weight):
+    def slope(state, batch, valid):
         def total(part):
             inner = merge(part, state.inner)
-            return functions.evaluation(state._replace(inner=inner), None, batch, weight)["bce"]
+            _, bce = functions.evaluation(state._replace(inner=inner), None, batch)
+            return jnp.sum(jnp.where(valid, bce, 0))
 
         tangent = jax.tree.map(lambda z: z[0], state.carry)
         return jax.jvp(total, (floats(state.inner),), (tangent,))[1]
@@ -326,17 +327,16 @@ class Lab:
             batch = jax.tree.map(
                 lambda x: _shape((self.scale.batch, *x.shape[1:]), x.dtype), tiles["val"]
             )
-            weight = _shape((self.scale.batch,), jnp.float32)
-            functions = self.functions
             if name == "slope":
-                step, states = final_slope(functions), self._states(True, count)
-            else:
-                states = _bare(self._states(False, count))
+                slope = jax.vmap(final_slope(self.functions), in_axes=(0, None, None))
+                valid = _shape((self.scale.batch,), jnp.bool_)
+                return slope, (self._states(True, count), batch, valid), ()
 
-                def step(state, batch, weight):
-                    return functions.evaluation(state, None, batch, weight)
+            def step(state, batch):
+                return self.functions.evaluation(state, None, batch)
 
-            return jax.vmap(step, in_axes=(0, None, None)), (states, batch, weight), ()
+            states = _bare(self._states(False, count))
+            return jax.vmap(step, in_axes=(0, None)), (states, batch), ()
         step = jax.vmap(member_step(self.functions, self.estimators[name]), in_axes=(0, None, 0))
         length = {s: len(t.image) for s, t in tiles.items()}
         example = slots([Member(0, 1.0)] * count, self.scale._replace(steps=1), length)
@@ -459,7 +459,7 @@ class Lab:
     def _slopes(self, states, tiles, count) -> list[float]:
         step = self._program(("slope", count)).result()
         batches = members.padded_batches(tiles, self.scale.batch)
-        total = sum(np.asarray(step(states, batch, weight)) for batch, weight in batches)
+        total = sum(np.asarray(step(states, batch, valid)) for batch, valid in batches)
         return [float(x) / len(tiles.image) for x in np.atleast_1d(total)]
 
 

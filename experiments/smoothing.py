@@ -10,13 +10,14 @@ Red is the contour at 0.5. Under each tile: the variation of its mask and its nu
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
 
 from tvjax import denoise_tv, program, total_variation, tv_softmax
-from tvjax.scoring import metrics
+from tvjax.scoring.mask_scores import components
 from tvjax.training import figures, restore
 
 _WORKDIR = flags.DEFINE_string(
@@ -50,13 +51,13 @@ def draw(images: np.ndarray, probabilities: dict[str, jnp.ndarray], path: Path) 
     axes[0, 0].set_title("image", fontsize=8)
     for column, (title, p) in zip(axes.T[1:], probabilities.items(), strict=True):
         mask = (p > 0.5).astype(jnp.float32)
-        variation, components = total_variation(mask), metrics.num_components(mask)
+        variation, number = total_variation(mask), components(np.asarray(mask)[..., 0] > 0)
         column[0].set_title(title, fontsize=8)
         for i, axis in enumerate(column):
             axis.imshow(p[i, ..., 0], cmap="gray", vmin=0, vmax=1)
             axis.contour(p[i, ..., 0], [0.5], colors="red", linewidths=0.8)
             axis.set_xlabel(
-                f"TV {variation[i]:.0f}, components {int(components[i])}", fontsize=7, labelpad=2
+                f"TV {variation[i]:.0f}, components {number[i]}", fontsize=7, labelpad=2
             )
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -65,9 +66,10 @@ def draw(images: np.ndarray, probabilities: dict[str, jnp.ndarray], path: Path) 
 
 def main(argv):
     del argv
-    run = restore.open_run(Path(_WORKDIR.value))
-    images = np.stack([run.splits["val"][int(i)]["image"] for i in _TILES.value])
-    logits, _ = run.setup.predict(run.state, images)
+    config, net, state = restore.open_net(Path(_WORKDIR.value))
+    val = restore.open_splits(Path(_WORKDIR.value), config)["val"]
+    images = np.stack([val[int(i)]["image"] for i in _TILES.value])
+    logits, _ = jax.jit(net.predict)(state, images)
     draw(images, smooth(logits, _LAMBDA.value), Path(_OUT.value))
 
 

@@ -26,6 +26,7 @@ from tvjax import program, provenance
 from tvjax.data import pipeline
 from tvjax.errors import UserError
 from tvjax.training import restore
+from tvjax.training.setup import make_setup
 from tvjax.types import Batch
 
 _WORKDIR = flags.DEFINE_string(
@@ -42,26 +43,29 @@ EVERY = (1, 2, 4, 8)
 
 def main(argv):
     del argv
-    run = restore.open_run(Path(_WORKDIR.value))
-    estimator, problem = run.setup.plan.estimator, run.setup.problem
+    workdir = Path(_WORKDIR.value)
+    config = restore.read_config(workdir)
+    setup, splits = make_setup(config, restore.ANY_SHAPE), restore.open_splits(workdir, config)
+    state = restore.open_state(workdir, setup.create())
+    estimator, problem = setup.plan.estimator, setup.problem
     if estimator is None or estimator.steps != 1:
         raise UserError(f"{_WORKDIR.value} learns no lambda one step at a time")
 
-    @run.setup.layout.compile
-    def bilevel(state, _, train, val):
-        return estimator(problem, state.inner, state.hyper, [train], val, state.carry).gradient
+    @setup.layout.compile
+    def bilevel(at, _, train, val):
+        return estimator(problem, at.inner, at.hyper, [train], val, at.carry).gradient
 
-    @run.setup.layout.compile
-    def plain(state, _, train):
-        return problem.inner_step(state.inner, state.hyper, train)[0]
+    @setup.layout.compile
+    def plain(at, _, train):
+        return problem.inner_step(at.inner, at.hyper, train)[0]
 
-    train = batches(run.splits["train"], run.config.train.batch_size, _DRAWS.value)
-    rows, calls = [], {"plain": partial(plain, run.state, None, train[0])}
+    train = batches(splits["train"], config.train.batch_size, _DRAWS.value)
+    rows, calls = [], {"plain": partial(plain, state, None, train[0])}
     jax.block_until_ready(calls["plain"]())
     for size in map(int, _SIZES.value):
-        val = batches(run.splits["val"], size, _DRAWS.value)
+        val = batches(splits["val"], size, _DRAWS.value)
         pairs = tqdm(list(zip(train, val, strict=True)), f"{size} validation images")
-        found = np.asarray([bilevel(run.state, None, t, v) for t, v in pairs], np.float64)
+        found = np.asarray([bilevel(state, None, t, v) for t, v in pairs], np.float64)
         mean, deviation = found.mean(), found.std(ddof=1)
         rows.append(
             {
@@ -72,17 +76,17 @@ def main(argv):
                 "sign": float(np.mean(np.sign(found) == np.sign(mean))),
             }
         )
-        calls[str(size)] = partial(bilevel, run.state, None, train[0], val[0])
+        calls[str(size)] = partial(bilevel, state, None, train[0], val[0])
     medians = workload.median_seconds(calls, 7)
     for row in rows:
         row["seconds"] = medians[str(row["batch_size"])]
         ratio = row["seconds"] / medians["plain"]
         row["cost"] = {n: (n - 1 + ratio) / n for n in EVERY}
     result = {
-        "config": {"run": run.config.name, "draws": _DRAWS.value},
+        "config": {"run": config.name, "draws": _DRAWS.value},
         "plain_seconds": medians["plain"],
         "rows": rows,
-        **provenance.describe(run.config.seed),
+        **provenance.describe(config.seed),
     }
     Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
     print(

@@ -66,20 +66,22 @@ def compiled(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_predictor():
     """`(net's name, fields of config.model) ->` an untrained net whose answers vary."""
-    from tvjax.training.setup import make_setup  # loads much that most tests do without
+    from tvjax.training.net import make_net  # loads much that most tests do without
 
     def make(name, **fields):
         config = base.get_config()
         config.model.update(name=name, **fields)
-        setup = make_setup(config, (16, 16))
+        net = make_net(config)
         rng = np.random.default_rng(0)
 
-        def draw(path, x):  # in place of setup.create(), which takes long to compile
+        def draw(path, x):  # in place of net.create(), which takes long to compile
             is_variance = getattr(path[-1], "key", None) == "var"
             drawn = np.ones(x.shape) if is_variance else rng.normal(0, 0.25, x.shape)
             return jnp.asarray(drawn, x.dtype)
 
-        state = jax.tree.map_with_path(draw, jax.eval_shape(setup.create))
-        return tvjax.Predictor.of(setup, state)
+        state = jax.tree.map_with_path(
+            draw, jax.eval_shape(lambda: net.create(0, net.hyper, (16, 16)))
+        )
+        return tvjax.Predictor.of(net, state)
 
     return make

@@ -39,8 +39,8 @@ from tvjax import files, interruption, program
 from tvjax.data import arrangement, coco, workspace
 from tvjax.errors import UserError
 from tvjax.inference import tiles
-from tvjax.inference.predictor import Predictor, own_denoising
-from tvjax.scoring import boundaries, claims, neighbours, scores, sides
+from tvjax.inference.predictor import Predictor
+from tvjax.scoring import claims, mask_scores, neighbours, scores, sides
 from tvjax.scoring.comparison import describe_run
 from tvjax.scoring.examples import Examples
 from tvjax.training import restore, rundir
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
     if not second:
         print(describe_run(reports[0]), file=sys.stderr)  # stdout is the JSON object alone
     names = "boundary_pixels", "true_components", "narrow_components"
-    print(boundaries.describe(*(reports[0][name] for name in names)), file=sys.stderr)
+    print(mask_scores.describe_band(*(reports[0][name] for name in names)), file=sys.stderr)
     if not second:
         print(json.dumps(reports[0]))
         return
@@ -189,11 +189,8 @@ def _open(workdir: str, out: Path | None) -> Opened:
 
 def open_net(workdir: Path) -> tuple[Predictor, Config]:
     """The net of a run and its config."""
-    config, setup, state = restore.open_net(workdir, _CHECKPOINT.value)
-    denoise = _DENOISE.value
-    if denoise is None:
-        denoise = own_denoising(workdir, config)
-    return Predictor.of(setup, state, denoise=denoise, denoise_kind=config.denoise.kind), config
+    net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
+    return net, restore.read_config(workdir)
 
 
 def _open_examples(first: Opened) -> tuple[Examples, dict[str, Any], dict[int, int]]:

@@ -28,7 +28,7 @@ from tvjax import program, provenance
 from tvjax.errors import UserError
 from tvjax.inference import writing
 from tvjax.inference.predictor import Predictor
-from tvjax.training.setup import make_setup
+from tvjax.training.net import make_net
 
 _JSON = flags.DEFINE_string("json", None, "JSON file of the result, e.g. predict.json.")
 _SIZES = flags.DEFINE_list("sizes", ["2000", "5000"], "Sides of the rasters, in pixels.")
@@ -69,8 +69,9 @@ def measure(folder: Path) -> dict:
     """Measures one case, in a process of its own."""
     config = base.get_config()
     config.model.width = _WIDTH.value
-    setup = make_setup(config, (64, 64))
-    unet = Predictor.of(setup, setup.create())
+    made = make_net(config)
+    state = jax.jit(lambda: made.create(config.seed, made.hyper, (64, 64)))()
+    unet = Predictor.of(made, state)
 
     @jax.jit
     def net(images):

@@ -48,7 +48,7 @@ def test_a_corrupted_field_is_refused_in_one_line_or_valid(name):
             if type(value) is int and fields.FIELDS[name].holds(0.5):
                 config = stored(tiny(), name, float(value))  # Python takes one for the other
             made = make_functions(config, SIZE)
-            jax.eval_shape(made.create, 0, made.hyper)
+            jax.eval_shape(made.create, 0, made.net.hyper)
             json.dumps(config.to_dict())
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 300

@@ -16,7 +16,9 @@ from tvjax.errors import UserError
 from tvjax.program import field_paths
 from tvjax.training import rundir
 from tvjax.training.augment import make_augment
-from tvjax.training.setup import make_hyper_plan, make_regularizer, make_setup
+from tvjax.training.net import make_regularizer
+from tvjax.training.plan import make_hyper_plan
+from tvjax.training.setup import make_setup
 from tvjax.training.state import make_schedule
 
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))

@@ -135,32 +135,6 @@ def test_empty_on_empty_is_perfect_and_anything_on_empty_is_not():
     assert metrics.iou(empty + 1, empty) == 0 and metrics.iou(empty, empty + 1) == 0
 
 
-def test_number_of_components_is_scipys():
-    m = masks(1)
-    expected = [ndimage.label(x[..., 0])[1] for x in m]
-    assert max(expected) > 2
-    np.testing.assert_array_equal(jax.jit(metrics.num_components)(jnp.asarray(m)), expected)
-    # A component at the right edge is no neighbour of one at the left.
-    sides = jnp.zeros((3, 5, 1)).at[1, 0].set(1).at[1, 4].set(1).at[0, 2].set(1).at[2, 2].set(1)
-    assert metrics.num_components(sides) == 4
-
-
-@pytest.mark.parametrize("width, pixels", [(0.02, 1), (0.12, 2)])
-def test_boundary_iou_is_that_of_scipys_erosions(width, pixels):
-    a, b = masks(2), masks(3)
-
-    def boundary(m):
-        # One erosion along each axis, `pixels` times: a square structuring element.
-        box = np.ones((2 * pixels + 1, 2 * pixels + 1))
-        return np.stack([x[..., 0] & ~ndimage.binary_erosion(x[..., 0], box) for x in m])
-
-    x, y = boundary(a > 0), boundary(b > 0)
-    expected = (x & y).sum((1, 2)) / (x | y).sum((1, 2))
-    found = metrics.boundary_iou(jnp.asarray(a, jnp.float32), jnp.asarray(b), width=width)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert metrics.boundary_iou(jnp.zeros((4, 4, 1)), jnp.zeros((4, 4, 1))) == 1
-
-
 def refuses(call, match):
     with pytest.raises(ValueError, match=match) as caught:
         call()
@@ -169,7 +143,7 @@ def refuses(call, match):
 
 PAIRS = [
     *LOSSES, losses.dice_of_probabilities,
-    metrics.counts, metrics.iou, metrics.boundary_iou,
+    metrics.counts, metrics.iou,
 ]  # fmt: skip
 
 
@@ -202,7 +176,6 @@ def test_no_pixel_has_no_mean_loss_and_no_image_no_loss():
     for f in (*LOSSES, losses.dice_of_probabilities):
         assert f(jnp.zeros((0, 4, 4, 1)), jnp.zeros((0, 4, 4, 1))).shape == (0,)
         refuses(lambda f=f: f(jnp.zeros((2, 0, 4, 1)), jnp.zeros((2, 0, 4, 1))), r"\(2, 0, 4, 1\)")
-    assert metrics.num_components(jnp.zeros((0, 4, 4, 1))).shape == (0,)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
@@ -221,24 +194,20 @@ def test_low_precision_adds_up_in_float32(dtype):
 def test_options_out_of_range_are_refused_by_name():
     z, y = jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1))
     for value in (-0.1, 1.5, np.float32(-1), jnp.float32(jnp.nan)):
-        for f in (metrics.counts, metrics.iou, metrics.boundary_iou):
+        for f in (metrics.counts, metrics.iou):
             refuses(lambda v=value, f=f: f(z, y, threshold=v), f"threshold must .*; got {value}")
-        refuses(lambda v=value: metrics.boundary_iou(z, y, width=v), f"width must .*; got {value}")
         refuses(lambda v=value: losses.focal(z, y, alpha=v), f"alpha must .*; got {value}")
     for value in (-1.0, np.float32(-1), jnp.float32(jnp.inf)):
         refuses(lambda v=value: losses.focal(z, y, gamma=v), f"gamma must .*; got {value}")
         refuses(lambda v=value: losses.dice(z, y, smoothing=v), f"smoothing must .*; got {value}")
     assert jnp.isnan(jax.jit(lambda t: metrics.iou(z, y, threshold=t))(-1.0))
-    refuses(lambda: metrics.num_components(z[..., 0]), r"\(4, 4\)")
-    refuses(lambda: metrics.num_components(z * jnp.nan), "mask must be a number; got nan")
 
 
 @pytest.mark.parametrize("several", [np.array([0.25, 0.75]), np.full((2, 1, 1, 1, 1), 0.5)])
 @pytest.mark.parametrize(
     "f, name",
     [
-        (metrics.counts, "threshold"), (metrics.boundary_iou, "threshold"),
-        (metrics.boundary_iou, "width"), (losses.focal, "gamma"), (losses.focal, "alpha"),
+        (metrics.counts, "threshold"), (losses.focal, "gamma"), (losses.focal, "alpha"),
         (losses.dice, "smoothing"), (total_variation, "delta"), (denoise_tv, "tolerance"),
         (tv_softmax, "step_size"),
     ],

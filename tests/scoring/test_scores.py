@@ -4,13 +4,11 @@ import csv
 import itertools
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from scipy import ndimage, stats
+from scipy import stats
 
 from tvjax.errors import UserError
 from tvjax.inference import tiles
@@ -18,7 +16,6 @@ from tvjax.scoring import scores
 from tvjax.scoring.average_precision import average_precision
 from tvjax.scoring.comparison import compare, describe
 from tvjax.scoring.examples import Example, Examples
-from tvjax.training.steps import per_image_scores
 
 
 def square(left, top, side=8):
@@ -98,18 +95,6 @@ def test_a_net_that_gives_no_probabilities_is_refused(tmp_path, wrong, told):
         scores.score(Examples([], examples.get), red, tiling)
 
 
-def test_masks_of_numbers_or_other_shapes_are_refused():
-    mask = np.zeros((4, 5), bool)
-    for pair, told in (
-        ((mask.astype(np.uint8) * 255, mask), "prediction must be bool .* uint8"),
-        ((mask, mask.astype(float)), "truth must be bool .* float64"),
-        ((mask, mask[:1]), r"\(4, 5\) must have the shape of truth \(1, 5\)"),
-        ((mask[..., None], mask), r"\(4, 5, 1\)"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            scores.of_image(*pair)
-
-
 def test_average_precision_without_objects_or_results():
     assert average_precision([(1, (9, 9), [], [])], [])["ap"] is None
     assert average_precision([(1, (9, 9), [square(1, 1, 4)], [True])], [])["ap"] is None
@@ -153,20 +138,6 @@ def test_where_an_image_has_no_data_there_is_neither_truth_nor_prediction(tmp_pa
 
 def codes(segmentation):
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, 40, 40))
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (7, 1), (200, 130)])
-def test_scores_of_an_image_are_those_of_training(shape):
-    rng = np.random.default_rng(0)
-    drawn = [ndimage.uniform_filter(rng.random(shape), 3) > 0.45 for _ in range(2)]
-    none = np.zeros(shape, bool)
-    pairs = np.array([drawn, [drawn[0], none], [none, none]])
-    masks = jnp.asarray(pairs[..., None], jnp.float32)
-    expected = jax.jit(per_image_scores)(masks[:, 0], masks[:, 1])
-    for k, (prediction, truth) in enumerate(pairs):
-        found = scores.of_image(prediction, truth)
-        assert found.keys() == expected.keys()
-        assert found == pytest.approx({n: float(v[k]) for n, v in expected.items()}, abs=1e-6)
 
 
 def test_the_comparison_is_scipy_s_and_knows_equality():

@@ -91,7 +91,8 @@ def test_data_replaced_in_place_are_refused(run, other, tmp_path):
     shutil.rmtree(tiles)
     assert train(run, str(tiles), 8)["steps"] == 8  # what is gone is not needed any more
     shutil.copytree(other, tiles)
-    for use in (lambda: train(run, str(tiles), 8), lambda: restore.open_run(run)):
+    config = restore.read_config(run)
+    for use in (lambda: train(run, str(tiles), 8), lambda: restore.open_splits(run, config)):
         with pytest.raises(UserError, match=refused(run)):
             use()
 

@@ -13,10 +13,11 @@ import pytest
 from configs import base, lunet_bilevel
 from tvjax.data import pipeline
 from tvjax.errors import UserError
-from tvjax.scoring import boundaries
+from tvjax.scoring.mask_scores import describe_band, summarise
 from tvjax.training import evaluation, feeds, parallel, resident, steps
 from tvjax.training.checkpoint import Checkpoints
-from tvjax.training.setup import make_hyper_plan, make_setup
+from tvjax.training.plan import make_hyper_plan
+from tvjax.training.setup import make_setup
 from tvjax.training.state import TrainState
 
 
@@ -86,20 +87,9 @@ def test_a_set_too_large_for_the_device_is_streamed_which_is_said(monkeypatch, c
 
 
 def test_an_evaluation_adds_up_beyond_what_float32_counts():
-    names = ("iou", "nonempty_iou", "true_positive", "false_positive", "false_negative")
-
-    def evaluate(state, denoise, batch, weight):  # 2^24 pixels of the first tile, 1 of the others
-        pixels = jnp.where(jnp.asarray(batch[0]).max() == 0, jnp.float32(2**24), 1)
-        counts = {"images": jnp.sum(weight), "empty_images": jnp.float32(0)}
-        return counts | dict.fromkeys(names, pixels)
-
-    setup: Any = SimpleNamespace(layout=parallel.make_layout(map="jit"), evaluate=evaluate)
-    split: Any = Tiles(0, 60)
-    split.name = "val"
-    found = evaluation.evaluate(setup, cast(Any, None), split, batch_size=1)
-    assert found["images"] == 60
-    assert found["iou"] == (2**24 + 59) / 60
-    assert found["pooled_iou"] == pytest.approx(1 / 3, rel=1e-7)
+    tiles = [2.0**24, *[1.0] * 59]  # pixels of the first tile, and of the others
+    found = evaluation.add_up({"iou": np.float32(x), "true_positive": np.float32(1)} for x in tiles)
+    assert found == {"iou": 2**24 + 59, "true_positive": 60}
 
 
 def test_multiples_are_passed_by_steps_of_any_length():
@@ -190,7 +180,7 @@ def test_the_denoising_weight_is_the_best_on_validation(monkeypatch, score, best
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, denoise, **__: found[denoise])
     nothing = (cast(Any, None),) * 3
     chosen = evaluation.choose_denoising(*nothing, list(found), score=score, batch_size=1)
-    assert chosen == (best, {str(weight): found[weight][score] for weight in found})
+    assert chosen == (best, [(weight, found[weight][score]) for weight in found])
 
 
 def sparse_masks():
@@ -200,19 +190,21 @@ def sparse_masks():
     return masks
 
 
-def sums_of(predictions, masks):
-    """What an evaluation adds up over the tiles, for a net that predicts just that."""
+def scores_of(predictions, masks):
+    """The scores of an evaluation, for a net that predicts just that."""
     net: Any = SimpleNamespace(apply=lambda variables, images, train: images)
     head: Any = SimpleNamespace(
         probabilities=lambda logits, lam: logits[..., :1],
         cross_entropy=lambda logits, lam, mask: jnp.zeros(len(mask)),
     )
-    step = steps.evaluation_step(net, head, cast(Any, SimpleNamespace(weight=lambda hyper: hyper)))
+    step = steps.evaluation_step(net, head, cast(Any, SimpleNamespace(lam=lambda hyper: hyper)))
     inner = SimpleNamespace(params={}, model_state={"batch_stats": {}})
     state: Any = SimpleNamespace(inner=inner, hyper=jnp.float32(0))
     images = (255 * predictions.repeat(3, axis=-1)).astype(np.uint8)
     batch = pipeline.Batch(jnp.asarray(images), jnp.asarray(masks))
-    return step(state, None, batch, jnp.ones(len(masks)))
+    found, bce = jax.device_get(step(state, None, batch))
+    valid = np.ones(len(masks), bool)
+    return summarise(evaluation.add_up([evaluation.score_batch(found, masks, bce, valid)]))
 
 
 def test_giving_up_objects_does_not_raise_the_headline_of_sparse_roofs():
@@ -221,13 +213,13 @@ def test_giving_up_objects_does_not_raise_the_headline_of_sparse_roofs():
     finds, shy = masks.copy(), np.zeros_like(masks)
     finds[2:, 0, 0] = 1
     shy[0, 4:8, 4:12] = 1
-    finds, shy = (evaluation.scores_of(sums_of(p, masks)) for p in (finds, shy))
+    finds, shy = (scores_of(p, masks) for p in (finds, shy))
     score = base.get_config().evaluation.score
     assert finds["iou"] < shy["iou"]  # the mean over images rewards empty tiles
     assert finds[score] == pytest.approx(128 / 136) and shy[score] == pytest.approx(32 / 128)
     assert finds["empty_images"] == shy["empty_images"] == 8
     assert finds["nonempty_iou"] == 1 and shy["nonempty_iou"] == pytest.approx(0.25)
-    nothing = evaluation.scores_of(sums_of(np.zeros_like(masks[2:]), masks[2:]))
+    nothing = scores_of(np.zeros_like(masks[2:]), masks[2:])
     assert nothing["nonempty_iou"] is None and nothing["empty_images"] == 8
 
 
@@ -236,9 +228,9 @@ def test_most_objects_inside_the_band_of_boundary_iou_are_warned_of():
     mask[4:8, 4:30] = mask[20:22, 2:5] = mask[40:45, 40:45] = 1  # two lie in it whole
     found = evaluation.describe_boundary(cast(Any, [{"mask": mask}, {"mask": 0 * mask}]))
     assert found == {"pixels": 2, "objects": 3, "narrow_objects": 2}
-    told = boundaries.describe(*found.values())
+    told = describe_band(*found.values())
     assert "2 pixels" in told and "warning: 67 % of the objects" in told.replace("%", " %")
-    assert "warning" not in boundaries.describe(2, 3, 1) + boundaries.describe(2, 0, 0)
+    assert "warning" not in describe_band(2, 3, 1) + describe_band(2, 0, 0)
 
 
 def test_the_tangent_of_the_online_estimator_survives_a_checkpoint(tmp_path):

@@ -203,7 +203,6 @@ def test_a_run_s_folder_chooses_no_place_that_is_written(run, tmp_path, monkeypa
     monkeypatch.setattr(program, "cache_compilations", lambda place: asked.append(str(place)))
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
-    monkeypatch.setattr(restore, "make_setup", lambda *_: None)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint"):
         restore.open_net(run)

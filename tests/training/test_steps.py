@@ -11,8 +11,8 @@ from tvjax import hypergrad
 from tvjax.hypergrad import SCANNED
 from tvjax.models.heads import SIGMOID, make_head
 from tvjax.models.unet import UNet
+from tvjax.training import evaluation, steps
 from tvjax.training import state as states
-from tvjax.training import steps
 from tvjax.types import Batch
 
 RATE = 0.05
@@ -266,7 +266,7 @@ def test_three_steps_of_the_net_have_one_derivative_whichever_way(x64):
 def test_linear_parametrization_stays_at_zero_or_above():
     regularizer = steps.Regularizer("loss", "anisotropic", "sum", "linear")
     assert regularizer.project(jnp.asarray(-1.0)) == 0
-    assert regularizer.weight(regularizer.project(jnp.asarray(2.0))) == 2
+    assert regularizer.lam(regularizer.project(jnp.asarray(2.0))) == 2
 
 
 def test_evaluation_counts_no_padding():
@@ -281,8 +281,12 @@ def test_evaluation_counts_no_padding():
     )  # fmt: skip
     evaluate = jax.jit(steps.evaluation_step(net, SIGMOID, regularizer))
     data = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), batch(0, 3))
-    whole = evaluate(state, None, data, jnp.ones(3))
     padded = jax.tree.map(lambda x: jnp.concatenate([x, x[-1:]]), data)
-    again = evaluate(state, None, padded, jnp.asarray([1.0, 1.0, 1.0, 0.0]))
+
+    def sums(data, valid):
+        masks, bce = jax.device_get(evaluate(state, None, data))
+        return evaluation.score_batch(masks, np.asarray(data.mask), bce, np.array(valid))
+
+    whole, again = sums(data, [True] * 3), sums(padded, [True] * 3 + [False])
     assert whole["images"] == 3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, whole)

@@ -1,6 +1,7 @@
 """A trained net as one function from images to probabilities."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from jax import export as jax_export
 from tvjax import arguments
 from tvjax.errors import UserError
 from tvjax.training import restore, rundir
-from tvjax.training.setup import Setup
+from tvjax.training.net import Net
 from tvjax.training.state import TrainState
 from tvjax.tv.rof import denoise_tv
 from tvjax.types import Config
@@ -64,35 +65,33 @@ class Predictor:
         """The net of a run's checkpoint; its data need not be at hand.
 
         Args:
-          workdir: folder of the run.
-          denoise: weight of the TV denoising. None: the run's own (U-Net + TV), if it has one; 0:
-            no denoising.
+          workdir: of the run.
+          denoise: weight of the TV denoising. None: the one that the run chose for this checkpoint
+            (U-Net + TV), if it did; 0: no denoising.
           checkpoint: `"newest"`, `"best"` (by validation score), or the step of one that was kept.
 
         Raises:
           UserError: there is no run, no such checkpoint, or `denoise` is negative or not finite.
         """
         workdir = Path(workdir)
-        config, setup, state = restore.open_net(workdir, checkpoint)
+        config, net, state = restore.open_net(workdir, checkpoint)
         if denoise is None:
-            denoise = own_denoising(workdir, config)
-        return cls.of(setup, state, denoise=denoise, denoise_kind=config.denoise.kind)
+            denoise = own_denoising(workdir, config, int(state.step))
+        return cls.of(net, state, denoise=denoise, denoise_kind=config.denoise.kind)
 
     @classmethod
     def of(
         cls,
-        setup: Setup,
+        net: Net,
         state: TrainState,
         *,
         denoise: float | None = None,
         denoise_kind: str = "anisotropic",
     ) -> "Predictor":
-        """The net of a state in training."""
+        """A net with the parameters of a state that lies on one device."""
         if denoise is not None and not 0 <= denoise < math.inf:
             raise UserError(f"denoise={denoise} must be finite and at least 0")
-        inner = state.inner._replace(opt_state=())
-        state = state._replace(inner=inner, hyper_opt_state=(), carry=())
-        return cls(setup.layout.local(state), denoise or None, setup.prediction, denoise_kind)
+        return cls(state, denoise or None, jax.jit(net.predict), denoise_kind)
 
     def __repr__(self) -> str:
         """One line; the parameters themselves are in `state`."""
@@ -157,10 +156,23 @@ class Predictor:
         return True
 
 
-def own_denoising(workdir: Path, config: Config) -> float | None:
-    """The weight that a run of U-Net + TV chose on its validation split, if it is one."""
-    summary = rundir.read_summary(workdir, config) if config.denoise.weights else None
-    return summary["lambda"] if summary else None
+def own_denoising(workdir: Path, config: Config, step: int) -> float | None:
+    """The weight that a run of U-Net + TV chose on its validation split for a checkpoint.
+
+    It chooses one for its last step alone; of others a note says that there is none.
+    """
+    if not config.denoise.weights:
+        return None
+    summary = rundir.read_summary(workdir, config)
+    if summary is None or summary["steps"] != step:
+        print(
+            f"note: no denoising weight was chosen for checkpoint {step} of {workdir}, whose "
+            f"probabilities stay as they are; --denoise=WEIGHT denoises them",
+            file=sys.stderr,
+        )
+        return None
+    # Earlier versions had no name of its own for it.
+    return summary.get("denoise_weight", summary["lambda"])
 
 
 def _pixels(images: Any) -> jax.Array:

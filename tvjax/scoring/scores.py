@@ -5,19 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
 from tqdm import tqdm
 
 from tvjax import files, interruption
 from tvjax.errors import UserError
 from tvjax.inference import polygons, reader, tiles
 from tvjax.inference.resample import Axis
-from tvjax.scoring import boundaries
 from tvjax.scoring.average_precision import average_precision
 from tvjax.scoring.examples import Example, Examples
-from tvjax.scoring.metrics import Counts, boundary_pixels
+from tvjax.scoring.mask_scores import boundary_pixels, count_narrow, of_images, summarise
 
 
 class Scores(NamedTuple):
@@ -39,19 +36,13 @@ class Scores(NamedTuple):
         `nonempty_iou` is the mean IoU over the images that hold objects, None of none;
         `empty_images` is the number of the others.
         """
-        columns = {key: np.array([row[key] for row in self.images]) for key in self.images[0]}
-        counts = Counts(*(jnp.asarray(columns.pop(name).sum()) for name in Counts._fields))
-        names = [name for name in columns if name not in ("id", "name")]
+        names = [name for name in self.images[0] if name not in ("id", "name")]
+        columns = {name: np.array([row[name] for row in self.images]) for name in names}
         holding = columns["true_components"] > 0
-        return {
-            **{name: float(columns[name].mean()) for name in names},
-            "pooled_iou": float(counts.iou),
-            "pooled_f1": float(counts.f1),
-            "nonempty_iou": float(columns["iou"][holding].mean()) if holding.any() else None,
-            "empty_images": int(np.sum(~holding)),
-            **self.average_precision,
-            "images": len(self.images),
-        }
+        number = {"images": len(holding), "empty_images": int(np.sum(~holding))}
+        sums = {name: column.sum() for name, column in columns.items()}
+        found = summarise(sums | number | {"nonempty_iou": columns["iou"][holding].sum()})
+        return found | self.average_precision
 
 
 def probabilities(
@@ -92,50 +83,16 @@ def score(
         found = probabilities(example, net, tiling, scale=scale)
         height, width = size = example.mask.shape[:2]
         mask, pixels = example.mask[..., 0] > 0, boundary_pixels(height, width)
-        values = of_image(found[..., 0] > 0.5, mask)
-        band = {
-            "boundary_pixels": pixels,
-            "narrow_components": boundaries.count_narrow(mask, pixels)[1],
-        }
-        rows.append({"id": example.id, "name": example.name, **values, **band})
+        values = of_images(found[None, ..., 0] > 0.5, mask[None])
+        rows.append({
+            "id": example.id, "name": example.name,
+            **{name: float(value[0]) for name, value in values.items()},
+            "boundary_pixels": pixels, "narrow_components": count_narrow(mask, pixels)[1],
+        })  # fmt: skip
         for polygon in polygons.trace([found[..., 0]]):
             results.append(polygons.coco_result(polygon, height, width, example.id, category))
         truth.append((example.id, size, example.objects, example.crowds))
     return Scores(rows, results, average_precision(truth, results))
-
-
-def of_image(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """The scores of one image, of masks bool `[H, W]`.
-
-    They are those of `tvjax.training.steps.per_image_scores`, which training computes on the
-    device; compiled for each size, it would not do for images of many sizes.
-
-    Raises:
-      ValueError: the masks are not bool, or not of one shape.
-    """
-    for name, mask in (("prediction", prediction), ("truth", truth)):
-        if mask.dtype != bool or mask.ndim != 2:
-            raise ValueError(f"{name} must be bool [H, W]; got {mask.dtype} {mask.shape}")
-    if prediction.shape != truth.shape:
-        raise ValueError(
-            f"prediction {prediction.shape} must have the shape of truth {truth.shape}"
-        )
-    hits = _count(prediction & truth)
-    misses = _count(truth) - hits
-    false_alarms = _count(prediction) - hits
-    one, two = (boundaries.boundary(m, boundary_pixels(*m.shape)) for m in (prediction, truth))
-    values = {
-        "iou": _share(hits, hits + false_alarms + misses),
-        "boundary_iou": _share(_count(one & two), _count(one | two)),
-        "components": ndimage.label(prediction)[1],  # pyright: ignore
-        "true_components": ndimage.label(truth)[1],  # pyright: ignore
-        "tv": _total_variation(prediction),
-        "true_tv": _total_variation(truth),
-        "true_positive": hits,
-        "false_positive": false_alarms,
-        "false_negative": misses,
-    }
-    return {name: float(value) for name, value in values.items()}
 
 
 def scaled_sizes(examples: Examples, scale: float) -> set[tuple[int, int]]:
@@ -166,17 +123,3 @@ def extremes(rows: Sequence[dict[str, Any]], number: int = 2) -> dict[str, list[
     middle = (len(rows) - number) // 2
     chosen = {"best": order[:number], "median": order[middle : middle + number]}
     return chosen | {"worst": order[-number:]} if len(rows) > 2 else {"best": order}
-
-
-def _count(mask: np.ndarray) -> int:
-    return int(np.count_nonzero(mask))
-
-
-def _share(part: int, whole: int) -> float:
-    """The share of a whole; 1 if there is nothing: two empty masks agree."""
-    return part / whole if whole else 1.0
-
-
-def _total_variation(mask: np.ndarray) -> int:
-    rows, columns = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
-    return _count(rows) + _count(columns)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tvjax.data.pipeline import eval_batches
 from tvjax.data.records import Split
-from tvjax.scoring.masks import boundary_pixels, count_narrow, of_images, summarise
+from tvjax.scoring.mask_scores import boundary_pixels, count_narrow, of_images, summarise
 from tvjax.training import parallel
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState

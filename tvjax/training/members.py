@@ -17,7 +17,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from tvjax.data import pipeline
-from tvjax.scoring.masks import summarise
+from tvjax.scoring.mask_scores import summarise
 from tvjax.training.evaluation import add_up, fetched, score_batch
 from tvjax.types import Batch, PyTree
 

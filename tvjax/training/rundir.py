@@ -12,7 +12,7 @@ from typing import Any
 
 from tvjax import files
 from tvjax.errors import UserError
-from tvjax.scoring.masks import describe_band
+from tvjax.scoring.mask_scores import describe_band
 from tvjax.training import parallel
 from tvjax.types import Config
 
@@ -225,6 +225,7 @@ def read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
     if summary is None:
         return None
     numbers = [summary.get(name) for name in ("steps", "lambda")]
+    numbers.append(summary.get("denoise_weight") or 0)
     if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
         raise UserError(f"{path} {_DAMAGED_SUMMARY}")
     return summary if summary["steps"] >= config.train.steps else None

@@ -13,7 +13,7 @@ from tvjax.training.augment import Augment, make_augment
 from tvjax.training.net import Net, make_net
 from tvjax.training.plan import HyperPlan, make_hyper_plan
 from tvjax.training.resident import repeat, take
-from tvjax.training.state import TrainState, make_optimizer, make_schedule, with_optimizers
+from tvjax.training.state import TrainState, create, make_optimizer, make_schedule
 from tvjax.training.steps import bilevel_step, evaluation_step, make_problem, plain_step, reported
 from tvjax.types import Batch, Config, PyTree
 
@@ -67,8 +67,11 @@ class Functions(NamedTuple):
 
     def create(self, seed: Any, hyper: jax.Array) -> TrainState:
         """The state before the first step."""
-        state = self.net.create(seed, hyper, self.image_shape)
-        return with_optimizers(state, self.problem, self.plan.estimator, self.plan.optimizer)
+        inner = self.net.create(seed, hyper, self.image_shape).inner
+        return create(
+            self.problem, inner.params, inner.model_state, hyper,
+            self.plan.estimator, self.plan.optimizer,
+        )  # fmt: skip
 
     def plain(
         self, seed: Any, state: TrainState, inner_batches: list[Batch]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from tvjax import hypergrad
@@ -26,18 +27,23 @@ class TrainState(NamedTuple):
     """What the estimator remembers between its calls."""
 
 
-def with_optimizers(
-    state: TrainState,
+def create(
     problem: Bilevel,
+    params: PyTree,
+    model_state: PyTree,
+    hyper: jax.Array,
     estimator: Estimator | None,
     hyper_optimizer: optax.GradientTransformation,
 ) -> TrainState:
-    """The first state of a training, from that of `Net.create`."""
-    inner = problem.init(state.inner.params, state.inner.model_state)
-    return state._replace(
+    """The state before the first step."""
+    inner = problem.init(params, model_state)
+    carry = () if estimator is None else estimator.init(problem, inner, hyper)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
         inner=inner,
-        hyper_opt_state=hyper_optimizer.init(state.hyper),
-        carry=() if estimator is None else estimator.init(problem, inner, state.hyper),
+        hyper=hyper,
+        hyper_opt_state=hyper_optimizer.init(hyper),
+        carry=carry,
     )
 
 
