@@ -29,14 +29,14 @@ def train(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     save(lab.net(run), trained.state)
     programs = trainer.programs(config)
     scored = {s: trainer.score(programs, trained.state, s, most=_most(lab, s)) for s in SPLITS}
-    weight = np.mean(np.asarray(programs.functions.regularizer.weight(trained.state.hyper)))
+    weight = np.mean(np.asarray(programs.functions.net.regularizer.lam(trained.state.hyper)))
     shape = (config.train.batch_size, *trainer.tiles["train"].image.shape[1:3])
     return {
         "config": config.to_dict(),
         "tiles": {s: len(trainer.tiles[s].image) for s in SPLITS},
         "training_seconds": trained.seconds,
         "final_lambda": float(weight),
-        "lambda_per_pixel": programs.functions.regularizer.pixel_weight(float(weight), shape),
+        "lambda_per_pixel": programs.functions.net.regularizer.pixel_weight(float(weight), shape),
         "course": trained.course,
         "scores": {s: summary(found) for s, found in scored.items()},
         "test_iou_permille": _permille(scored["test"]["iou"]),

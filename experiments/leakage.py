@@ -28,7 +28,8 @@ from experiments import twins
 from tvjax import files, interruption, program, provenance
 from tvjax.data import arrangement, duplicates, pipeline, sets, splits
 from tvjax.errors import UserError
-from tvjax.scoring import methods, scores
+from tvjax.scoring import methods
+from tvjax.scoring.mask_scores import of_images
 from tvjax.training import figures
 from tvjax.training.setup import Setup, make_functions, make_setup
 from tvjax.types import Batch, Config
@@ -181,7 +182,7 @@ class Trainer:
         self.config, self.tiles = config, Batch(tiles.image, tiles.mask)
         self.setup: Setup = make_setup(config, shape)
         functions = make_functions(config, shape)
-        self.create = jax.jit(lambda seed: functions.create(seed, functions.hyper))
+        self.create = jax.jit(lambda seed: functions.create(seed, functions.net.hyper))
 
     def train(self, rows: np.ndarray, seed: int, label: str) -> Any:
         """The state after training on these tiles."""
@@ -201,9 +202,8 @@ class Trainer:
             batch = np.resize(rows[start : start + 16], 16)
             p = np.asarray(self.setup.predict(state, self.tiles.image[batch])[1])[..., -1] > 0.5
             count = min(16, len(rows) - start)
-            found += [
-                scores.of_image(p[i], self.tiles.mask[batch[i], ..., 0] > 0) for i in range(count)
-            ]
+            scores = of_images(p[:count], self.tiles.mask[batch[:count], ..., 0] > 0)
+            found += [{k: float(v[i]) for k, v in scores.items()} for i in range(count)]
         return found
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from tvjax import denoise_tv
 from tvjax.data import noise, sets
 from tvjax.data.pictures import read_image
-from tvjax.scoring.metrics import iou, num_components
+from tvjax.scoring.mask_scores import components
+from tvjax.scoring.metrics import iou
 from tvjax.training import figures
 from tvjax.types import Batch
 
@@ -35,7 +36,7 @@ def outliers() -> dict[str, Any]:
         except ImportError:  # of the extra for L-BFGS
             continue
     scores = {k: float(iou(v[..., None], truth[..., None])) for k, v in found.items()}
-    pieces = {k: int(num_components(v[..., None] > 0.5)) for k, v in found.items()}
+    pieces = {k: int(components(v[None] > 0.5)[0]) for k, v in found.items()}
     return {
         "truth": truth.astype(int), "images": {k: np.round(v, 3) for k, v in found.items()},
         "iou": scores, "components": pieces, "lambda": 0.25,

@@ -17,8 +17,9 @@ from flax import serialization
 from tvjax import fields, files, interruption
 from tvjax.data import pipeline
 from tvjax.errors import UserError
+from tvjax.scoring.mask_scores import summarise
 from tvjax.training import members, parallel, resident
-from tvjax.training.evaluation import scores_of
+from tvjax.training.evaluation import image_scores
 from tvjax.training.feeds import schedule
 from tvjax.training.setup import Functions, make_functions
 from tvjax.training.state import TrainState
@@ -40,7 +41,7 @@ class Programs(NamedTuple):
     bilevel: Any
     """`(state, (seed, train), [rows], batch of val) -> (state, metrics)`."""
     score: Any
-    """`(state, denoise, batch) -> scores of each tile, [B]`; `denoise` may be None."""
+    """`(state, denoise, batch) -> (masks, bce)`; `denoise` may be None."""
     predict: Any
     """`(state, images) -> (logits, probabilities)`."""
 
@@ -122,8 +123,8 @@ class Trainer:
         weight, log = config.regularizer.weight, config.regularizer.parametrization == "log"
         value = np.log(np.float32(weight)) if log else np.float32(weight)
         if config.regularizer.place == "none":
-            value = functions.hyper
-        hyper = jnp.full(functions.hyper.shape, value, jnp.float32)
+            value = functions.net.hyper
+        hyper = jnp.full(functions.net.hyper.shape, value, jnp.float32)
         return self.programs(config).create(jnp.int32(config.seed), hyper)
 
     def stepper(self, config: Config):
@@ -164,23 +165,23 @@ class Trainer:
         weight = None if denoise is None else jnp.float32(denoise)
         images = tiles.image if change is None else change(tiles.image)
         state = _bare(state)
-        for batch, use in members.padded_batches(Batch(images, tiles.mask), batch_size):
-            scores = jax.device_get(programs.score(state, weight, batch))
-            found.append({k: v[use > 0] for k, v in scores.items()})
+        for batch, valid in members.padded_batches(Batch(images, tiles.mask), batch_size):
+            masks, bce = jax.device_get(programs.score(state, weight, batch))
+            found.append(image_scores(masks, np.asarray(batch.mask), bce, valid))
         return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
 
     def predict(self, programs: Programs, state: TrainState, images: np.ndarray) -> np.ndarray:
         """Probabilities of images, `[N, H, W, 1]`."""
         state, found = _bare(state), []
         blank = np.zeros((*images.shape[:-1], 1), np.uint8)
-        for batch, use in members.padded_batches(Batch(images, blank), 32):
-            found.append(np.asarray(programs.predict(state, batch.image)[1])[use > 0])
+        for batch, valid in members.padded_batches(Batch(images, blank), 32):
+            found.append(np.asarray(programs.predict(state, batch.image)[1])[valid])
         return np.concatenate(found)
 
 
 def summary(tiles: dict[str, np.ndarray]) -> dict[str, Any]:
     """Means and pooled scores of a split, as in a run's summary, from those of its tiles."""
-    return scores_of({k: np.sum(v, dtype=np.float64) for k, v in tiles.items()})
+    return summarise({k: np.sum(v, dtype=np.float64) for k, v in tiles.items()})
 
 
 def save(path: Path, state: TrainState) -> None:
@@ -234,8 +235,8 @@ def _compile(config: Config, shape: tuple[int, int]) -> Programs:
 
     return Programs(
         functions, jax.jit(functions.create), layout.compile(plain, donate=True),
-        layout.compile(bilevel, donate=True), layout.compile(functions.scores),
-        layout.compile(functions.prediction),
+        layout.compile(bilevel, donate=True), layout.compile(functions.evaluation),
+        layout.compile(functions.net.predict),
     )  # fmt: skip
 
 

@@ -204,7 +204,8 @@ def scores_of(predictions, masks):
     batch = pipeline.Batch(jnp.asarray(images), jnp.asarray(masks))
     found, bce = jax.device_get(step(state, None, batch))
     valid = np.ones(len(masks), bool)
-    return summarise(evaluation.add_up([evaluation.score_batch(found, masks, bce, valid)]))
+    scores = evaluation.image_scores(found, masks, bce, valid)
+    return summarise(evaluation.add_up([evaluation.sums(scores)]))
 
 
 def test_giving_up_objects_does_not_raise_the_headline_of_sparse_roofs():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import ROOT
@@ -70,7 +71,7 @@ def test_a_run_of_four_devices_opens_on_one_without_its_training(of_four_devices
     )
     predictor = tvjax.Predictor.load(of_four_devices)
     image = np.random.default_rng(0).random((8, 8, 3), np.float32)
-    _, wanted = net.predict(first, image[None])
+    _, wanted = net.predict(first, jnp.asarray(image[None]))
     np.testing.assert_allclose(predictor(image), wanted[0], atol=1e-6)
 
 

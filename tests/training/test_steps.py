@@ -285,7 +285,8 @@ def test_evaluation_counts_no_padding():
 
     def sums(data, valid):
         masks, bce = jax.device_get(evaluate(state, None, data))
-        return evaluation.score_batch(masks, np.asarray(data.mask), bce, np.array(valid))
+        scores = evaluation.image_scores(masks, np.asarray(data.mask), bce, np.array(valid))
+        return evaluation.sums(scores)
 
     whole, again = sums(data, [True] * 3), sums(padded, [True] * 3 + [False])
     assert whole["images"] == 3

@@ -65,7 +65,7 @@ class Predictor:
         """The net of a run's checkpoint; its data need not be at hand.
 
         Args:
-          workdir: of the run.
+          workdir: folder of the run.
           denoise: weight of the TV denoising. None: the one that the run chose for this checkpoint
             (U-Net + TV), if it did; 0: no denoising.
           checkpoint: `"newest"`, `"best"` (by validation score), or the step of one that was kept.

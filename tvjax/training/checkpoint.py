@@ -177,8 +177,8 @@ class Checkpoints:
         Of the newest, one that is damaged is reported, set aside and the one before is taken.
 
         Args:
-          like: of the same shapes, arrays or what `jax.eval_shape` gives; of what is `()` in it
-            nothing is read.
+          like: a state of the same shapes, of arrays or of what `jax.eval_shape` gives; of what is
+            `()` in it nothing is read.
           which: see `choose`.
 
         Raises:

@@ -56,7 +56,7 @@ def evaluate(
                 before_each()
             yield setup.evaluate(state, weight, *layout.shard((tuple(batch), valid)))
 
-    return summarise(add_up(score_batch(*batch) for batch in fetched(found())))
+    return summarise(add_up(sums(image_scores(*batch)) for batch in fetched(found())))
 
 
 def fetched(items: Iterable[PyTree]) -> Iterator[PyTree]:
@@ -70,29 +70,33 @@ def fetched(items: Iterable[PyTree]) -> Iterator[PyTree]:
         yield jax.device_get(pending)
 
 
-def score_batch(
+def image_scores(
     prediction: np.ndarray, truth: np.ndarray, bce: np.ndarray, valid: np.ndarray
-) -> dict[str, np.float32]:
-    """Sums over the images of a batch, as `masks.summarise` takes them.
+) -> dict[str, np.ndarray]:
+    """Scores of the images of a batch that are no padding, `[n]` each.
 
     Args:
       prediction: bool `[B, H, W, 1]`.
       truth: `[B, H, W, 1]`, 0 or 1.
-      bce: `[B]`.
-      valid: bool `[B]`, False of padding.
+      bce: cross-entropies `[B]`.
+      valid: bool `[B]`, False on padding.
     """
     found = of_images(prediction[valid, ..., 0], truth[valid, ..., 0] > 0)
     empty = found["true_positive"] + found["false_negative"] == 0
-    found |= {
+    return found | {
         "bce": bce[valid],
         "images": np.ones(len(empty)),
         "empty_images": empty,
         "nonempty_iou": np.where(empty, 0, found["iou"]),
     }
+
+
+def sums(scores: dict[str, np.ndarray]) -> dict[str, np.float32]:
+    """Sums over the images of a batch, as `mask_scores.summarise` takes them."""
     # In float32, one image after the other: so results had it from the first, to the last digit.
     return {
-        name: functools.reduce(np.add, found[name].astype(np.float32), np.float32(0))
-        for name in sorted(found)
+        name: functools.reduce(np.add, scores[name].astype(np.float32), np.float32(0))
+        for name in sorted(scores)
     }
 
 

@@ -18,7 +18,7 @@ from jax import lax
 
 from tvjax.data import pipeline
 from tvjax.scoring.mask_scores import summarise
-from tvjax.training.evaluation import add_up, fetched, score_batch
+from tvjax.training.evaluation import add_up, fetched, image_scores, sums
 from tvjax.types import Batch, PyTree
 
 
@@ -103,14 +103,14 @@ def evaluate(
 
     Args:
       step: `(states, batch) -> (masks, bce)` of all members, bool `[M, B, H, W, 1]` and `[M, B]`.
-      states: of the members.
+      states: states of the members.
       tiles: the split's arrays.
       batch_size: images in a batch of the evaluation.
     """
     batches = padded_batches(tiles, batch_size)
     found = fetched((*step(states, batch), batch.mask, valid) for batch, valid in batches)
     parts = [
-        [score_batch(mask, truth, own, valid) for mask, own in zip(masks, bce, strict=True)]
+        [sums(image_scores(m, truth, b, valid)) for m, b in zip(masks, bce, strict=True)]
         for masks, bce, truth, valid in found
     ]
     return [summarise(add_up(own)) for own in zip(*parts, strict=True)]

@@ -35,7 +35,7 @@ class Net(NamedTuple):
         """The state before the first step, without what training adds: optimisers and carry.
 
         Args:
-          seed: of the parameters.
+          seed: seed of the parameters.
           hyper: the first value of what is learned.
           image_shape: height and width of the tiles.
         """
@@ -56,10 +56,10 @@ def make_net(
     """The net of a config.
 
     Args:
-      config: as in `configs/base.py`.
+      config: a config with the fields of `configs/base.py`.
       axis_name: the axis over which batches are spread, if any.
-      net_of: from the config's module to what is used in its stead, with the same `init` and
-        `apply`.
+      net_of: function of the config's module to what is used in its stead, with the same `init`
+        and `apply`.
 
     Raises:
       UserError: naming the field that cannot be so.

@@ -14,7 +14,7 @@ class HyperPlan(NamedTuple):
     """When and how lambda is learned."""
 
     estimator: Estimator | None
-    """None: lambda stays as it is."""
+    """What estimates the hypergradient; None: lambda stays as it is."""
     optimizer: optax.GradientTransformation
     warmup: int
     every: int
@@ -50,13 +50,13 @@ def make_hyper_plan(
       inner_optimizer: the arguments of `state.make_optimizer`, which the formulas read.
       method: see `configs/base.py`.
       steps: K of `"reverse"` and `"forward"`.
-      learning_rate: of Adam on alpha (or on lambda).
+      learning_rate: learning rate of Adam on alpha (or on lambda).
       warmup: steps before the first update. Adam's first step is degenerate: its derivative is
         all but zero, so an update through it alone is refused.
       every: steps from one update to the next; at least K.
-      significance: as `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
-      batch_size: of the validation batches.
-      statistics: of BatchNorm in the outer loss, `"batch"` or `"running"`.
+      significance: `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
+      batch_size: images in a validation batch.
+      statistics: statistics of BatchNorm in the outer loss, `"batch"` or `"running"`.
 
     Raises:
       UserError: naming the field that cannot be so with others.

@@ -103,7 +103,7 @@ def open_state(workdir: Path, like: TrainState, checkpoint: str | int = "newest"
     """The state of a run's checkpoint, or what `like` has of it.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       like: see `Checkpoints.restore`.
       checkpoint: see `Checkpoints.choose`.
 

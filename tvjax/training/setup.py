@@ -61,7 +61,7 @@ class Functions(NamedTuple):
     problem: Bilevel
     image_shape: tuple[int, int]
     augment_of: Callable[[Any], Augment | None]
-    """From the seed to what happens to training batches."""
+    """What happens to training batches, made from the seed."""
     evaluation: Callable[..., tuple[jax.Array, jax.Array]]
     """The function that `steps.evaluation_step` makes."""
 

@@ -227,7 +227,7 @@ def evaluation_step(
     With a number for `denoise` the probabilities are TV-denoised by that weight first (eq. 3);
     None leaves them as they are. Uses the running statistics.
     """
-    scores = scores_step(net, head, regularizer, denoise_kind=denoise_kind)
+    predict = prediction_step(net, head, regularizer)
 
     def step(state: TrainState, denoise: jax.Array | None, batch: Batch):
         logits, probabilities = predict(state, batch.image)
