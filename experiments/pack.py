@@ -41,9 +41,8 @@ def read(path: Path | str | None) -> dict[str, Batch]:
     from tvjax.data import pipeline, sets  # which need what a packed file does without
 
     config: Config = base.get_config()
-    options = config.data
-    options.directory = None if path in (None, "embedded") else str(path)
-    splits = sets.open_sets(**{k: options[k] for k in options if k != "resident"})
+    directory = None if path in (None, "embedded") else str(path)
+    splits = sets.open_section(config.data, directory=directory)
     return {name: pipeline.resident(split) for name, split in splits.items()}
 
 

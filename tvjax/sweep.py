@@ -358,20 +358,16 @@ def main(argv: list[str]) -> None:
 
 def _keep_data(config: Config, workdir: Path) -> None:
     """Refuses other data than those of the lines that are there: one table is of one set."""
-    data = sets.identify(_open(config), config.data.directory)
+    data = sets.identify(sets.open_section(config.data), config.data.directory)
     rundir.check_data(workdir, data, advice="use another --workdir for the latter")
     rundir.write_data(workdir, data)
-
-
-def _open(config: Config) -> dict[str, Split]:
-    return sets.open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
 
 
 def _train(config: Config, todo: list[Pair], workdir: Path, args: Any):
     devices = jax.devices()
     alone = len(devices) == 1 and devices[0].platform == "gpu"
     if args.train == "together" or (args.train == "auto" and alone):
-        return together(config, todo, _open(config), args.group)
+        return together(config, todo, sets.open_section(config.data), args.group)
     return singly(config, todo, workdir)
 
 

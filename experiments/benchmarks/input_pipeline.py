@@ -25,7 +25,7 @@ from tqdm import tqdm
 from configs import base
 from tvjax import program, provenance
 from tvjax.data import pipeline
-from tvjax.data.sets import open_sets
+from tvjax.data.sets import open_section
 from tvjax.training import parallel, resident
 
 _JSON = flags.DEFINE_string(
@@ -96,9 +96,7 @@ def images_per_second(batches, put, *, batch_size: int, count: int) -> float:
 
 
 def measure() -> dict:
-    data = base.get_config().data
-    data.directory = _DATA.value
-    split = open_sets(**{k: data[k] for k in data if k != "resident"})["train"]
+    split = open_section(base.get_config().data, directory=_DATA.value)["train"]
     layout, batch = parallel.make_layout(map="pmap"), _BATCH.value
     timed = partial(images_per_second, batch_size=batch, count=_BATCHES.value)
     options = {"batch_size": batch, "seed": 0}

@@ -15,7 +15,7 @@ from configs import lunet_bilevel
 from experiments.problems.setting import Setting
 from tvjax import hypergrad
 from tvjax.data import pipeline
-from tvjax.data.sets import open_sets
+from tvjax.data.sets import open_section
 from tvjax.models import make_model
 from tvjax.training import steps
 from tvjax.types import Batch
@@ -26,8 +26,7 @@ WIDTH, CROP, BATCH, RATE = 4, 32, 8, 2e-3
 def make(seed: int, data: str | None = None) -> Setting:
     """Tiles from `data`, as `config.data.directory` has it; None: the embedded set."""
     config = lunet_bilevel.get_config()
-    config.data.directory = data
-    splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
+    splits = open_section(config.data, directory=data)
     train, val = (_batches(splits[name], seed) for name in ("train", "val"))
     config.model.width = WIDTH
     config.model.dtype = None  # as wide as the parameters: float64 here

@@ -101,6 +101,7 @@ def source(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("named"), np.random.default_rng(0)
     (folder / "images").mkdir()
     images, annotations = [], []
+    first = None
     for k in range(24):
         pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         pixels = pixels.repeat(3, axis=0).repeat(3, axis=1)

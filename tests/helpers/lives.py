@@ -91,11 +91,11 @@ def stream(tiles, folder):
             held.append(input_pipeline.resident_bytes())
         scalars(logs, step, kind, values)
 
-    def open_sets(**options):
-        splits = sets.open_sets(**options)
+    def open_section(data):
+        splits = sets.open_section(data)
         return splits | {"train": input_pipeline.Repeated(splits["train"], 100_000)}
 
-    loop.Logs.scalars, loop.open_sets = note, open_sets
+    loop.Logs.scalars, loop.open_section = note, open_section
     loop.run(config, folder / "run")
     print(json.dumps(held))
 

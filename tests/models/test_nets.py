@@ -13,7 +13,7 @@ from scipy import ndimage
 from test_models import random, same_value_and_derivatives
 
 from tvjax import hypergrad
-from tvjax.data.sets import open_sets
+from tvjax.data.sets import open_section
 from tvjax.errors import UserError
 from tvjax.models import make_model, segformer
 from tvjax.models.layers import DepthwiseConv, max_pool_with_indices, max_unpool
@@ -282,7 +282,7 @@ def config_of(name, **changes):
 def work_of(config, tiles):
     """The functions of a run on these tiles, and the arguments of its steps after the state."""
     config.data.directory = str(tiles)
-    splits = open_sets(**{k: config.data[k] for k in config.data if k != "resident"})
+    splits = open_section(config.data)
     setup = make_setup(config, (16, 16))
     return setup, feeds.dispatches(config, setup, splits, 0)
 

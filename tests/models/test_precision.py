@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from typing import Any
 
 import devices  # noqa: F401, has a net of its own
 import jax
@@ -19,7 +18,7 @@ from test_nets import two_stages as two_stages
 from configs import base
 from tvjax import denoise_tv, fields, hypergrad, total_variation, tv_softmax
 from tvjax.data import builder, pipeline
-from tvjax.data.sets import open_sets
+from tvjax.data.sets import open_section
 from tvjax.errors import UserError
 from tvjax.hypergrad import SCANNED
 from tvjax.models.layers import BatchNorm
@@ -171,10 +170,8 @@ def test_an_unknown_precision_is_refused():
 def real_tiles(folder):
     """16 tiles to train on and 4 to validate on, of 100 pixels, in float32."""
     builder.build(REAL / "annotation.json", REAL / "images", folder, size=100, progress=False)
-    data: Any = base.get_config().data
-    options = data.to_dict() | {"directory": str(folder)}
-    options.pop("resident")
-    held = {name: pipeline.resident(split) for name, split in open_sets(**options).items()}
+    splits = open_section(base.get_config().data, directory=str(folder))
+    held = {name: pipeline.resident(split) for name, split in splits.items()}
 
     def batch(*names):
         images, masks = zip(*(held[name] for name in names), strict=True)

@@ -126,7 +126,7 @@ def test_what_does_not_suit_tiles_or_devices_is_refused(name, changes, shape):
     "name, value", [("denoise.kind", "huber"), ("model.depth", 7), ("regularizer.blocks", 65)]
 )
 def test_a_refused_run_makes_nothing(tmp_path, monkeypatch, name, value):
-    monkeypatch.setattr(loop, "open_sets", None)
+    monkeypatch.setattr(loop, "open_section", None)
     config = tiny()
     config.data.cache = str(tmp_path / "cache")
     config.update_from_flattened_dict({name: value})

@@ -119,7 +119,7 @@ def test_a_sweep_and_a_run_keep_out_of_each_others_folder(tmp_path):
 
 def test_a_table_is_of_one_set(monkeypatch, tmp_path):
     found = {"sha256": "a" * 64, "directory": "A"}
-    monkeypatch.setattr(sweep.sets, "open_sets", lambda **options: {})
+    monkeypatch.setattr(sweep.sets, "open_section", lambda data: {})
     monkeypatch.setattr(sweep.sets, "identify", lambda splits, directory: dict(found))
     config = lunet.get_config()
     sweep._keep_data(config, tmp_path)

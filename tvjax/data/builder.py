@@ -145,17 +145,8 @@ def build(
         as it was before.
     """
     files, folders, out = _listed(annotations), _listed(images), Path(out)
-    if len(files) > 1 and split_file is not None:
-        raise UserError("three COCO files give the splits, and so does split_file; leave one out")
-    root = _root(files, folders)
-    for folder in (out, *folders):  # array_record and GDAL take none but these
-        if os.fsencode(folder).decode(errors="ignore") != str(folder):
-            raise UserError(f"{folder}: the bytes of its name are no UTF-8; rename it")
-    size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    if min(size) <= 0:
-        raise UserError(f"size={size}: a positive number of pixels is needed")
-    if not 0 <= seed < 2**31:
-        raise UserError(f"seed={seed} must be an integer of at least 0, below 2^31")
+    root, size = _root(files, folders), _height_and_width(size)
+    _check(files, [out, *folders], split_file, seed)
     asked = manifest.request(
         files, size=size, limit=limit, seed=seed, split=split, categories=categories,
         split_file=None if split_file is None else Path(split_file), group=group,
@@ -186,39 +177,66 @@ def build(
         arrays = np.memmap(work / "arrays", np.uint8, "r", shape=(len(tiles), *size, 4))
         for note in plausible.check(tiles, arrays[..., 3], files[0]):
             print(f"note: {escaped(note)}", file=sys.stderr)
-        twins = duplicates.clusters(hashes)
-        names = [os.path.relpath(tile.file, root) for tile in tiles]
-        labels, assigned, notes = arrange.assign(names, twins)
-        for note in notes:
-            print(escaped(note), file=sys.stderr)
         finished = work / "finished"
-        # Records hold text; a name may hold bytes that are none.
-        names = [os.fsencode(name).decode(errors="backslashreplace") for name in names]
-        _write_records(finished, tiles, names, arrays, assigned)
-        content = {
-            "request": asked,
-            "images": str(root.resolve()),
-            "package_version": importlib.metadata.version("tvjax"),
-            "left_out": {
-                "images": len(faults.reasons),
-                "reasons": list(faults.reasons.values()),
-            },
-            "near_duplicate_clusters": len(np.unique(twins)),
-            "clusters": len(np.unique(labels)),
-            "splits": _describe(arrays, assigned),
-            "files": {
-                str(file.relative_to(finished)): file.stat().st_size
-                for file in sorted(finished.rglob("*"))
-                if file.is_file()
-            },
-        }
-        arrangement.write(finished, [tile.id for tile in tiles], names, assigned, labels)
-        manifest.write(finished, content)
-        identity.write(finished, identity.digest(_pairs(arrays, assigned)))
+        _write(finished, root, asked, tiles, arrays, duplicates.clusters(hashes), arrange, faults)
         sources.write(finished, (f for tile in found for f in tile.files), faults.reasons.keys())
         if not workspace.move(finished, out):
             manifest.is_built(out, asked, sources, skip_bad=skip_bad)  # refuses what is other
     return manifest.read(out)
+
+
+def _check(files: list[Path], folders: list[Path], split_file: Any, seed: int) -> None:
+    if len(files) > 1 and split_file is not None:
+        raise UserError("three COCO files give the splits, and so does split_file; leave one out")
+    for folder in folders:  # array_record and GDAL take none but these
+        if os.fsencode(folder).decode(errors="ignore") != str(folder):
+            raise UserError(f"{folder}: the bytes of its name are no UTF-8; rename it")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed={seed} must be an integer of at least 0, below 2^31")
+
+
+def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if min(size) <= 0:
+        raise UserError(f"size={size}: a positive number of pixels is needed")
+    return size
+
+
+def _write(
+    out: Path,
+    root: Path,
+    asked: dict[str, Any],
+    tiles: list[Tile],
+    arrays: np.ndarray,
+    twins: np.ndarray,
+    arrange: Arrangement,
+    faults: Faults,
+) -> None:
+    """Assigns tiles to splits, writes their records, and beside these what they were made from."""
+    names = [os.path.relpath(tile.file, root) for tile in tiles]
+    labels, assigned, notes = arrange.assign(names, twins)
+    for note in notes:
+        print(escaped(note), file=sys.stderr)
+    # Records hold text; a name may hold bytes that are none.
+    names = [os.fsencode(name).decode(errors="backslashreplace") for name in names]
+    _write_records(out, tiles, names, arrays, assigned)
+    content = {
+        "request": asked,
+        "images": str(root.resolve()),
+        "package_version": importlib.metadata.version("tvjax"),
+        "left_out": {"images": len(faults.reasons), "reasons": list(faults.reasons.values())},
+        "near_duplicate_clusters": len(np.unique(twins)),
+        "clusters": len(np.unique(labels)),
+        "splits": _describe(arrays, assigned),
+        "files": {
+            str(file.relative_to(out)): file.stat().st_size
+            for file in sorted(out.rglob("*"))
+            if file.is_file()
+        },
+    }
+    arrangement.write(out, [tile.id for tile in tiles], names, assigned, labels)
+    manifest.write(out, content)
+    identity.write(out, identity.digest(_pairs(arrays, assigned)))
 
 
 def _listed(places: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -14,6 +14,7 @@ the table of cosines, and the comparison with the median.
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -117,8 +118,8 @@ def pairs(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
       hashes: what `clusters` takes.
       block: what `clusters` takes.
     """
-    found = np.array(list(_near_pairs(hashes, block)), int).reshape(-1, 2)
-    return np.unique(np.sort(found, axis=1), axis=0)
+    found = np.concatenate([np.empty((0, 2), int), *_near_pairs(hashes, block)])
+    return np.unique(np.sort(found[found[:, 0] != found[:, 1]], axis=1), axis=0)
 
 
 def clusters(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
@@ -134,12 +135,20 @@ def clusters(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
     # Identical tiles first: a thousand copies would otherwise make half a million pairs.
     distinct, same = np.unique(hashes, axis=0, return_inverse=True)
     labels = np.arange(len(distinct))
-    for start in range(0, len(distinct), block):
-        interruption.check()
-        ours = distinct[start : start + block, :1]
-        near = np.zeros((len(ours), len(distinct)), bool)
-        for view in distinct.T:
-            near |= np.bitwise_count(ours ^ view[None]) <= MAX_DISTANCE
-        pairs = np.argwhere(near) + np.array([start, 0])
-        labels = join(len(labels), np.concatenate([edges(labels), pairs]))
+    for near in _near_pairs(distinct, block):
+        labels = join(len(labels), np.concatenate([edges(labels), near]))
     return by_first(labels[same.ravel()])
+
+
+def _near_pairs(hashes: np.ndarray, block: int) -> Iterator[np.ndarray]:
+    """Yields pairs `[P, 2]` of rows of uint64 `[N, 8]` within MAX_DISTANCE, in one order or both.
+
+    Each row is a pair with itself too.
+    """
+    for start in range(0, len(hashes), block):
+        interruption.check()
+        ours = hashes[start : start + block, :1]
+        near = np.zeros((len(ours), len(hashes)), bool)
+        for view in hashes.T:
+            near |= np.bitwise_count(ours ^ view[None]) <= MAX_DISTANCE
+        yield np.argwhere(near) + np.array([start, 0])

@@ -12,6 +12,7 @@ from tvjax.data.embedded import synthetic
 from tvjax.data.records import Split, open_split
 from tvjax.errors import UserError
 from tvjax.home import expanded
+from tvjax.types import Config
 
 EMBEDDED_TILES = 600
 EMBEDDED_VERSION = 1
@@ -43,6 +44,13 @@ def open_sets(
     if prepared is None or not is_prepared(directory):
         prepared = _prepare(prepared, expanded(cache), size, limit, seed)
     return open_prepared(prepared)
+
+
+def open_section(data: Config, **changes: Any) -> dict[str, Split]:
+    """Opens what the section `data` of a config names, but for what is changed; see `open_sets`."""
+    options = {**data, **changes}
+    del options["resident"]  # where the tiles lie then, the training decides
+    return open_sets(**options)
 
 
 def open_prepared(directory: Path) -> dict[str, Split]:

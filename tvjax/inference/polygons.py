@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
-from scipy import ndimage, sparse
+from scipy import ndimage
 
+from tvjax.data.splits import join
 from tvjax.errors import UserError
 
 STRIP = 1 << 18
@@ -156,12 +157,9 @@ def _find_corners(labels: np.ndarray, y: int) -> _Corners:
 
 
 def _united(number: int, above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """New names `[number + 1]`, from 1 on, of labels of which some touch; 0 stays 0."""
+    """New names `[number + 1]` of labels of which some touch; 0, which nothing touches, stays 0."""
     touching = (above > 0) & (below > 0)
-    pairs = above[touching], below[touching]
-    graph = sparse.coo_array((np.ones(len(pairs[0]), bool), pairs), shape=(number + 1, number + 1))
-    # Nothing touches 0, so that it is alone in its component, and first.
-    return sparse.csgraph.connected_components(graph, directed=False)[1].astype(int)
+    return join(number + 1, np.stack([above[touching], below[touching]], axis=1))
 
 
 def _link(corners: _Corners) -> Iterator[tuple[int, list[np.ndarray]]]:

@@ -184,7 +184,42 @@ def predict_images(
     if options.simplify:
         polygons.require_shapely()
     skipped: list[str] = []
-    sizes, written, objects = {}, {}, 0
+    tiling, sizes = _plan(images, net, options, tile, batch, skipped)
+    total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
+    objects = 0
+    with (
+        workspace.beside(out / "results.json") as work,
+        files.writing("out", out),
+        files.replacing(out / "results.json", work) as temporary,
+        writer.JsonList(temporary) as results,
+        tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
+    ):
+        for number, path in sizes:
+            interruption.check()
+            mark = results.mark()
+            try:
+                with (
+                    _skipping(path, skipped),
+                    reader.open_raster(path, white=options.white) as raster,
+                ):
+                    found = predict_raster(raster, out, work, net, tiling, options, bar.update)
+                    objects += _collect(found, raster, results, number, options.category)
+                    mark = results.mark()
+            finally:
+                results.back_to(mark)  # of an image that was skipped nothing stays
+    return objects, skipped
+
+
+def _plan(
+    images: Sequence[tuple[int, Path]],
+    net: tiles.Net,
+    options: Options,
+    tile: int,
+    batch: int,
+    skipped: list[str],
+) -> tuple[tiles.Tiling, dict[tuple[int, Path], tuple[int, int]]]:
+    """The tiling, and the sizes at which the net sees the images that can be predicted."""
+    sizes, written = {}, {}
     for number, path in images:
         interruption.check()
         with _skipping(path, skipped), reader.open_raster(path, white=options.white) as raster:
@@ -201,40 +236,28 @@ def predict_images(
             tiles.check_size(path, written[path], tiling)
             continue
         del sizes[number, path]
-    total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
-    with (
-        workspace.beside(out / "results.json") as work,
-        files.writing("out", out),
-        files.replacing(out / "results.json", work) as temporary,
-        writer.JsonList(temporary) as results,
-        tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
-    ):
-        for number, path in sizes:
-            interruption.check()
-            mark = results.mark()
-            try:
-                with (
-                    _skipping(path, skipped),
-                    reader.open_raster(path, white=options.white) as raster,
-                    # Closed at once where this loop is left: it then closes its files.
-                    contextlib.closing(
-                        predict_raster(raster, out, work, net, tiling, options, bar.update)
-                    ) as found,
-                ):
-                    size, count = (raster.height, raster.width), objects
-                    is_coded = raster.height * raster.width <= polygons.MOST_CODED
-                    if not is_coded:
-                        _note(f"{path}: is too large for COCO's codes, results.json lacks it")
-                    for polygon in found:
-                        count += 1
-                        if is_coded:
-                            results.add(
-                                polygons.coco_result(polygon, *size, number, options.category)
-                            )
-                    mark, objects = results.mark(), count
-            finally:
-                results.back_to(mark)  # of an image that was skipped nothing stays
-    return objects, skipped
+    return tiling, sizes
+
+
+def _collect(
+    found: Generator[polygons.Polygon, None, None],
+    raster: Raster,
+    results: writer.JsonList,
+    number: int,
+    category: int,
+) -> int:
+    """Adds an image's objects to the COCO results; returns their number."""
+    is_coded = raster.height * raster.width <= polygons.MOST_CODED
+    if not is_coded:
+        _note(f"{raster.path}: is too large for COCO's codes, results.json lacks it")
+    count = 0
+    with contextlib.closing(found):  # at once where this loop is left: it then closes its files
+        for polygon in found:
+            count += 1
+            if is_coded:
+                size = raster.height, raster.width
+                results.add(polygons.coco_result(polygon, *size, number, category))
+    return count
 
 
 def predict_raster(

@@ -16,7 +16,7 @@ import numpy as np
 from tvjax import fields, program, provenance
 from tvjax.data import sets
 from tvjax.data.records import Split
-from tvjax.data.sets import open_sets
+from tvjax.data.sets import open_section
 from tvjax.errors import Outage, UserError
 from tvjax.training import figures, parallel, rundir
 from tvjax.training.checkpoint import Checkpoints
@@ -56,13 +56,9 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     with _outages(workdir), Stop() as stop, contextlib.ExitStack() as held:
         config = _placed(config)
         rundir.check(workdir, config)
-        finished = rundir.read_summary(workdir, config)
-        if parallel.as_the_first(finished is not None):
-            if parallel.is_first():
-                _check_data_of_finished(config, workdir)
-                if not (workdir / "config.json").exists():  # a damaged one was moved away
-                    rundir.write_config(workdir, config)
-            return finished or {}
+        finished = _finished(config, workdir)
+        if finished is not None:
+            return finished
         shape = sets.tile_shape(config.data.directory, config.data.size)
         setup = make_setup(config, shape)  # refuses what cannot be before anything is made
         check_sizes(config, setup.layout, shape)
@@ -86,23 +82,40 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         if parallel.is_first():
             if "denoise_val_score" in summary:
                 figures.sweep(summary["denoise_val_score"], workdir / "sweep.png")
-            summary |= {
-                "steps": int(state.step),
-                "seconds": seconds + time.perf_counter() - began,
-                "parameters_sha256": parameters_sha256(state),
-                "data": data,
-                "test_baselines": baselines(
-                    splits["test"], batch_size=config.evaluation.batch_size
-                ),
-                "test_boundary": describe_boundary(splits["test"]),
-                "precision": config.model.precision,
-                **({"changes": changes} if changes else {}),
-                **provenance.describe(config.seed),
-            }
+            seconds += time.perf_counter() - began
+            summary |= {"steps": int(state.step), "seconds": seconds}
+            summary |= _provenance(config, state, splits["test"], data, changes)
             rundir.write_summary(workdir, summary)
         # A process that ends waits for the others no longer than for one that is lost.
         parallel.wait_for_all("summary written")
         return summary if parallel.is_first() else {}
+
+
+def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """The summary of a run that is finished, in the first process; in others then nothing."""
+    finished = rundir.read_summary(workdir, config)
+    if not parallel.as_the_first(finished is not None):
+        return None
+    if parallel.is_first():
+        _check_data_of_finished(config, workdir)
+        if not (workdir / "config.json").exists():  # a damaged one was moved away
+            rundir.write_config(workdir, config)
+    return finished or {}
+
+
+def _provenance(
+    config: Config, state: TrainState, test: Split, data: dict[str, Any], changes: list[Any]
+) -> dict[str, Any]:
+    """What the summary says of where its scores come from."""
+    return {
+        "parameters_sha256": parameters_sha256(state),
+        "data": data,
+        "test_baselines": baselines(test, batch_size=config.evaluation.batch_size),
+        "test_boundary": describe_boundary(test),
+        "precision": config.model.precision,
+        **({"changes": changes} if changes else {}),
+        **provenance.describe(config.seed),
+    }
 
 
 def _placed(config: Config) -> Config:
@@ -130,21 +143,16 @@ def _check_data_of_finished(config: Config, workdir: Path) -> None:
     """Refuses other data where they are at hand; what is gone, or was moved away, is not needed."""
     own, place = rundir.read_data(workdir), config.data.directory
     if own and (place != own["directory"] or sets.is_prepared(place)):
-        data = sets.identify(sets.open_sets(**_options(config)), place)
+        data = sets.identify(open_section(config.data), place)
         rundir.check_data(workdir, data, advice=_OTHER_DATA)
-
-
-def _options(config: Config) -> dict[str, Any]:
-    return {k: config.data[k] for k in config.data if k != "resident"}
 
 
 def _open_sets(config: Config) -> dict[str, Split]:
     """The splits; where they must be made first, by the first process."""
-    options = _options(config)
     if parallel.is_first():
-        open_sets(**options)
+        open_section(config.data)
     parallel.wait_for_all("data prepared")
-    return open_sets(**options)
+    return open_section(config.data)
 
 
 def _scores(

@@ -39,14 +39,13 @@ def open_data(
     Raises:
       UserError: there are none.
     """
-    options = {name: config.data[name] for name in config.data if name != "resident"}
-    options["directory"] = options["directory"] if directory is None else directory
-    cache, options["cache"] = options["cache"], program.CACHE
-    ready = sets.find_embedded(cache, **{name: options[name] for name in ("size", "seed")})
-    if options["directory"] is None and ready is not None:  # read there, and never written
+    data = config.data
+    directory = data.directory if directory is None else directory
+    ready = sets.find_embedded(data.cache, size=data.size, seed=data.seed)
+    if directory is None and ready is not None:  # read there, and never written
         return (splits := sets.open_prepared(ready)), sets.identify(splits, None)
-    splits = sets.open_sets(**options)
-    return splits, sets.identify(splits, options["directory"])
+    splits = sets.open_section(data, directory=directory, cache=program.CACHE)
+    return splits, sets.identify(splits, directory)
 
 
 def read_config(workdir: Path) -> Config:

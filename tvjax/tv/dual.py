@@ -146,6 +146,16 @@ class _Progress(NamedTuple):
     stale: jax.Array
     iterations: jax.Array
 
+    def moved(self, gap: jax.Array, state: PyTree, iterations: int) -> "_Progress":
+        better = gap < self.best
+        return _Progress(
+            state=state,
+            gap=gap,
+            best=jnp.where(better, gap, self.best),
+            stale=jnp.where(better, 0, self.stale + 1),
+            iterations=self.iterations + iterations,
+        )
+
 
 def run(
     step: Callable,
@@ -197,24 +207,13 @@ def run(
     def advance(p: _Progress) -> _Progress:
         go = active(p)
         if n <= slots:
-            gap, state = iterate(p.state, data, lam)
-        else:
-            # A stable sort puts the unfinished images first; `slot` has no index twice.
-            slot = jnp.argsort(~go, stable=True)[:slots]
-            some = jax.tree.map(lambda a: a[slot], (p.state, data, lam))
-            gap, state = jax.tree.map(
-                lambda a, b: a.at[slot].set(b), (p.gap, p.state), iterate(*some)
-            )
-            go &= jnp.zeros_like(go).at[slot].set(True)
-        better = gap < p.best
-        moved = _Progress(
-            state=state,
-            gap=gap,
-            best=jnp.where(better, gap, p.best),
-            stale=jnp.where(better, 0, p.stale + 1),
-            iterations=p.iterations + chunk,
-        )
-        return _where(go, moved, p)
+            return _where(go, p.moved(*iterate(p.state, data, lam), chunk), p)
+        # A stable sort puts the unfinished images first; `slot` has no index twice.
+        slot = jnp.argsort(~go, stable=True)[:slots]
+        some = jax.tree.map(lambda a: a[slot], (p.state, data, lam))
+        found = jax.tree.map(lambda a, b: a.at[slot].set(b), (p.gap, p.state), iterate(*some))
+        go &= jnp.zeros_like(go).at[slot].set(True)
+        return _where(go, p.moved(*found, chunk), p)
 
     infinite = jnp.full((n,), jnp.inf, lam.dtype)
     zero = jnp.zeros((n,), jnp.int32)
