@@ -60,11 +60,11 @@ def test_rows_are_those_of_each_members_run():
 def test_scores_leave_the_padding_out(count):
     tiles = Batch(np.zeros((count, 2, 2, 3), np.uint8), np.ones((count, 2, 2, 1), np.uint8))
 
-    def step(states, batch, weight):
-        sums = {name: jnp.sum(weight * batch.mask.sum(axis=(1, 2, 3))) for name in (
-            "true_positive", "false_positive", "false_negative")}  # fmt: skip
-        none = dict.fromkeys(("empty_images", "nonempty_iou"), jnp.zeros(()))
-        return jax.tree.map(lambda x: x * states, sums | none | {"images": weight.sum()})
+    def step(states, batch):  # the first member is right, the second finds nothing
+        masks = jnp.stack([batch.mask > 0, batch.mask > 1])
+        return masks, states[:, None] * jnp.ones((2, len(batch.mask)))
 
-    (scores,) = members.evaluate(step, jnp.ones(1), tiles, batch_size=4)
-    assert scores["images"] == count and scores["pooled_iou"] == pytest.approx(1 / 3)
+    first, second = members.evaluate(step, jnp.array([1.0, 3.0]), tiles, batch_size=4)
+    assert first["images"] == second["images"] == count
+    assert (first["iou"], second["iou"]) == (1, 0)
+    assert first["pooled_iou"] == 1 and second["bce"] == 3
