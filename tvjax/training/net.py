@@ -12,7 +12,7 @@ from tvjax.hypergrad import InnerState
 from tvjax.models import make_model
 from tvjax.models.heads import Head
 from tvjax.training.state import TrainState
-from tvjax.training.steps import Regularizer, model_state_of, prediction_step
+from tvjax.training.steps import Regularizer, prediction_step
 from tvjax.types import Config
 
 
@@ -41,8 +41,7 @@ class Net(NamedTuple):
         """
         images = jnp.zeros((1, *image_shape, 3))
         variables = self.module.init(jax.random.key(seed), images, train=False)
-        lam = self.regularizer.lam(hyper)
-        model_state = model_state_of(variables.get("batch_stats", {}), lam)
+        model_state = {"batch_stats": variables.get("batch_stats", {})}
         inner = InnerState(variables["params"], (), model_state)
         return TrainState(jnp.zeros((), jnp.int32), inner, hyper, (), ())
 

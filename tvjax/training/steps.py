@@ -21,7 +21,7 @@ from tvjax.training.augment import Augment, to_float
 from tvjax.training.state import TrainState
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.variation import total_variation
-from tvjax.types import Batch, PyTree
+from tvjax.types import Batch
 
 
 class Regularizer(NamedTuple):
@@ -132,7 +132,7 @@ def make_problem(
 
     def outer_loss(params, hyper, batch: Batch, model_state):
         logits, _ = apply(params, model_state, batch, statistics == "batch")
-        lam = regularizer.weight(hyper)
+        lam = regularizer.lam(hyper)
         fit = jnp.mean(validation_loss(head, logits, lam, batch.mask))
         return fit, scores(logits, lam, batch.mask)
 
