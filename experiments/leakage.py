@@ -187,7 +187,7 @@ class Trainer:
     def train(self, rows: np.ndarray, seed: int, label: str) -> Any:
         """The state after training on these tiles."""
         size, steps = self.config.train.batch_size, self.config.train.steps
-        order = pipeline.train_indices(len(rows), batch_size=size, seed=seed)
+        order = pipeline.TrainIndices(len(rows), batch_size=size, seed=seed)
         tiles = jax.device_put(Batch(*(x[rows] for x in self.tiles)))
         state = self.create(seed)
         for t in tqdm(range(steps), label, leave=False):

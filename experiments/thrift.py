@@ -103,7 +103,7 @@ def main(argv):
 
 def batches(split, size: int, count: int) -> list[Batch]:
     """Whole batches in the order of training, from a fixed seed."""
-    indices = pipeline.train_indices(len(split), batch_size=size, seed=1)
+    indices = pipeline.TrainIndices(len(split), batch_size=size, seed=1)
     data = pipeline.resident(split)
     return [
         Batch(jnp.asarray(data.image[indices[t]]), jnp.asarray(data.mask[indices[t]]))

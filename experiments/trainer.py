@@ -217,7 +217,7 @@ def _bare(state: TrainState) -> TrainState:
 
 
 def _rows(tiles: Batch, batch_size: int, seed: int):
-    return pipeline.train_indices(len(tiles.image), batch_size=batch_size, seed=seed)
+    return pipeline.TrainIndices(len(tiles.image), batch_size=batch_size, seed=seed)
 
 
 def _compile(config: Config, shape: tuple[int, int]) -> Programs:

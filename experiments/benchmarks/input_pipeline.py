@@ -81,7 +81,7 @@ def read(split, indices, step: int):
 
 def by_workers(split, workers: int, *, batch_size: int):
     """Batches read by worker processes."""
-    indices = pipeline.train_indices(len(split), batch_size=batch_size, seed=0)
+    indices = pipeline.TrainIndices(len(split), batch_size=batch_size, seed=0)
     steps = grain.MapDataset.range(0, 10**9).map(partial(read, split, indices)).to_iter_dataset()
     return iter(steps.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
 
@@ -104,7 +104,7 @@ def measure() -> dict:
     rates["streamed, 2 workers"] = timed(by_workers(split, 2, batch_size=batch), layout.shard)
     tiles, indices = (
         layout.replicate(pipeline.resident(split)),
-        pipeline.train_indices(len(split), **options),
+        pipeline.TrainIndices(len(split), **options),
     )
     gather = jax.jit(resident.take)
     rows = (indices[t].astype(np.int32) for t in itertools.count())

@@ -65,7 +65,7 @@ def make(seed: int, data: str | None = None) -> Setting:
 
 def _batches(split, seed: int) -> list[Batch]:
     """Eight batches at most, their centres cropped, images in [0, 1] and float64."""
-    indices = pipeline.train_indices(len(split), batch_size=BATCH, seed=seed)
+    indices = pipeline.TrainIndices(len(split), batch_size=BATCH, seed=seed)
     data = pipeline.resident(split)
     low = max(0, data.image.shape[1] - CROP) // 2
     rows = slice(low, low + CROP)

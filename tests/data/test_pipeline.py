@@ -37,19 +37,19 @@ def take(iterator, count):
 
 
 def test_every_epoch_is_another_permutation():
-    indices = pipeline.train_indices(23, batch_size=5, seed=0)
+    indices = pipeline.TrainIndices(23, batch_size=5, seed=0)
     epochs = [np.concatenate([indices[4 * e + k] for k in range(4)]) for e in range(3)]
     for epoch in epochs:
         assert len(set(epoch.tolist())) == 20 and epoch.min() >= 0 and epoch.max() < 23
     assert epochs[0].tolist() != epochs[1].tolist() != epochs[2].tolist()
-    other = pipeline.train_indices(23, batch_size=5, seed=1)
+    other = pipeline.TrainIndices(23, batch_size=5, seed=1)
     assert other[0].tolist() != indices[0].tolist()
     assert indices[10**9].shape == (5,)
 
 
 def test_streaming_equals_resident():
     source = Source(23)
-    whole, indices = pipeline.resident(source), pipeline.train_indices(23, batch_size=5, seed=3)
+    whole, indices = pipeline.resident(source), pipeline.TrainIndices(23, batch_size=5, seed=3)
     iterator = pipeline.train_batches(source, batch_size=5, seed=3)
     for step in range(11):
         batch = next(iterator)
@@ -88,9 +88,9 @@ def test_evaluation_sees_every_tile_once(length):
     assert len(batches[0]) == len(batches[1]) == -(-length // 8)
     seen = []
     for shares in zip(*batches, strict=True):
-        for batch, weight in shares:
-            assert weight.dtype == np.float32 and weight.shape == (4,)
-            seen += [tile for tile, w in zip(tiles_of(batch), weight, strict=True) if w]
+        for batch, valid in shares:
+            assert valid.dtype == bool and valid.shape == (4,)
+            seen += [tile for tile, w in zip(tiles_of(batch), valid, strict=True) if w]
     assert seen == list(range(length))
 
 
@@ -103,7 +103,7 @@ def test_unsuitable_batch_sizes():
     with pytest.raises(UserError, match="batch size 9 does not suit a split of 8 tiles"):
         pipeline.train_batches(Source(8), batch_size=9, seed=0)
     with pytest.raises(UserError, match="batch size 0"):
-        pipeline.train_indices(8, batch_size=0, seed=0)
+        pipeline.TrainIndices(8, batch_size=0, seed=0)
     with pytest.raises(UserError, match="batch size 5 cannot be shared equally by 2 processes"):
         pipeline.eval_batches(Source(8), batch_size=5, process_count=2)
     with pytest.raises(ValueError, match="process_index=2"):
@@ -138,7 +138,8 @@ def test_data_imports_neither_jax_nor_tensorflow():
         assert not tops & {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow"}, file
     script = (
         "import sys\n"
-        "from tvjax.data import builder, noise, prepare, records, sets, synthetic\n"
+        "from tvjax.data import builder, noise, prepare, records, sets\n"
+        "from tvjax.data.embedded import synthetic\n"
         "print({'flax', 'grain', 'orbax', 'tensorflow'} & set(sys.modules))\n"
         "import tvjax.data.pipeline\n"
         "print({'flax', 'tensorflow', 'tvjax.models'} & set(sys.modules))"

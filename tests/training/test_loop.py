@@ -54,7 +54,7 @@ def test_each_step_gets_the_batches_of_its_own_split(start, held):
     config, plan = bilevel_config(warmup=3, every=2)
     splits = {"train": Tiles(0, 30), "val": Tiles(1, 9)}
     indices = {
-        name: pipeline.train_indices(len(splits[name]), batch_size=size, seed=config.seed)
+        name: pipeline.TrainIndices(len(splits[name]), batch_size=size, seed=config.seed)
         for name, size in (("train", 4), ("val", 2))
     }
     setup = setup_of(plan, resident=held)

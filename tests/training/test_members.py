@@ -46,11 +46,11 @@ def test_other_layers_are_left_alone():
 
 
 def test_rows_are_those_of_each_members_run():
-    from tvjax.data.pipeline import train_indices
+    from tvjax.data.pipeline import TrainIndices
 
     found = members.rows(10, batch_size=4, seeds=[5, 9], positions=[0, 3])
     assert found.shape == (2, 2, 4)
-    order = train_indices(10, batch_size=4, seed=9)
+    order = TrainIndices(10, batch_size=4, seed=9)
     np.testing.assert_array_equal(found[1, 1], order[3])
     each = members.rows(10, batch_size=4, seeds=[5, 9], positions=[[0, 1], [3, 2]])
     np.testing.assert_array_equal(each[1, 1], order[2])

@@ -22,7 +22,16 @@ _FOREVER = 2**62
 
 
 class TrainIndices:
-    """`indices[t]`: int `[batch_size]`, the tiles of the global batch of step t, for any t >= 0."""
+    """`indices[t]`: int `[batch_size]`, the tiles of the global batch of step t, for any t >= 0.
+
+    Args:
+      length: number of tiles in the split.
+      batch_size: tiles in the global batch, over all processes.
+      seed: seed of the permutations.
+
+    Raises:
+      UserError: the batch is empty or larger than the split.
+    """
 
     def __init__(self, length: int, *, batch_size: int, seed: int):
         if not 0 < batch_size <= length:
@@ -37,20 +46,6 @@ class TrainIndices:
         epoch, position = divmod(int(step), self.steps_per_epoch)
         order = _permutation(self.length, self.seed, epoch)
         return order[position * self.batch_size : (position + 1) * self.batch_size]
-
-
-def train_indices(length: int, *, batch_size: int, seed: int) -> TrainIndices:
-    """The tiles of every training batch, by step; see `TrainIndices`.
-
-    Args:
-      length: number of tiles in the split.
-      batch_size: images of the global batch, over all processes.
-      seed: seed of the permutations.
-
-    Raises:
-      UserError: the batch is empty or larger than the split.
-    """
-    return TrainIndices(length, batch_size=batch_size, seed=seed)
 
 
 def train_batches(
@@ -79,7 +74,7 @@ def train_batches(
     Raises:
       UserError: the batch size does not suit the split or the number of processes.
     """
-    indices = train_indices(len(source), batch_size=batch_size, seed=seed)
+    indices = TrainIndices(len(source), batch_size=batch_size, seed=seed)
     import grain  # takes seconds to load, and training by resident tiles does without it
 
     rows = _rows(batch_size, process_index, process_count)

@@ -140,7 +140,7 @@ def _feed(
     """What resides on the device of a split, and its batches (or their rows) from a position."""
     options = {"batch_size": batch_size, "seed": config.seed}
     try:
-        indices = pipeline.train_indices(len(split), **options)
+        indices = pipeline.TrainIndices(len(split), **options)
     except UserError as error:
         raise UserError(f"--config.{field}: {error}") from error
     if not setup.resident:

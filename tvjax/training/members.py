@@ -76,7 +76,7 @@ def convolve(x: jax.Array, kernel: jax.Array, *, precision: Any = None) -> jax.A
 
 def rows(length: int, *, batch_size: int, seeds: Sequence[int], positions: Any) -> np.ndarray:
     """int32 `[N, M, B]`: the tiles of each member's batches at positions `[N]` or `[N, M]`."""
-    orders = [pipeline.train_indices(length, batch_size=batch_size, seed=s) for s in seeds]
+    orders = [pipeline.TrainIndices(length, batch_size=batch_size, seed=s) for s in seeds]
     positions = np.broadcast_to(np.asarray(positions).T, (len(seeds), len(positions))).T
     return np.stack(
         [np.stack([order[t] for order, t in zip(orders, at, strict=True)]) for at in positions]

@@ -7,7 +7,7 @@ import jax
 
 from tvjax.errors import UserError
 from tvjax.hypergrad import Bilevel
-from tvjax.models.heads import Loss, make_loss
+from tvjax.models.heads import make_loss
 from tvjax.training import parallel
 from tvjax.training.augment import Augment, make_augment
 from tvjax.training.net import Net, make_net
@@ -40,17 +40,6 @@ def check_sizes(config: Config, layout: parallel.Layout, image_shape: tuple[int,
             f"regularizer.blocks={blocks} cannot be with tiles of {size} pixels; it must be at "
             f"most {side}"
         )
-
-
-def make_losses(*, train: str, validation: str, **parameters: Any) -> tuple[Loss, Loss]:
-    """The losses of the inner and of the outer problem.
-
-    Args:
-      train: name of the first, see `make_loss`.
-      validation: name of the second.
-      **parameters: `dice_smoothing`, `focal_gamma` and `focal_alpha`, as in `make_loss`.
-    """
-    return make_loss(name=train, **parameters), make_loss(name=validation, **parameters)
 
 
 class Functions(NamedTuple):
@@ -123,11 +112,13 @@ def make_functions(
             f"hypergrad.method={config.hypergrad.method!r} has no lambda to learn with "
             f"regularizer.place='none'; choose 'loss' or 'head'"
         )
-    loss, validation_loss = make_losses(**config.loss)
+    losses = {**config.loss}
+    train, validation = losses.pop("train"), losses.pop("validation")
     problem = make_problem(
         module, head, make_optimizer(**optimizer), regularizer,
-        loss=loss, validation_loss=validation_loss, statistics=plan.statistics,
-        axis_name=axis_name,
+        loss=make_loss(name=train, **losses),
+        validation_loss=make_loss(name=validation, **losses),
+        statistics=plan.statistics, axis_name=axis_name,
     )  # fmt: skip
     if plan.estimator is not None and not plan.estimator.through_outer:
         problem = problem._replace(outer_loss=reported(problem.outer_loss))

@@ -98,45 +98,56 @@ def make_problem(
         )
         return logits, new.get("batch_stats", {})
 
-    def scores(logits, lam, mask):
-        probabilities = lax.stop_gradient(head.probabilities(logits, lam))
-        counts = metrics.counts(probabilities, mask)
-        return {
-            "iou": jnp.mean(counts.iou),
-            # Their means over images, devices and steps pool the pixels of all.
-            "intersection": jnp.mean(counts.true_positive),
-            "union": jnp.mean(counts.union),
-        }
-
     def inner_loss(params, hyper, batch: Batch, model_state):
         lam = regularizer.lam(hyper)
         logits, batch_stats = apply(params, model_state, batch, True)
         fit = jnp.mean(loss(head, logits, lam, batch.mask))
         # Logged whatever the loss is, so that runs can be compared.
         bce = lax.stop_gradient(jnp.mean(head.cross_entropy(logits, lam, batch.mask)))
-        pixels = batch.image.shape[1] * batch.image.shape[2]
-
-        def tv_of_batch(probabilities, weights=None):
-            tv = total_variation(probabilities, kind=regularizer.kind, weights=weights)
-            return reduce_tv(tv, regularizer.reduction, pixels, axis_name)
-
-        tv = tv_of_batch(head.probabilities(logits, lam))
-        weighted = lam * tv
-        if lam.ndim:
-            weights = to_pixels(lam, batch.mask.shape)
-            # The mean of the classes: equal weights are then one lambda, which weighs one of two.
-            weighted = tv_of_batch(head.classes(logits, lam), weights) / head.channels
+        tv, weighted = variation(head, regularizer, logits, lam, axis_name)
         total = fit + weighted if regularizer.place == "loss" else fit
-        aux = {"loss": total, "bce": bce, "tv": tv} | scores(logits, lam, batch.mask)
+        aux = {"loss": total, "bce": bce, "tv": tv} | iou_and_counts(head, logits, lam, batch.mask)
         return total, ({"batch_stats": batch_stats}, aux)
 
     def outer_loss(params, hyper, batch: Batch, model_state):
         logits, _ = apply(params, model_state, batch, statistics == "batch")
         lam = regularizer.lam(hyper)
         fit = jnp.mean(validation_loss(head, logits, lam, batch.mask))
-        return fit, scores(logits, lam, batch.mask)
+        return fit, iou_and_counts(head, logits, lam, batch.mask)
 
     return Bilevel(inner_loss, outer_loss, optimizer, stateful=True, axis_name=axis_name)
+
+
+def variation(
+    head: Head, regularizer: Regularizer, logits: jax.Array, lam: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """TV of a batch's probabilities, and lambda TV; see `reduce_tv`."""
+    batch, *size, _ = logits.shape  # of the masks too
+
+    def reduced(probabilities, weights=None):
+        tv = total_variation(probabilities, kind=regularizer.kind, weights=weights)
+        return reduce_tv(tv, regularizer.reduction, size[0] * size[1], axis_name)
+
+    tv = reduced(head.probabilities(logits, lam))
+    if not lam.ndim:
+        return tv, lam * tv
+    weights = to_pixels(lam, (batch, *size))
+    # The mean of the classes: equal weights are then one lambda, which weighs one of two.
+    return tv, reduced(head.classes(logits, lam), weights) / head.channels
+
+
+def iou_and_counts(
+    head: Head, logits: jax.Array, lam: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """What the log of the steps says of a batch, whose derivatives nobody asks for."""
+    probabilities = lax.stop_gradient(head.probabilities(logits, lam))
+    counts = metrics.counts(probabilities, mask)
+    return {
+        "iou": jnp.mean(counts.iou),
+        # Their means over images, devices and steps pool the pixels of all.
+        "intersection": jnp.mean(counts.true_positive),
+        "union": jnp.mean(counts.union),
+    }
 
 
 def reported(outer_loss: Callable) -> Callable:
