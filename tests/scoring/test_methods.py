@@ -26,6 +26,9 @@ def test_seeds_alone_give_student_s_interval():
     assert found["difference"] == pytest.approx(two.mean() - one.mean())
     assert found["high"] - found["difference"] == pytest.approx(half)
     assert found["image_error"] == pytest.approx(0, abs=1e-12)
+    apart = methods.compare(first, second[:3])
+    half = t(3) * (one.var(ddof=1) / 3 + two[:3].var(ddof=1) / 3) ** 0.5
+    assert apart["high"] - apart["difference"] == pytest.approx(half)
     found = methods.compare(first, second[:3], paired=True)
     expected = stats.ttest_rel(two[:3], one).confidence_interval(0.95)
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
