@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Bytecode is made when a module is first imported: of most that are installed, never.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+# A process per core; each takes whole files as long as it can, so that their fixtures are made once.
+SPREAD := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: run test test-slow test-cluster check gpu gpu-wheels clean
 
@@ -11,10 +13,10 @@ run: $(VENV)/run.stamp
 	$(BIN)/python -m tvjax.main --config=configs/lunet_bilevel.py
 
 test: check
-	$(BIN)/python -m pytest -n 2 --durations=20
+	$(BIN)/python -m pytest $(SPREAD) --durations=20
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m slow -n 2
+	$(BIN)/python -m pytest -m slow $(SPREAD)
 
 test-cluster: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m cluster

@@ -1,26 +1,37 @@
 import os
+import sys
+from pathlib import Path
+
+import pytest
+import xdist
+
+KEPT = Path(__file__).parents[1] / ".pytest_cache" / "d"
+"""What one run of the tests leaves for the next: `pytest --cache-clear` forgets it."""
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs that tests start, one after another, keep even what compiles in a moment.
-os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Whatever tests compile, or programs that they start, is compiled once.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Of a program that starts without bytecode, two thirds of the time are Python's own compiler. Who
+# wants none beside the sources finds it here.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(KEPT / "bytecode"))
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-import tvjax
-from configs import base
-from tvjax.data import builder
-from tvjax.data.embedded import synthetic
+def pytest_sessionstart(session):
+    """Who only hands tests out to others starts them at once, and without JAX."""
+    if not xdist.is_xdist_controller(session):
+        import jax
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
+        jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture
 def x64():
     """Runs one test in float64, as every check of a derivative must."""
+    import jax
+
     with jax.enable_x64(True):
         yield
 
@@ -28,6 +39,8 @@ def x64():
 @pytest.fixture(scope="session")
 def make_tiles(tmp_path_factory):
     """`seed ->` a tiny prepared set, made anew: 60 tiles of 16 pixels."""
+    from tvjax.data import builder
+    from tvjax.data.embedded import synthetic
 
     def make(seed):
         folder = tmp_path_factory.mktemp("tiles")
@@ -47,26 +60,16 @@ def tiles(make_tiles):
     return make_tiles(0)
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Runs of one process share what they compile, in the files that ask for it only."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for values in (options, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is options:
-            yield
-
-
 @pytest.fixture(scope="session")
 def make_predictor():
     """`(net's name, fields of config.model) ->` an untrained net whose answers vary."""
-    from tvjax.training.net import make_net  # loads much that most tests do without
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import tvjax
+    from configs import base
+    from tvjax.training.net import make_net
 
     def make(name, **fields):
         config = base.get_config()

@@ -86,11 +86,15 @@ def run(
 
 
 def cache_compilations(directory: str | Path) -> None:
-    """Keeps compiled programs in a folder, so that a second run starts at once."""
+    """Keeps compiled programs in a folder, so that a second run starts at once.
+
+    Where JAX has one already, by `JAX_COMPILATION_CACHE_DIR`, they are kept there instead.
+    """
     import jax  # programs that prepare data do without it
 
     with contextlib.suppress(UserError):  # no home, no cache
-        jax.config.update("jax_compilation_cache_dir", str(expanded(directory)))
+        if jax.config.values["jax_compilation_cache_dir"] is None:
+            jax.config.update("jax_compilation_cache_dir", str(expanded(directory)))
 
 
 def _parse(argv: list[str], words: int = 0) -> list[str]:

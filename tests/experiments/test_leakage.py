@@ -144,7 +144,7 @@ def test_clusters_of_prepared_tiles_are_read(tiles, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_is_run_and_goes_on_where_it_stopped(tiles, tmp_path, compiled):
+def test_the_whole_is_run_and_goes_on_where_it_stopped(tiles, tmp_path):
     import subprocess
     import sys
 

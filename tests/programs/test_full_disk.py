@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from programs import ROOT
 
-from tvjax import files, program
+from tvjax import files
 from tvjax.data import builder, records
 from tvjax.data.embedded import synthetic
 from tvjax.errors import Outage, UserError
@@ -120,8 +120,7 @@ def test_nothing_stays_of_tiles_that_were_not_finished(disk, coco):
 
 
 @pytest.fixture
-def config(tiles, disk, compiled, monkeypatch):
-    monkeypatch.setattr(program, "cache_compilations", lambda *_: None)
+def config(tiles, disk):
     config = lives.config_of(tiles, disk.folder, 1)
     config.hypergrad.method = "none"
     return config

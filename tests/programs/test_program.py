@@ -13,7 +13,7 @@ from programs import ROOT
 
 from tvjax import hypergrad
 from tvjax.errors import UserError
-from tvjax.program import field_paths
+from tvjax.program import cache_compilations, field_paths
 from tvjax.training import rundir
 from tvjax.training.augment import make_augment
 from tvjax.training.net import make_regularizer
@@ -210,6 +210,18 @@ def test_lambda_weighs_a_pixel_as_the_notes_say():
     made, _ = make_regularizer(1, **regularizer())
     assert made.pixel_weight(1e-6, (16, 100, 100)) == pytest.approx(0.16)
     assert isinstance(config("unet"), ConfigDict)
+
+
+def test_compiled_programs_are_kept_where_jax_keeps_them_or_else_where_asked():
+    name = "jax_compilation_cache_dir"
+    before = getattr(jax.config, name)
+    try:
+        for own in ("/own", None):
+            jax.config.update(name, own)
+            cache_compilations("/asked")
+            assert getattr(jax.config, name) == (own or "/asked")
+    finally:
+        jax.config.update(name, before)
 
 
 PROGRAMS = ("main", "predict", "evaluate", "export", "sweep", "data.prepare")

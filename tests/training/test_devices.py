@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from programs import ROOT
+from programs import ROOT, STRICT
 
 METHODS = (
     "exact", "sgd_formula", "paper", "preconditioned", "darts", "reverse", "forward",
@@ -22,8 +22,7 @@ def same_on(net, method, *layouts):
     }  # fmt: skip
     command = [
         sys.executable,
-        "-W",
-        "error::UserWarning",
+        *STRICT,
         "tests/helpers/devices.py",
         net,
         method,

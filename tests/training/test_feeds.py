@@ -10,7 +10,6 @@ import sys
 import lives
 import pytest
 
-from tvjax import program
 from tvjax.errors import UserError
 from tvjax.training import loop, parallel, restore, rundir
 
@@ -22,13 +21,12 @@ def other(make_tiles):
 
 
 @pytest.fixture(scope="module")
-def begun(tiles, tmp_path_factory, compiled):
+def begun(tiles, tmp_path_factory):
     """A run of 4 steps, by a relative path, and the working directory that this is relative to."""
     folder = tmp_path_factory.mktemp("begun")
     shutil.copytree(tiles, folder / "here" / "tiles")
     before = os.getcwd()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "cache_compilations", lambda _: None)
         patch.chdir(folder / "here")
         train(folder / "here" / "run", "tiles", steps=4)
     assert os.getcwd() == before
@@ -36,9 +34,8 @@ def begun(tiles, tmp_path_factory, compiled):
 
 
 @pytest.fixture
-def run(begun, tmp_path, monkeypatch):
+def run(begun, tmp_path):
     """A copy of it that may be spoilt."""
-    monkeypatch.setattr(program, "cache_compilations", lambda _: None)
     shutil.copytree(begun, tmp_path / "here", copy_function=shutil.copy)
     return tmp_path / "here" / "run"
 
@@ -129,8 +126,7 @@ def test_what_an_early_end_left_behind_binds_no_run(run, other):
 EVALUATE = """
 import sys, devices
 from absl import flags
-from tvjax import evaluate, program
-program.cache_compilations = lambda _: None
+from tvjax import evaluate
 flags.FLAGS(sys.argv[:2])
 for place in sys.argv[2:]:
     flags.FLAGS["data"].value = place or None

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from programs import ROOT
 
-from tvjax import program, provenance
+from tvjax import provenance
 from tvjax.data import records, workspace
 from tvjax.errors import Outage, UserError
 from tvjax.hypergrad import InnerState
@@ -145,9 +145,8 @@ def test_a_record_file_cut_off_is_named_in_one_line(tiles, tmp_path):
 
 
 @pytest.fixture
-def config(tiles, tmp_path, compiled, monkeypatch):
+def config(tiles, tmp_path):
     """The config of a run of 12 steps that saves every 4, with a net that compiles in a moment."""
-    monkeypatch.setattr(program, "cache_compilations", lambda _: None)
     config = lives.config_of(tiles, tmp_path, 1)
     config.hypergrad.method = "none"
     return config

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax import export
 from PIL import Image
-from programs import ROOT, use
+from programs import ROOT, STRICT, use
 
 import tvjax
 from configs import lunet_bilevel
@@ -26,7 +26,7 @@ STEPS = 14
 
 def command(tiles, workdir, *flags, config="lunet_bilevel"):
     return [
-        sys.executable, "-W", "error::UserWarning", "-m", "tvjax.main",
+        sys.executable, *STRICT, "-m", "tvjax.main",
         f"--config=configs/{config}.py", f"--workdir={workdir}",
         f"--config.data.directory={tiles}", f"--config.data.cache={tiles.parent / 'cache'}",
         f"--config.train.steps={STEPS}", "--config.train.batch_size=4",

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 
-import jax
 import pytest
 
 from configs import base, unet_tv
@@ -201,12 +200,9 @@ def test_a_run_s_folder_chooses_no_place_that_is_written(run, tmp_path, monkeypa
     monkeypatch.setattr(sets, "EMBEDDED_TILES", 12)
     asked = []
     monkeypatch.setattr(program, "cache_compilations", lambda place: asked.append(str(place)))
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint"):
         restore.open_net(run)
-    jax.config.update("jax_compilation_cache_dir", before)
     assert asked == [str(tmp_path / "own" / "compiled")]
     splits, _ = restore.open_data(restore.read_config(run))
     assert splits["val"].directory.is_relative_to(tmp_path / "own")

@@ -90,9 +90,7 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, N
       UserError: there is no run, or no such checkpoint.
     """
     config = read_config(workdir)
-    # That of the user, never of the run's folder.
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        program.cache_compilations(Path(program.CACHE) / "compiled")
+    program.cache_compilations(Path(program.CACHE) / "compiled")  # never the run's folder
     net = make_net(config)
     shapes = jax.eval_shape(lambda: net.create(config.seed, net.hyper, ANY_SHAPE))
     return config, net, open_state(workdir, shapes, checkpoint)
