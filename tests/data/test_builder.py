@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from programs import SHARED
+from programs import SHARED, use
 from skimage.morphology import dilation, erosion
 
 from configs import lunet_bilevel
@@ -246,12 +246,9 @@ def test_sets_without_object_or_background_are_refused(source, tmp_path, corners
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-def run_prepare(source: Path, out: Path, *more: str, images: Path | None = None, **options):
-    command = [sys.executable, "-m", "tvjax.data.prepare", "--size=10", f"--out={out}", *more]
-    command += [f"--annotations={source / 'annotation.json'}"]
-    command += [f"--images={images or source / 'images'}"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)
+def run_prepare(source: Path, out: Path, *more: str, images: Path | None = None):
+    flags = [f"--annotations={source / 'annotation.json'}", f"--out={out}", "--size=10"]
+    return use("data.prepare", *flags, f"--images={images or source / 'images'}", *more)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -355,19 +352,17 @@ def test_its_hint_knows_the_batches_of_the_config():
 
 
 def test_program(source, tmp_path):
-    process = run_prepare(source, tmp_path / "out", "--seed=2")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "train       20" in output and "21 clusters" in output
-    assert output.endswith(
+    done = run_prepare(source, tmp_path / "out", "--seed=2")
+    assert done.returncode == 0
+    assert "train       20" in done.stdout and "21 clusters" in done.stdout
+    assert done.stdout.endswith(
         f"python -m tvjax.main --config=configs/lunet_bilevel.py --config.data.directory={tmp_path}"
         "/out --config.hypergrad.batch_size=2\n"
     )
-    process = run_prepare(source, tmp_path / "no", images=tmp_path / "nowhere")
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and output == ""
-    assert errors.splitlines()[-1].startswith("error: ") and "nowhere" in errors
-    assert len(errors.splitlines()) == 1
+    done = run_prepare(source, tmp_path / "no", images=tmp_path / "nowhere")
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ") and "nowhere" in line
     assert prepare.parse_size("100x120") == (100, 120) and prepare.parse_size("64") == (64, 64)
     with pytest.raises(UserError, match="--size=10by10"):
         prepare.parse_size("10by10")

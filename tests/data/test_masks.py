@@ -1,13 +1,12 @@
 """Images with mask PNGs: the same records as from a COCO file, and mistakes named."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from programs import use
 
 from tvjax.data import builder, manifest, mask_files, masks, records, sets, splits
 from tvjax.errors import UserError
@@ -144,9 +143,8 @@ def test_a_truncated_mask_is_named(source):
 
 def test_program(source, tmp_path):
     def prepare(*flags):
-        command = [sys.executable, "-m", "tvjax.data.prepare", f"--images={source / 'images'}"]
-        command += ["--size=6x8", f"--out={tmp_path / 'out'}", *flags]
-        return subprocess.run(command, capture_output=True, text=True)
+        coco = f"--images={source / 'images'}", f"--out={tmp_path / 'out'}"
+        return use("data.prepare", *coco, "--size=6x8", *flags)
 
     result = prepare(f"--masks={source / 'masks'}")
     assert result.returncode == 0 and "12 tiles" in result.stdout, result.stderr

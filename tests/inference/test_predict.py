@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from programs import use
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -566,7 +567,7 @@ def test_mistakes_are_one_line(tmp_path):
 
 
 def test_a_threshold_is_a_probability(tmp_path):
-    command = [sys.executable, "-m", "tvjax.predict", "--workdir=x", "--images=x", "--threshold=50"]
-    result = subprocess.run([*command, f"--out={tmp_path}"], capture_output=True, text=True)
+    flags = "--workdir=x", "--images=x", "--threshold=50"
+    result = use("predict", *flags, f"--out={tmp_path}")
     assert result.returncode == 2
     assert result.stderr == "error: --threshold=50.0 must be a probability, at most 1\n"

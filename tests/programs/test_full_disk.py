@@ -5,14 +5,13 @@ import json
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import lives
 import numpy as np
 import pytest
 from PIL import Image
-from programs import ROOT
+from programs import use
 
 from tvjax import files
 from tvjax.data import builder, records
@@ -168,19 +167,6 @@ def test_predictions_of_complete_images_stay(disk, tmp_path):
     assert disk.names() <= {"out"}
 
 
-FORKS = """
-import os, runpy, sys
-import tvjax.inference.predictor
-for line in sys.argv[1:]:
-    program, *flags = line.split()
-    child = os.fork()
-    if not child:
-        sys.argv = [program, *flags]
-        runpy.run_module(f"tvjax.{program}", run_name="__main__")
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
 def test_what_cannot_be_written_is_found_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file" / "out", Path("/proc/nothing/out")):
@@ -192,14 +178,12 @@ def test_what_cannot_be_written_is_found_before_the_work(tmp_path):
     assert not (tmp_path / "new").exists()
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     # There is no run either, and that would be found as its work begins.
-    flags = "--workdir=nowhere --out=/proc/nothing/out"
-    lines = [f"{name} {flags}" for name in ("evaluate", "export")]
-    lines.append(f"predict {flags} --images={tmp_path}/a.png")
-    command = [sys.executable, "-W", "ignore", "-c", FORKS, *lines]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["2"] * 3, done.stderr
-    told = done.stderr.splitlines()
-    assert len(told) == 3 and all("--out=/proc/nothing/out cannot be" in line for line in told)
+    flags = "--workdir=nowhere", "--out=/proc/nothing/out"
+    more = {"evaluate": [], "export": [], "predict": [f"--images={tmp_path}/a.png"]}
+    for name in more:
+        done = use(name, *flags, *more[name], python=("-W", "ignore"))
+        [line] = done.stderr.splitlines()
+        assert done.returncode == 2 and "--out=/proc/nothing/out cannot be" in line
 
 
 def test_earlier_results_stay_whole_where_the_new_ones_do_not_fit(disk):

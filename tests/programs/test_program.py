@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 from ml_collections import ConfigDict
-from programs import ROOT
+from programs import ROOT, use
 
 from tvjax import hypergrad
 from tvjax.errors import UserError
@@ -229,9 +229,7 @@ PROGRAMS = ("main", "predict", "evaluate", "export", "sweep", "data.prepare")
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_is_a_screen_or_two_that_names_every_flag(name):
-    result = subprocess.run(
-        [sys.executable, "-m", f"tvjax.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    result = use(name, "--help")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) <= 90 and max(map(len, lines)) <= 100
@@ -266,7 +264,6 @@ def test_help_is_a_screen_or_two_that_names_every_flag(name):
     ],
 )
 def test_flags_of_evaluate_that_would_not_matter_are_refused(flags, words):
-    command = [sys.executable, "-m", "tvjax.evaluate", "--workdir=x", *flags]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = use("evaluate", "--workdir=x", *flags)
     assert result.returncode == 2 and result.stderr.startswith(f"error: {words}"), result.stderr
     assert result.stderr.count("\n") == 1

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,8 @@ from tvjax.training.logs import read_metrics
 STEPS = 14
 
 
-def command(tiles, workdir, *flags, config="lunet_bilevel"):
+def flags_of(tiles, workdir, *flags, config="lunet_bilevel"):
     return [
-        sys.executable, *STRICT, "-m", "tvjax.main",
         f"--config=configs/{config}.py", f"--workdir={workdir}",
         f"--config.data.directory={tiles}", f"--config.data.cache={tiles.parent / 'cache'}",
         f"--config.train.steps={STEPS}", "--config.train.batch_size=4",
@@ -39,15 +39,13 @@ def command(tiles, workdir, *flags, config="lunet_bilevel"):
 
 
 def run(tiles, workdir, *flags, **options):
-    return subprocess.run(
-        command(tiles, workdir, *flags, **options), cwd=ROOT, capture_output=True, text=True
-    )
+    return use("main", *flags_of(tiles, workdir, *flags, **options), python=STRICT)
 
 
 def start_and_wait_for(tiles, workdir, step, *flags, **options):
     """Starts a run and returns its process once it has logged this step."""
     process = subprocess.Popen(
-        command(tiles, workdir, *flags, **options),
+        [sys.executable, *STRICT, "-m", "tvjax.main", *flags_of(tiles, workdir, *flags, **options)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -119,14 +117,7 @@ def test_a_run_of_before_the_score_was_chosen_goes_on_by_its_own(tmp_path):
 
 
 def test_evaluate_gives_the_summary_s_scores(whole, tiles):
-    def evaluate(*flags):
-        return subprocess.run(
-            [sys.executable, "-m", "tvjax.evaluate", *flags],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-
+    evaluate = partial(use, "evaluate")
     workdir, _ = whole
     result = evaluate(f"--workdir={workdir}", "--split=val")
     assert result.returncode == 0, result.stderr
