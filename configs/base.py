@@ -7,10 +7,12 @@ A config is its difference from this one. The values here are those of the small
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from tvjax.types import Config
 
-def get_config() -> ConfigDict:
+
+def get_config() -> Config:
     """A plain U-Net on the embedded set."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
 
     config.name = "unet"  # name of the run, and of its folder under runs/
     config.seed = 0  # seed of the initial parameters and of the order of the batches
@@ -170,7 +172,7 @@ def get_config() -> ConfigDict:
     return config.lock()  # a field that a config or a flag mistypes is refused
 
 
-def paper(config: ConfigDict) -> ConfigDict:
+def paper(config: Config) -> Config:
     """The paper's sizes: 100 pixels, width 64, batch 16, Adam 5e-5, 30 epochs of 4,000 tiles.
 
     Its training too: a constant rate, no augmentation. Its score is the mean IoU over images.
@@ -197,7 +199,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def with_preset(config: ConfigDict, preset: str | None) -> ConfigDict:
+def with_preset(config: Config, preset: str | None) -> Config:
     """The config itself, or with the preset named after the colon of `--config=FILE:PRESET`.
 
     Raises:

@@ -157,7 +157,7 @@ def timed(calls: dict[str, Callable[[int], float]], tiny: bool) -> dict[str, Any
 def torch_steps(job: Job, *, compiled: bool) -> dict[str, Any]:
     """PyTorch's plain step on the same net and sizes, by precision."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         return {"left_out": "PyTorch is not installed"}
     from experiments.accelerator import torch_steps

@@ -1,5 +1,8 @@
 """PyTorch's plain LU-Net step, timed; imported only where PyTorch is."""
 
+# PyTorch and its peers are no dependency.
+# pyright: reportMissingImports=false
+
 import time
 from collections.abc import Callable
 from typing import Any

@@ -18,12 +18,14 @@ scikit-image's photographs with noise, made here.
 import json
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import skimage
+import skimage.data
 from absl import flags
 from skimage.restoration import denoise_tv_chambolle
 from skimage.transform import resize
@@ -60,7 +62,7 @@ def make_images(size: int, number: int) -> np.ndarray:
     for i in range(min(number, DISTINCT)):
         side = 512 if i == 0 else int(rng.integers(200, 512))
         y, x = rng.integers(0, 512 - side + 1, 2)
-        clean = resize(photograph[y : y + side, x : x + side], (size, size), order=1)
+        clean: Any = resize(photograph[y : y + side, x : x + side], (size, size), order=1)
         images.append(clean + NOISE * rng.standard_normal((size, size)))
     distinct = np.stack(images)[..., None].astype(np.float32)
     return np.tile(distinct, (number // len(images), 1, 1, 1))
@@ -206,7 +208,7 @@ def main(argv) -> None:
         "noise": NOISE,
         "kind": "isotropic",
         "dtype": "float32",
-        "peer": f"scikit-image {skimage.__version__}",
+        "peer": f"scikit-image {metadata.version('scikit-image')}",
         **provenance.describe(seed=0),
         "rows": [],
     }

@@ -10,6 +10,9 @@ drew, and are timed in turn, round after round. `hypergradient` holds what each 
 second step of Adam: where one differs, its derivative is not that of the step.
 """
 
+# PyTorch and its peers are no dependency.
+# pyright: reportMissingImports=false
+
 import json
 import sys
 import warnings

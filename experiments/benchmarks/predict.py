@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def measure(folder: Path) -> dict:
         return 0.98 * is_roof + 0.01 * unet(images)
 
     images = list(enumerate(sorted((folder / "images").iterdir()), 1))
-    timed = {"tile": _TILE.value, "batch": _BATCH.value}
+    timed: dict[str, Any] = {"tile": _TILE.value, "batch": _BATCH.value}
     if images[0][1].suffix == ".tif":
         shape = (_BATCH.value, _TILE.value, _TILE.value, 3)
     else:

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,7 +55,7 @@ def make_call(layout: str, devices: int, kind: str):
     config.hypergrad.update(warmup=1, every=1)
     config.parallel.update(map=layout, devices=devices)
     setup = make_setup(config, (_SIZE.value, _SIZE.value))
-    splits = {"train": Tiles(4 * _BATCH.value), "val": Tiles(2 * _BATCH.value)}
+    splits: Any = {"train": Tiles(4 * _BATCH.value), "val": Tiles(2 * _BATCH.value)}
     work = feeds.dispatches(config, setup, splits, 0)
     plain, bilevel = next(work), next(work)
     held = [setup.create()]

@@ -1,5 +1,8 @@
 """The U-Net in PyTorch, for benchmarks side by side; imported only where PyTorch is."""
 
+# PyTorch and its peers are no dependency.
+# pyright: reportMissingImports=false
+
 import torch
 from torch import nn
 from torch.nn import functional as F

@@ -146,7 +146,8 @@ class _Progress(NamedTuple):
     stale: jax.Array
     iterations: jax.Array
 
-    def moved(self, gap: jax.Array, state: PyTree, iterations: int) -> "_Progress":
+    def moved(self, found: tuple[jax.Array, PyTree], iterations: int) -> "_Progress":
+        gap, state = found
         better = gap < self.best
         return _Progress(
             state=state,
@@ -207,13 +208,13 @@ def run(
     def advance(p: _Progress) -> _Progress:
         go = active(p)
         if n <= slots:
-            return _where(go, p.moved(*iterate(p.state, data, lam), chunk), p)
+            return _where(go, p.moved(iterate(p.state, data, lam), chunk), p)
         # A stable sort puts the unfinished images first; `slot` has no index twice.
         slot = jnp.argsort(~go, stable=True)[:slots]
         some = jax.tree.map(lambda a: a[slot], (p.state, data, lam))
         found = jax.tree.map(lambda a, b: a.at[slot].set(b), (p.gap, p.state), iterate(*some))
         go &= jnp.zeros_like(go).at[slot].set(True)
-        return _where(go, p.moved(*found, chunk), p)
+        return _where(go, p.moved(found, chunk), p)
 
     infinite = jnp.full((n,), jnp.inf, lam.dtype)
     zero = jnp.zeros((n,), jnp.int32)
