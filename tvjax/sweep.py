@@ -33,7 +33,6 @@ from tvjax.training.resident import take
 from tvjax.training.setup import Functions, make_functions
 from tvjax.types import Batch, Config, PyTree
 
-SCORES = "bce", "iou", "pooled_iou", "nonempty_iou", "components"
 CHUNK = 50
 """Updates in one call of a program."""
 

@@ -8,14 +8,17 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from programs import ROOT
 
 import tvjax
 from configs import base, unet_tv
 from tvjax.errors import UserError
+from tvjax.hypergrad import InnerState
 from tvjax.training import checksums, restore, rundir, setup
 from tvjax.training.checkpoint import Checkpoints
+from tvjax.training.state import TrainState
 
 FOUR_DEVICES = """
 import sys
@@ -117,3 +120,21 @@ def test_a_checkpoint_is_denoised_by_a_weight_that_was_chosen_for_it(tmp_path, c
     rundir.write_summary(tmp_path, {"steps": 8, "lambda": 0.0, "denoise_weight": "much"})
     with pytest.raises(UserError, match=r"summary\.json is damaged"):
         tvjax.Predictor.load(tmp_path)
+
+
+def test_what_earlier_versions_saved_beside_is_passed_over(tmp_path):
+    """Lambda was in the model state too."""
+    params, stats = {"w": jnp.arange(3.0)}, {"batch_stats": {"mean": jnp.ones(2)}}
+    inner = InnerState(params, optax.adam(1.0).init(params), stats)
+    now = TrainState(jnp.int32(4), inner, jnp.float32(-3), optax.adam(1.0).init(jnp.ones(())), ())
+    earlier = inner._replace(model_state=stats | {"lam": jnp.float32(0.05)})
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(now._replace(inner=earlier), {}, wait=True)
+    bare = now._replace(inner=inner._replace(opt_state=()), hyper_opt_state=())
+    for like in (now, bare):
+        found = restore.open_state(tmp_path, like)
+        assert jax.tree.structure(found) == jax.tree.structure(like)
+        jax.tree.map(np.testing.assert_array_equal, found, like)
+    other = now._replace(inner=inner._replace(params=params | {"v": jnp.ones(1)}))
+    with pytest.raises(UserError, match="is of another architecture"):
+        restore.open_state(tmp_path, other)

@@ -24,6 +24,9 @@ from tvjax.errors import Outage, UserError
 from tvjax.training import checksums, parallel
 from tvjax.training.state import TrainState
 
+_FORMER = {"inner/model_state/lam"}
+"""Names of arrays that earlier versions saved, and nothing reads now."""
+
 _NOT_EVALUATED = -1.0  # below any IoU; orbax wants each checkpoint to have its metric
 
 
@@ -220,11 +223,11 @@ class Checkpoints:
             folder, wanted = self._directory / str(step), jax.tree.map(_abstract, like)
             sums = checksums.read(folder)
             shapes = _saved_shapes(handler, folder) if sums is None else checksums.shapes(sums)
-            _check_shapes(folder, shapes, like)
-            part = _nested(_arrays(wanted)) if len(_arrays(wanted)) < len(shapes) else wanted
+            is_whole = _check_shapes(folder, shapes, like)
+            part = wanted if is_whole else _nested(_arrays(wanted))
             args = ocp.args.PyTreeRestore(
                 part, ocp.checkpoint_utils.construct_restore_args(part),
-                partial_restore=part is not wanted,
+                partial_restore=len(_arrays(wanted)) < len(shapes),
             )  # fmt: skip
             found = _arrays(reader.restore(folder / "state", args=args))
             state = jax.tree.unflatten(jax.tree.structure(like), [found[k] for k in _arrays(like)])
@@ -321,17 +324,21 @@ def _saved_shapes(handler: ocp.PyTreeCheckpointHandler, folder: Path) -> dict[st
     return _shapes(getattr(saved, "item_metadata", saved))
 
 
-def _check_shapes(folder: Path, found: dict[str, tuple[int, ...]], like: TrainState) -> None:
+def _check_shapes(folder: Path, found: dict[str, tuple[int, ...]], like: TrainState) -> bool:
+    """Refuses other arrays than those of `like`; returns whether it wants all that was saved."""
     wanted = _shapes(like)
     leaves = jax.tree.leaves_with_path(like, is_leaf=_is_empty)
     left_out = tuple(f"{_name(path)}/" for path, x in leaves if _is_empty(x))
     read = {name for name in found if not f"{name}/".startswith(left_out)}
+    is_whole = len(read) == len(found)
+    read -= _FORMER
     for name in sorted(read | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise UserError(
                 f"{folder} is of another architecture: {name} has shape {found.get(name)} there "
                 f"and {wanted.get(name)} here; use another --workdir or the config that wrote it"
             )
+    return is_whole
 
 
 def _is_empty(x: Any) -> bool:
