@@ -193,6 +193,7 @@ def test_unet_depth_and_bfloat16():
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), x, train=False))
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(shapes))
     variables = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes)  # drawing takes longer
-    logits, new = net.apply(variables, x, train=True, mutable=["batch_stats"])
+    apply = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))
+    logits, new = apply(variables, x)
     assert logits.dtype == jnp.float32 and bool(jnp.isfinite(logits).all())
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(new))
