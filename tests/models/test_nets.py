@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from nets import initial
 from scipy import ndimage
 from test_models import random, same_value_and_derivatives
 
@@ -227,20 +228,6 @@ def batch(seed, *, n=4, size=16, dtype=jnp.float32):
     mask = np.kron(rng.random((n, size // 8, size // 8, 1)) < 0.4, np.ones((1, 8, 8, 1)))
     image = 0.4 * mask + 0.5 * rng.random((n, size, size, 3))
     return Batch(jnp.asarray(image, dtype), jnp.asarray(mask, jnp.uint8))
-
-
-def initial(net, dtype):
-    """Parameters as `net.init` draws them, which takes longer to compile than all the rest."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if path[-1].key == "kernel":
-            return jnp.asarray(rng.normal(size=leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5, dtype)
-        return jnp.full(leaf.shape, path[-1].key in ("scale", "var"), dtype)
-
-    x = jnp.zeros((1, 16, 16, 3))
-    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), x, train=False))
-    return jax.tree.map_with_path(draw, variables)
 
 
 def bilevel(name, optimizer, *, width=2, dtype=jnp.float32):

@@ -11,8 +11,9 @@ import optax
 import pytest
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from nets import initial
 from programs import SHARED
-from test_nets import batch, initial, model
+from test_nets import batch, model
 from test_nets import two_stages as two_stages
 
 from configs import base

@@ -1,11 +1,14 @@
 """Many trainings in one program are the trainings one by one."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from nets import initial
 
 from tvjax.models.unet import UNet
 from tvjax.training import members
@@ -24,11 +27,11 @@ def test_a_product_is_the_convolution(x64):
 def test_a_net_of_products_is_the_net_in_its_own_dtypes(x64):
     net = UNet(width=2, depth=1)
     images = jnp.asarray(np.random.default_rng(0).random((2, 8, 8, 3)), jnp.float32)
-    variables = jax.tree.map(
-        lambda x: x.astype(jnp.float64), net.init(jax.random.key(0), images, train=False)
+    variables = initial(net, jnp.float64)
+    wanted, found = (
+        jax.jit(partial(made.apply, train=False))(variables, images)
+        for made in (net, members.Products(net))
     )
-    wanted = net.apply(variables, images, train=False)
-    found = members.Products(net).apply(variables, images, train=False)
     assert found.dtype == wanted.dtype == jnp.float64
     np.testing.assert_allclose(found, wanted, atol=1e-12)
 

@@ -1,11 +1,14 @@
 """The real training step, with the real net, in float64 against finite differences."""
 
+from functools import partial
+
 import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from nets import initial
 
 from tvjax import hypergrad
 from tvjax.hypergrad import SCANNED
@@ -16,7 +19,6 @@ from tvjax.training import state as states
 from tvjax.types import Batch
 
 RATE = 0.05
-IMAGE = jnp.zeros((1, 8, 8, 3))
 OPTIMIZERS = {
     "adam": hypergrad.adam(1e-3),
     "sgd": optax.sgd(RATE),
@@ -39,9 +41,7 @@ def setting(
     problem = steps.make_problem(
         net, SIGMOID, optimizer, regularizer, statistics=statistics, axis_name=axis_name
     )
-    init = jax.jit(lambda: UNet(width=2, depth=1).init(jax.random.key(0), IMAGE, train=False))
-    variables = init()
-    variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+    variables = initial(UNet(width=2, depth=1), jnp.float64)
     hyper = jnp.asarray(hyper, jnp.float64)
     model_state = {"batch_stats": variables["batch_stats"]}
     state = states.create(
@@ -108,8 +108,8 @@ def test_the_formula_is_the_hypergradient_of_gradient_descent(x64):
     net = devices.Pixels(1, 2, 1, 0.9, "float64", None)
     regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
     problem = steps.make_problem(net, SIGMOID, optax.sgd(RATE, momentum=0.9), regularizer)
-    variables = net.init(jax.random.key(0), batch(0).image, train=False)
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), variables["params"])
+    variables = initial(net, jnp.float64)
+    params = variables["params"]
     alpha = jnp.asarray(-3.0)
     state = problem.init(params, {"batch_stats": variables["batch_stats"]})
     exact, formula = jax.jit(
@@ -168,8 +168,7 @@ def with_head(head, lam, *, place="loss", statistics="batch"):
     problem = steps.make_problem(
         net, head, hypergrad.adam(1e-3), regularizer, statistics=statistics
     )
-    variables = jax.jit(lambda: net.init(jax.random.key(0), IMAGE, train=False))()
-    variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+    variables = initial(net, jnp.float64)
     model_state = {"batch_stats": variables["batch_stats"]}
     return net, problem, problem.init(variables["params"], model_state), jnp.log(lam)
 
@@ -179,9 +178,10 @@ def test_weights_of_blocks_and_classes_weigh_what_they_say(x64):
     lam = jnp.arange(1.0, 9.0).reshape(2, 2, 2)  # two by two blocks, two classes
     net, problem, state, alpha = with_head(head, lam)
     data = batch(0)
-    loss, (_, aux) = problem.inner(state.params, alpha, data, state.model_state)
+    loss, (_, aux) = jax.jit(problem.inner)(state.params, alpha, data, state.model_state)
     variables = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
-    logits, _ = net.apply(variables, data.image, train=True, mutable=["batch_stats"])
+    apply = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))
+    logits, _ = apply(variables, data.image)
     p = np.asarray(jax.nn.softmax(logits))
     weights = np.kron(np.asarray(lam), np.ones((4, 4, 1)))
     expected = sum(
@@ -196,7 +196,7 @@ def test_weights_of_blocks_and_classes_weigh_what_they_say(x64):
 @pytest.mark.parametrize("name", [pytest.param("sigmoid", marks=pytest.mark.slow), "softmax"])
 def test_equal_weights_are_one_lambda(name):
     head = make_head(name=name, num_iterations=1, kind="anisotropic")
-    logits = jax.random.normal(jax.random.key(0), (2, 8, 8, head.channels))
+    logits = np.random.default_rng(0).normal(size=(2, 8, 8, head.channels)).astype(np.float32)
 
     class Net:  # whose logits are given
         def apply(self, variables, images, train, mutable):
@@ -273,7 +273,7 @@ def test_evaluation_counts_no_padding():
     net = UNet(width=2, depth=1)
     regularizer = steps.Regularizer("none", "anisotropic", "sum", "log")
     problem = steps.make_problem(net, SIGMOID, optax.sgd(0.1), regularizer)
-    variables = jax.jit(lambda: net.init(jax.random.key(0), IMAGE, train=False))()
+    variables = initial(net, jnp.float32)
     state = states.create(
         problem, variables["params"],
         {"batch_stats": variables["batch_stats"]},
