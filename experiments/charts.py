@@ -143,7 +143,8 @@ def _band(axis, x: Sequence[float], rows, color: str, label: str, scale: float =
 
 
 def _bars(axis, x: Sequence[float], rows, color: str, label: str, scale: float = 100) -> None:
-    """A point per weight with the 95 % interval over seeds."""
+    """A point per weight with the 95 % interval over seeds; series stand a little apart."""
+    x = [v * 1.04 ** len(axis.containers) for v in x]
     means = [mean(scale * np.array(row)) for row in rows]
     half = np.nan_to_num([m.high - m.value for m in means])
     axis.errorbar(x, [m.value for m in means], yerr=half, color=color, capsize=2, marker="o",

@@ -13,7 +13,6 @@ from experiments import pictures, runs
 from experiments.trainer import SPLITS, Trainer, load, save, summary
 from tvjax.data import noise
 from tvjax.models.heads import make_head
-from tvjax.training.augment import to_float
 
 
 class Waits(Exception):
@@ -48,10 +47,10 @@ def denoise(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     del folder
     trainer, programs, state, _ = _net(lab, run)
     curves: dict[str, list[float]] = {s: [] for s in SPLITS}
+    most = {"train": lab.scale.train_scored, "val": None, "test": lab.scale.noise_tiles}
     for weight in lab.scale.weights:
         for split in SPLITS:
-            most = _most(lab, split if split == "train" else "")
-            found = trainer.score(programs, state, split, most=most, denoise=weight)
+            found = trainer.score(programs, state, split, most=most[split], denoise=weight)
             curves[split].append(summary(found)["iou"])
     best = lab.scale.weights[int(np.argmax(curves["val"]))]
     scored = {
@@ -83,7 +82,7 @@ def _seeds(lab, sigma: float) -> range:
 
 def _under_noise(lab, trainer: Trainer, programs, state, sigma: float, seed: int) -> dict:
     def change(images):
-        return noise.add_noise(np.asarray(to_float(images)), sigma, seed=seed)
+        return noise.add_noise(images, sigma, seed=seed)
 
     most = lab.scale.noise_tiles
     return summary(trainer.score(programs, state, "test", most=most, change=change))

@@ -163,7 +163,8 @@ class Trainer:
         """
         tiles, found = Batch(*(x[:most] for x in self.tiles[split])), []
         weight = None if denoise is None else jnp.float32(denoise)
-        images = tiles.image if change is None else change(tiles.image)
+        images = np.asarray(tiles.image, np.float32) / 255  # one program, with or without a change
+        images = images if change is None else change(images)
         state = _bare(state)
         for batch, valid in members.padded_batches(Batch(images, tiles.mask), batch_size):
             masks, bce = jax.device_get(programs.score(state, weight, batch))

@@ -11,7 +11,6 @@ from devices import Pixels
 from programs import ROOT
 
 from tvjax import models
-from tvjax.errors import UserError
 
 PROGRAMS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -54,24 +53,6 @@ def test_every_program_imports(name):
         pytest.importorskip("torch", reason="PyTorch's libraries are what it compares with")
     with program(name) as module:
         assert callable(module.main) and f"python -m {name}" in module.__doc__
-
-
-def test_runs_of_other_lengths_are_not_compared(tmp_path, monkeypatch):
-    with program("experiments.compare_estimators", steps="50") as compare:
-        monkeypatch.setattr(compare.loop, "run", lambda config, out: {"steps": 100})
-        with pytest.raises(UserError, match=r"lunet holds a run of 100 steps.* of 50"):
-            compare.train("lunet", tmp_path)
-
-
-def test_runs_are_drawn_side_by_side(tmp_path):
-    lines = [
-        {"kind": kind, "step": step, "lambda": 1e-6, "iou": 0.5, "bce": 0.6}
-        for kind in ("train", "val") for step in (1, 2)
-    ]  # fmt: skip
-    result = {"lunet": {"summary": {"test_iou": 0.5}, "metrics": lines}}
-    with program("experiments.compare_estimators") as compare:
-        compare.draw(result, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_the_steps_that_are_timed_can_be_traced(monkeypatch):

@@ -1,0 +1,218 @@
+"""The list of runs at its smallest, the report of it, and the rules of its verdicts."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from devices import Pixels
+from programs import ROOT
+
+from experiments import claims, document, findings, report, run, runs
+from experiments.trainer import Trainer, load, save, summary
+from tvjax import models
+from tvjax.data import pipeline, sets
+from tvjax.errors import UserError
+from tvjax.training import loop
+
+SMOKE = runs.SCALES["smoke"]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """All runs of the smallest scale: the folder of results and the names that were done."""
+    folder = tmp_path_factory.mktemp("smoke")
+    lab = run.Lab(SMOKE, {}, folder / "nets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.NETS, "unet", Pixels)  # which compiles in a moment
+        done, failed, left = run.execute(lab, runs.runs(SMOKE, "tiny"), folder / "smoke")
+    assert not failed and not left
+    return folder, done
+
+
+def test_every_run_leaves_its_result_and_is_not_done_again(smoke):
+    folder, done = smoke
+    todo = runs.runs(SMOKE, "tiny")
+    assert done == [r.name for r in todo]
+    for r in todo:
+        content = json.loads((folder / "smoke" / f"{r.name}.json").read_text())
+        assert content["run"] == json.loads(json.dumps(r._asdict()))
+        assert {"commit", "versions", "hardware", "seed", "seconds"} <= set(content)
+        assert r.kind != "train" or content["config"]["seed"] == r.seed
+    lab = run.Lab(SMOKE, {}, folder / "nets")
+    assert run.execute(lab, todo, folder / "smoke") == ([], [], [])
+
+
+def test_a_run_waits_for_the_net_that_it_measures(tmp_path, capsys):
+    lab = run.Lab(SMOKE, {}, tmp_path / "nets")
+    wanted = [runs.Run("denoise", "tiny", 0, "unet")]
+    assert run.execute(lab, wanted, tmp_path) == ([], [], [wanted[0].name])
+    assert "waits for tiny_unet_s0" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
+    def fail(lab, run, folder):
+        raise RuntimeError("this one")
+
+    monkeypatch.setitem(run.items.KINDS, "cost", fail)
+    wanted = [runs.Run("cost", "tiny"), runs.Run("figure1", "tiny")]
+    done, failed, _ = run.execute(run.Lab(SMOKE, {}, tmp_path), wanted, tmp_path)
+    assert (done, failed) == ([wanted[1].name], [wanted[0].name])
+    assert "this one" in capsys.readouterr().err
+
+
+def test_no_run_begins_that_would_not_end_in_time(tmp_path, monkeypatch):
+    monkeypatch.setitem(run.items.KINDS, "cost", lambda lab, r, folder: {})
+    ticks = iter(range(0, 10**6, 40))
+    monkeypatch.setattr(run.time, "perf_counter", lambda: next(ticks))
+    wanted = [runs.Run("cost", "tiny", seed) for seed in range(3)]
+    done, _, left = run.execute(run.Lab(SMOKE, {}, tmp_path), wanted, tmp_path, minutes=3)
+    assert done == ["cost_tiny_s0"] and left == ["cost_tiny_s1", "cost_tiny_s2"]
+
+
+def test_the_smallest_report_has_every_item_of_the_paper(smoke):
+    folder, _ = smoke
+    f = findings.Findings(folder, SMOKE, "smoke")
+    blocks = report.build(f, folder / "none", folder / "figures")
+    text = document.markdown(blocks, folder)
+    for title in (
+        "Claims", "Table 1", "Figures 5 and 6", "Section 7", "Figure 8", "Cost", "Three readings",
+        "Figures 1, 2, 4 and 7", f"All {len(f.files)} runs of the list have a result.",
+    ):  # fmt: skip
+        assert title in text
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (folder / picture).stat().st_size > 1000
+    assert "nan" not in text
+    page = document.page(blocks, "title")
+    assert page.count("src='data:image/png;base64,") == text.count("![")
+    assert not re.search(r"(src|href)='(?!data:|lambda/)", page)
+    paper = next(
+        b for b in blocks if isinstance(b, document.Table) and "paper: train" in b.header[2]
+    )
+    assert [row[2] for row in paper.rows if row[0] == "LU-Net"] == ["76.90 / 63.09 / 63.72"]
+
+
+def test_the_table_of_the_readme_is_the_reports():
+    name = report.choose(ROOT / "results/runs")
+    f = findings.Findings(ROOT / "results/runs", runs.SCALES[name], name)
+    text = (ROOT / "README.md").read_text()
+    assert report.readme(f, ROOT / "results") in text, "run python -m experiments.report"
+
+
+def test_the_readmes_table_is_written_between_its_marks(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write_readme(path, f"{report.BEGIN}\nnew\n{report.END}")
+    assert path.read_text() == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    path.write_text("none")
+    with pytest.raises(UserError, match="lacks the lines"):
+        report.write_readme(path, "")
+
+
+def difference(value, half):
+    return findings.Difference(value, value - half, value + half, 5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "value, half, verdict",
+    [(3, 1, claims.HOLDS), (1, 0.5, claims.SMALLER), (0, 1, claims.NOT), (-3, 1, claims.NOT),
+     (1, 2, claims.OPEN)],
+)  # fmt: skip
+def test_the_verdict_on_a_gain_goes_by_its_interval(value, half, verdict):
+    assert claims.gains(difference(value, half), 2.2) == verdict
+
+
+@pytest.mark.parametrize(
+    "value, half, verdict",
+    [(0.2, 0.5, claims.HOLDS), (0.2, 0.9, claims.OPEN), (3, 1, claims.NOT), (-3, 1, claims.NOT)],
+)
+def test_the_verdict_on_an_equality_goes_by_its_interval(value, half, verdict):
+    assert claims.equals(difference(value, half)) == verdict
+
+
+def test_nothing_is_claimed_of_one_seed():
+    assert claims.gains(None, 2.2) == claims.equals(None) == claims.OPEN
+    assert findings.difference(members([0.5]), members([0.9])) is None
+
+
+def members(means, val=None, tiles=40):
+    """Contents of result files with these test IoUs, one per seed."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 50, tiles)
+    val = means if val is None else val
+    return [
+        {
+            "run": {"seed": s},
+            "scores": {"test": {"iou": m}, "val": {"iou": v}},
+            "test_iou_permille": list(1000 * m + noise - noise.mean()),
+        }
+        for s, (m, v) in enumerate(zip(means, val, strict=True))
+    ]
+
+
+def test_a_difference_is_paired_by_seed():
+    base = [0.5, 0.6, 0.4, 0.55]
+    found = findings.difference(members(base), members([b + 0.02 for b in base])[::-1])
+    assert found is not None and found.value == pytest.approx(2.0) and found.seeds == 4
+    assert found.low == pytest.approx(2.0) and found.high == pytest.approx(2.0)
+
+
+def test_choosing_among_equal_nets_is_no_gain_over_choosing_among_seeds():
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(60):
+        test = rng.normal(0.6, 0.04, 12)
+        grid = rng.normal(0.6, 0.04, (4, 5))  # four weights that do nothing
+        found = findings.selection(members(test), members(grid.max(0)), 4)
+        hits += found is not None and found.low <= 0 <= found.high
+    assert hits >= 54
+
+
+def test_the_lambdas_of_the_readings_weigh_as_the_readings_do():
+    from tvjax.training.steps import Regularizer
+
+    scale = runs.SCALES["cpu"]
+    shape = (16, 64, 64)
+    weights = {
+        name: Regularizer("loss", "anisotropic", name, "log").pixel_weight(runs.PAPER_LAMBDA, shape)
+        for name in ("sum", "image", "pixel")
+    }
+    summed = Regularizer("loss", "anisotropic", "sum", "log")
+    for name, lam in runs.readings(scale).items():
+        assert summed.pixel_weight(lam, shape) == pytest.approx(weights[name], rel=5e-3)
+
+
+@pytest.mark.parametrize("scale", list(runs.SCALES.values()))
+def test_names_tell_runs_apart(scale):
+    found = runs.runs(scale, scale.main or "buildings")
+    assert len({r.name for r in found}) == len(found)
+
+
+def test_a_training_is_that_of_the_program(tiles, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.NETS, "unet", Pixels)
+    wanted = runs.Run("train", "tiles", 1, "exact", 1e-5)
+    config = runs.config_of(wanted, SMOKE, steps=8)
+    config.data.directory = str(tiles)
+    config.hypergrad.every = 2
+    expected = loop.run(config, tmp_path / "run")
+    opened = sets.open_prepared(tiles)
+    trainer = Trainer({name: pipeline.resident(split) for name, split in opened.items()})
+    trained = trainer.train(config)
+    scores = summary(trainer.score(trainer.programs(config), trained.state, "test"))
+    assert scores == pytest.approx(expected["splits"]["test"], rel=1e-4)
+    lam = float(np.exp(trained.state.hyper))
+    assert lam == pytest.approx(expected["lambda"], rel=1e-5) and lam != 1e-5
+    save(tmp_path / "net", trained.state)
+    again = load(tmp_path / "net", trainer.start(config))
+    assert summary(trainer.score(trainer.programs(config), again, "test")) == scores
+
+
+def test_the_papers_scale_starts(tiles, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.NETS, "unet", Pixels)
+    small = {**SMOKE.fields, "train.batch_size": 8}
+    scale = runs.SCALES["paper"]._replace(fields=small, epochs=1, train_scored=4)
+    lab = run.Lab(scale, {"buildings": str(tiles)}, tmp_path / "nets")
+    wanted = runs.runs(scale, "buildings")[:2]
+    done, failed, _ = run.execute(lab, wanted, tmp_path)
+    assert done == ["buildings_unet_s0", "buildings_lunet_1e-06_s0"] and not failed
+    config = json.loads((tmp_path / f"{done[0]}.json").read_text())["config"]
+    assert config["optimizer"]["learning_rate"] == 5e-5 and config["train"]["steps"] == 6
