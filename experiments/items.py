@@ -47,10 +47,10 @@ def denoise(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     del folder
     trainer, programs, state, _ = _net(lab, run)
     curves: dict[str, list[float]] = {s: [] for s in SPLITS}
-    most = {"train": lab.scale.train_scored, "val": None, "test": lab.scale.noise_tiles}
     for weight in lab.scale.weights:
         for split in SPLITS:
-            found = trainer.score(programs, state, split, most=most[split], denoise=weight)
+            most = _most(lab, split)
+            found = trainer.score(programs, state, split, most=most, denoise=weight)
             curves[split].append(summary(found)["iou"])
     best = lab.scale.weights[int(np.argmax(curves["val"]))]
     scored = {

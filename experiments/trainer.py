@@ -158,7 +158,7 @@ class Trainer:
           split: name of the split.
           most: number of tiles; None: all.
           denoise: weight of a TV denoising of the probabilities, or None.
-          change: function that changes the images, uint8 `[N, H, W, 3]`, before.
+          change: function that changes the images, float32 `[N, H, W, 3]` in [0, 1], before.
           batch_size: images in a batch.
         """
         tiles, found = Batch(*(x[:most] for x in self.tiles[split])), []
