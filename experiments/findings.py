@@ -52,15 +52,13 @@ class Findings:
     def trainings(
         self, method: str, lam: float | None = None, data: str | None = None, kind: str = "train"
     ) -> dict[int, Member]:
-        """Trainings of a method and weight, by seed; of the seeds behind each row."""
+        """The trainings of a method and weight, by seed."""
         found = self.of(kind, data, method=method, lam=lam)
         return {m["run"]["seed"]: m for m in found}
 
     def rows(self, method: str, lam: float | None = None, data: str | None = None) -> list[Member]:
-        """The trainings of the seeds that every method has, in order."""
-        most = self.scale.seeds if data in (None, self.main) else self.scale.real_seeds
-        found = self.trainings(method, lam, data)
-        return [found[s] for s in sorted(found) if s < most]
+        """The trainings of a method and weight in the order of their seeds."""
+        return [member for _, member in sorted(self.trainings(method, lam, data).items())]
 
     def weights(self) -> list[float]:
         """The weights at which LU-Net was trained with every seed."""
@@ -68,7 +66,7 @@ class Findings:
 
     def swept(self) -> list[Member]:
         """Each seed's LU-Net with the best validation IoU among these weights (eq. 12)."""
-        rows = [self.rows("lunet", w) for w in self.weights()]
+        rows = [self.rows("lunet", w)[: self.scale.seeds] for w in self.weights()]
         return (
             [max(same, key=_val_iou) for same in zip(*rows, strict=True)] if len(rows) > 1 else []
         )

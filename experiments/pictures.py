@@ -7,8 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tvjax import denoise_tv
-from tvjax.data import noise, sets
-from tvjax.data.pictures import read_image
+from tvjax.data import noise
 from tvjax.scoring.mask_scores import components
 from tvjax.scoring.metrics import iou
 from tvjax.training import figures
@@ -45,29 +44,19 @@ def outliers() -> dict[str, Any]:
 
 def downsampled(lab, run, path: Path) -> dict[str, Any]:
     """Figure 2: a tile in its own size and in the net's, with the outline of its mask."""
-    options = lab.source(run.data)
-    split = sets.open_sets(**options)["test"]
-    number = _with_most_roof(np.stack([split[k]["mask"] for k in range(min(len(split), 60))]))
-    record = split[number]
-    original = _original(split.directory, options["directory"], record["file"])
-    shown = [x for x in (original, record["image"], record["image"]) if x is not None]
+    tiles = lab.trainer(run.data).tiles["test"]
+    number = _with_most_roof(tiles.mask[:60])
+    image = tiles.image[number]
+    shown = [x for x in (lab.original(run.data, number), image, image) if x is not None]
     figure, axes = plt.subplots(1, len(shown), figsize=(3 * len(shown), 3.2), layout="constrained")
-    for axis, image in zip(np.atleast_1d(axes), shown, strict=True):
-        axis.imshow(image)
-        axis.set_title(f"{image.shape[0]} x {image.shape[1]} pixels", fontsize=9)
+    for axis, picture in zip(axes, shown, strict=True):
+        axis.imshow(picture)
+        axis.set_title(f"{picture.shape[0]} x {picture.shape[1]} pixels", fontsize=9)
         axis.set_axis_off()
-    _outline(np.atleast_1d(axes)[-1], record["mask"][..., 0], TRUTH)
+    _outline(axes[-1], tiles.mask[number, ..., 0], TRUTH)
     path.parent.mkdir(parents=True, exist_ok=True)
     figures.save(figure, path)
     return {"picture": path.name, "tile": number, "sizes": [list(x.shape[:2]) for x in shown]}
-
-
-def _original(prepared: Path, source: str | None, name: str) -> np.ndarray | None:
-    """The picture that a tile was made of, where it is still at hand."""
-    places = [Path(source)] if source else []
-    places.append(prepared.with_name(prepared.name.rpartition("-")[0]))  # of the embedded set
-    files = [place / "images" / name for place in places]
-    return next((read_image(file) for file in files if file.is_file()), None)
 
 
 def masks(tiles: Batch, found: dict[str, np.ndarray], path: Path) -> dict[str, Any]:

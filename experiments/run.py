@@ -6,7 +6,8 @@
 Each run leaves RESULTS/SCALE/NAME.json, and a training its net in NETS/SCALE; the same command
 goes on where the last one stopped. PATTERN chooses runs by name, such as 'embedded_lunet*'. `cpu`
 trains on the embedded set, and on real tiles where --data=buildings=DIR names them; `paper` has the
-paper's sizes, wants the tiles by --data and a GPU, and carries on for hours:
+paper's sizes, wants the tiles by --data (also packed, by `experiments.pack`, for machines without
+tensorflow-datasets) and a GPU, and carries on for hours:
 
     python -m experiments.run --scale=paper --data=buildings=TILES --results=DIR --nets=DIR
 
@@ -26,10 +27,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import items, runs
+from experiments import items, pack, runs
 from experiments.trainer import Trainer
 from tvjax import files, interruption, program, provenance
-from tvjax.data import pipeline, sets
+from tvjax.data import pictures, pipeline, sets
 from tvjax.data.embedded import synthetic
 from tvjax.errors import UserError
 from tvjax.home import expanded
@@ -54,7 +55,6 @@ class Lab:
     def __init__(self, scale: runs.Scale, places: dict[str, str], nets: Path):
         self.scale, self.places, self.nets = scale, places, nets
         self._trainers: dict[str, Trainer] = {}
-        self._nets: dict[str, Any] = {}
 
     def trainer(self, data: str) -> Trainer:
         """The trainer on a set, which is opened at first use."""
@@ -82,7 +82,24 @@ class Lab:
             synthetic.write(directory, tiles=TINY, seed=seed, size=96, progress=False)
         return {**options, "directory": directory, "seed": seed}
 
+    def original(self, data: str, number: int) -> np.ndarray | None:
+        """The picture that a test tile was made of, where it is still at hand."""
+        if self._packed(data):
+            return None
+        source = self.source(data)
+        split = sets.open_sets(**source)["test"]
+        places = [Path(source["directory"])] if source["directory"] else []
+        # The embedded set's pictures lie beside its tiles, in the folder without their size.
+        places.append(split.directory.with_name(split.directory.name.rpartition("-")[0]))
+        found = [place / "images" / split[number]["file"] for place in places]
+        return next((pictures.read_image(file) for file in found if file.is_file()), None)
+
+    def _packed(self, data: str) -> bool:
+        return self.places.get(data, "").endswith(".npz")
+
     def _open(self, data: str) -> dict[str, Batch]:
+        if self._packed(data):
+            return pack.read(self.places[data])
         splits = sets.open_sets(**self.source(data))
         tiles = {name: pipeline.resident(split, progress=False) for name, split in splits.items()}
         if data == "embedded":

@@ -141,6 +141,7 @@ def _ordered(scale: Scale, main: str) -> Iterator[Run]:
             yield training(scale, main, "runet", lam, seed)
     for seed in range(scale.seeds, scale.seeds + scale.more_seeds):
         yield training(scale, main, "unet", None, seed)
+        yield training(scale, main, "lunet", PAPER_LAMBDA, seed)
     for seed in seeds:
         for lam in readings(scale).values():
             yield training(scale, main, "lunet", lam, seed)

@@ -206,6 +206,16 @@ def test_a_training_is_that_of_the_program(tiles, tmp_path, monkeypatch):
     assert summary(trainer.score(trainer.programs(config), again, "test")) == scores
 
 
+def test_tiles_may_be_packed(tiles, tmp_path):
+    opened = sets.open_prepared(tiles)
+    arrays = {name: pipeline.resident(split) for name, split in opened.items()}
+    packed = {f"{s}_{k}": v for s, batch in arrays.items() for k, v in batch._asdict().items()}
+    np.savez(tmp_path / "tiles.npz", **packed)
+    lab = run.Lab(SMOKE, {"mine": str(tmp_path / "tiles.npz")}, tmp_path)
+    assert np.array_equal(lab.trainer("mine").tiles["val"].image, arrays["val"].image)
+    assert lab.original("mine", 0) is None
+
+
 def test_the_papers_scale_starts(tiles, tmp_path, monkeypatch):
     monkeypatch.setitem(models.NETS, "unet", Pixels)
     small = {**SMOKE.fields, "train.batch_size": 8}
