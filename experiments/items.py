@@ -47,10 +47,10 @@ def denoise(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     del folder
     trainer, programs, state, _ = _net(lab, run)
     curves: dict[str, list[float]] = {s: [] for s in SPLITS}
+    most = {"train": lab.scale.denoised, "val": None, "test": lab.scale.denoised}
     for weight in lab.scale.weights:
         for split in SPLITS:
-            most = _most(lab, split)
-            found = trainer.score(programs, state, split, most=most, denoise=weight)
+            found = trainer.score(programs, state, split, most=most[split], denoise=weight)
             curves[split].append(summary(found)["iou"])
     best = lab.scale.weights[int(np.argmax(curves["val"]))]
     scored = {

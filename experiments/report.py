@@ -130,7 +130,9 @@ def sweeps(f: Findings, folder: Path) -> list[Block]:
     parts = {
         "LU-Net (paper's Lambda_3):": tables.sweep(f, "lunet", f.scale.lambdas),
         f"RU-Net. {_inert(f)}": tables.sweep(f, "runet", (PAPER_LAMBDA, *f.scale.active)),
-        "U-Net + TV (paper's Lambda_1):": tables.denoising(f),
+        "U-Net + TV (paper's Lambda_1), on the first tiles of train and test:": (
+            tables.denoising(f)
+        ),
     }
     numbers = [x for text, table in parts.items() if table.rows for x in (Text(text), table)]
     return [

@@ -55,6 +55,8 @@ class Scale(NamedTuple):
     noise_seeds: int = 3
     noise_tiles: int = 200
     """Test tiles to which noise is added."""
+    denoised: int = 60
+    """Training and test tiles that are denoised by each weight; by the best one all are."""
     train_scored: int = 200
     """Training tiles of which final scores are taken."""
     rounds: int = 10
@@ -78,7 +80,7 @@ SCALES = {
     ),
     "paper": Scale(
         main=None, real=None, preset="paper", epochs=30, seeds=5, more_seeds=7, real_seeds=0,
-        long_epochs=0, noise_tiles=10**6, train_scored=500, fields={}, rounds=30,
+        long_epochs=0, noise_tiles=10**6, denoised=10**6, train_scored=500, fields={}, rounds=30,
     ),
 }  # fmt: skip
 
