@@ -87,7 +87,10 @@ def get_config() -> Config:
     )
     config.loss = ConfigDict(
         dict(
-            train="bce",  # what the net is trained by (beside TV): bce, dice or focal
+            # What the net is trained by (beside TV): bce, dice, focal, or mix, which is
+            # (1 - mix) bce + mix dice.
+            train="bce",
+            mix=0.5,  # of mix: the share of dice, 0 to 1, or the value from which it is learned
             validation="bce",  # what lambda is learned by, the same names
             dice_smoothing=1.0,  # pixels
             focal_gamma=2.0,  # 0: focal is bce
@@ -115,7 +118,17 @@ def get_config() -> Config:
             # training_loss   no hypergradient: lambda follows the training loss (Jia et al. 2021)
             method="none",
             steps=1,  # K of reverse and forward; each update then takes K steps at once
+            # What is learned: any of lambda, learning_rate, weight_decay (of adamw), loss_mix
+            # (loss.mix) and tile_weights (one per training tile, from 1, in the mean of the loss),
+            # such as ("lambda", "weight_decay"). Each begins at its own field.
+            learn=("lambda",),
             learning_rate=0.05,  # learning rate of Adam on log lambda
+            rates=dict(  # learning rates of Adam on the others
+                learning_rate=0.01,  # on its logarithm
+                weight_decay=0.05,  # on its logarithm
+                loss_mix=0.05,  # on log(mix / (1 - mix))
+                tile_weights=0.1,  # on log(w / (2 - w)): weights stay between 0 and 2
+            ),
             warmup=40,  # steps before lambda's first update; Adam's first steps tell nothing of it
             every=4,  # steps from one update of lambda to the next, at least K
             # Standard errors from 0 that the mean of the collected hypergradients must have before

@@ -27,7 +27,7 @@ from tvjax import fields, files, interruption, program, provenance
 from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
-from tvjax.training import figures, interrupt, loop, members, rundir
+from tvjax.training import figures, interrupt, learned, loop, members, rundir
 from tvjax.training.feeds import schedule
 from tvjax.training.resident import take
 from tvjax.training.setup import Functions, make_functions
@@ -365,7 +365,10 @@ def _keep_data(config: Config, workdir: Path) -> None:
 def _train(config: Config, todo: list[Pair], workdir: Path, args: Any):
     devices = jax.devices()
     alone = len(devices) == 1 and devices[0].platform == "gpu"
-    if args.train == "together" or (args.train == "auto" and alone):
+    only_lambda = learned.names(config) == ("lambda",)
+    if args.train == "together" and not only_lambda:
+        raise UserError("--train=together needs hypergrad.learn=('lambda',); take singly")
+    if args.train == "together" or (args.train == "auto" and alone and only_lambda):
         return together(config, todo, sets.open_section(config.data), args.group)
     return singly(config, todo, workdir)
 

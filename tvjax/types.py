@@ -19,3 +19,12 @@ class Batch(NamedTuple):
     """uint8 `[B, H, W, 3]`."""
     mask: Any
     """uint8 `[B, H, W, 1]`, 0 or 1."""
+
+
+class NumberedBatch(NamedTuple):
+    """A batch that says which tiles it holds, where each has a weight of its own."""
+
+    image: Any
+    mask: Any
+    row: Any
+    """int32 `[B]`: places of the tiles in their split."""

@@ -15,6 +15,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -99,7 +100,7 @@ def measure() -> dict:
     split = open_section(base.get_config().data, directory=_DATA.value)["train"]
     layout, batch = parallel.make_layout(map="pmap"), _BATCH.value
     timed = partial(images_per_second, batch_size=batch, count=_BATCHES.value)
-    options = {"batch_size": batch, "seed": 0}
+    options: dict[str, Any] = {"batch_size": batch, "seed": 0}
     rates = {"streamed, 0 workers": timed(pipeline.train_batches(split, **options), layout.shard)}
     rates["streamed, 2 workers"] = timed(by_workers(split, 2, batch_size=batch), layout.shard)
     tiles, indices = (

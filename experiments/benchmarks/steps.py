@@ -6,6 +6,8 @@ The real U-Net at 16 x 100 x 100 (`--batch`, `--size`) and Adam. All estimators 
 the same state and batches; they are timed in turn, round after round, so that a drift of the
 machine's speed hits all alike. `ratios_to_plain` is the figure to quote.
 
+`exact_with_decay` learns AdamW's weight decay beside lambda.
+
 `reverse_10` and `forward_10` take ten inner steps, and are divided by plain steps all the same;
 they are timed once. On a CPU their steps are a host's loop over one compiled step (unrolled in one
 program, ten steps of this net take the compiler more than 20 GiB), on an accelerator a scan. Their
@@ -52,6 +54,7 @@ def estimators(loop: hypergrad.Loop, ten: int = 10) -> dict[str, hypergrad.Estim
         "paper": hypergrad.paper(RATE),
         "sgd_formula": hypergrad.sgd_formula(RATE),
         "exact_by_reverse": hypergrad.exact(mode="reverse"),
+        "exact_with_decay": hypergrad.exact(),
         "forward_online": hypergrad.forward_online(),
         "reverse_10": hypergrad.reverse(ten, loop=loop),
         "forward_10": hypergrad.forward(ten, loop=loop),
@@ -64,10 +67,12 @@ def make_steps():
     Ten steps are a scan here, whose memory is looked at; `host_step` is what runs on a CPU.
     """
     layout = parallel.make_layout(map="jit")
-    problem, regularizer, start = workload.unet(
-        width=_WIDTH.value, size=_SIZE.value, rate=RATE, dtype=_DTYPE.value,
-        precision=_PRECISION.value,
-    )  # fmt: skip
+    options: dict = {
+        "width": _WIDTH.value, "size": _SIZE.value, "rate": RATE, "dtype": _DTYPE.value,
+        "precision": _PRECISION.value,
+    }  # fmt: skip
+    problem, regularizer, start = workload.unet(**options)
+    two, _, start_two = workload.unet(**options, decay=0.01)
     *train, val = workload.random_batches(11, batch=_BATCH.value, size=_SIZE.value)
     optimizer = hypergrad.adam(0.02)
     made = {}
@@ -76,10 +81,14 @@ def make_steps():
     for name, estimator in estimators(hypergrad.SCANNED).items():
         if _ONLY.value and name not in _ONLY.value:
             continue
-        bilevel = steps.bilevel_step(problem, regularizer, estimator, optimizer)
+        own = two if name == "exact_with_decay" else problem
+        bilevel = steps.bilevel_step(own, regularizer, estimator, optimizer)
         step = layout.compile(lambda s, _, t, v, bilevel=bilevel: bilevel(s, t, v))
         made[name] = step, estimator, (train[: estimator.steps], val)
-    states = {name: start(made[name][1], optimizer) for name in made}
+    states = {
+        name: (start_two if name == "exact_with_decay" else start)(made[name][1], optimizer)
+        for name in made
+    }
 
     def host_step(name, state, _, batches, val):
         estimator = estimators(hypergrad.UNROLLED, len(batches))[name]

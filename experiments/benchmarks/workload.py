@@ -29,23 +29,31 @@ def unet(
     place: str = "loss",
     dtype: str = "float32",
     precision: str = "highest",
+    decay: float | None = None,
 ) -> tuple[Bilevel, steps.Regularizer, Callable[..., state.TrainState]]:
-    """The problem, its regulariser, and `(estimator, optimizer of lambda) -> first state`."""
+    """The problem, its regulariser, and `(estimator, optimizer of hyper) -> first state`.
+
+    With `decay` AdamW's weight decay is learned beside lambda.
+    """
     net, made = make_model(
         name="unet", head=head, head_iterations=head_iterations, head_kind="anisotropic",
         width=width, depth=depth, momentum=0.9, dtype=dtype, precision=precision,
     )  # fmt: skip
     regularizer = steps.Regularizer(place, "anisotropic", "sum", "log")
-    problem = steps.make_problem(net, made, hypergrad.adam(rate), regularizer)
+
+    def optimizer(hyper):
+        return hypergrad.adamw(rate, weight_decay=jnp.exp(hyper["weight_decay"]))
+
+    chosen = hypergrad.adam(rate) if decay is None else optimizer
+    problem = steps.make_problem(net, made, chosen, regularizer)
     image = jnp.zeros((1, size, size, 3))
     variables = jax.jit(lambda: net.init(jax.random.key(0), image, train=False))()
     model_state = {"batch_stats": variables["batch_stats"]}
-    alpha = jnp.log(jnp.float32(lam))
-    return (
-        problem,
-        regularizer,
-        partial(state.create, problem, variables["params"], model_state, alpha),
-    )
+    hyper: Any = jnp.log(jnp.float32(lam))
+    if decay is not None:
+        hyper = {"lambda": hyper, "weight_decay": jnp.log(jnp.float32(decay))}
+    start = partial(state.create, problem, variables["params"], model_state, hyper)
+    return problem, regularizer, start
 
 
 def random_batches(number: int, *, batch: int, size: int) -> list[Batch]:

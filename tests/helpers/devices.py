@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from configs import lunet_bilevel, runet
 from tvjax import models
 from tvjax.models.layers import BatchNorm
-from tvjax.training import cluster, feeds
+from tvjax.training import cluster, feeds, learned
 from tvjax.training import resident as residence
 from tvjax.training.evaluation import evaluate
 from tvjax.training.setup import make_setup
@@ -73,9 +73,17 @@ SPLITS = {"train": Tiles(0, 21), "val": Tiles(1, 19)}
 
 
 def config_of(net, method, map, devices):
-    """The small problem under `method`; `head` stands for RU-Net's, learned exactly."""
+    """The small problem under `method`.
+
+    `head` stands for RU-Net's, learned exactly; `everything` for all that can be learned, at once.
+    """
     config = (runet if method == "head" else lunet_bilevel).get_config()
-    config.hypergrad.update(method="exact" if method == "head" else method, warmup=1, every=1)
+    exact = method in ("head", "everything")
+    config.hypergrad.update(method="exact" if exact else method, warmup=1, every=1)
+    if method == "everything":
+        config.hypergrad.learn = learned.NAMES
+        config.optimizer.update(name="adamw", weight_decay=0.01)
+        config.loss.update(train="mix", mix=0.3)
     config.hypergrad.batch_size = config.train.batch_size = config.evaluation.batch_size = BATCH
     if method in ("forward", "reverse"):
         config.hypergrad.steps = config.hypergrad.every = 2
@@ -96,7 +104,12 @@ def first_state(net, method):
     config = config_of(net, method, "jit", 1)
     config.model.dtype = "float32"
     with jax.enable_x64(False):
-        return jax.tree.map(widen, make_setup(config, (SIZE, SIZE)).create())
+        return jax.tree.map(widen, setup_of(config).create())
+
+
+def setup_of(config):
+    """The setup of a config for these tiles."""
+    return make_setup(config, (SIZE, SIZE), tiles=len(SPLITS["train"]))
 
 
 def tiles_of(tiles, batch):
@@ -113,7 +126,7 @@ def train(net, method, map, devices, *, first=None, resident=True, most=1):
     """
     config = config_of(net, method, map, devices)
     config.data.resident, config.train.steps_per_dispatch = resident, most
-    setup = make_setup(config, (SIZE, SIZE))
+    setup = setup_of(config)
 
     state = setup.layout.replicate(first_state(net, method) if first is None else first)
     lines, batches = [], []

@@ -201,6 +201,28 @@ def test_finite_differences_see_all_ways(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), near, exact)
 
 
+@pytest.mark.parametrize("loop", [hypergrad.UNROLLED, SCANNED], ids=["unrolled", "scanned"])
+def test_reversible_learning_learns_its_rate(x64, loop):
+    """The direct term and what the inner loss takes come out right beside it."""
+
+    def rate(h):
+        return jnp.exp(h["rate"])
+
+    hyper = {"rate": jnp.asarray(-3.0), "penalty": jnp.asarray(-3.0), "direct": jnp.asarray(0.7)}
+    problem = hypergrad.Bilevel(
+        inner_loss, outer_loss, lambda h: hypergrad.sgd(rate(h), momentum=0.9)
+    )
+    state = problem.init(jax.tree.map(jnp.asarray, PARAMS), hyper=hyper)
+    found, expected = (
+        jax.jit(lambda h, e=e: e(problem, state, h, BATCHES[:3], BATCHES[5]).gradient)(hyper)
+        for e in (hypergrad.reversible(3, rate, 0.9, loop=loop), hypergrad.reverse(3, loop=loop))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), found, expected)
+    other = hypergrad.reversible(3, lambda h: 2 * rate(h), 0.9)
+    with pytest.raises(ValueError, match="this optimiser takes other steps"):
+        other(problem, state, hyper, BATCHES[:3], BATCHES[5])
+
+
 # One contract for optimisers that are functions.
 
 

@@ -30,8 +30,11 @@ def tiny():
 def stored(config, name, value):
     """The config with any value in a field, as a damaged config.json has it."""
     content = config.to_dict()
-    section, _, key = name.rpartition(".")
-    (content[section] if section else content)[key] = value
+    *sections, key = name.split(".")
+    at = content
+    for section in sections:
+        at = at[section]
+    at[key] = value
     return ConfigDict(content)
 
 
@@ -81,7 +84,10 @@ def test_a_corrupted_field_is_refused_in_one_line_or_valid(name):
         ("denoise.kind", "huber", "one of anisotropic, isotropic"),
         ("denoise.weights", (0.1, -0.1), "a tuple, each of it a number of at least 0"),
         ("denoise.weights", 0.1, "a tuple, each of it a number of at least 0"),
-        ("loss.train", "mse", "one of bce, dice, focal"),
+        ("loss.train", "mse", "one of bce, dice, focal, mix"),
+        ("loss.mix", 1.5, r"a number in \[0, 1\]"),
+        ("hypergrad.learn", ("lamda",), "a tuple, each of it one of lambda, learning_rate"),
+        ("hypergrad.rates.loss_mix", -1.0, "a number of at least 0, and finite"),
         ("parallel.map", "vmap", "one of pmap, jit"),
         ("train.steps", True, "an integer of at least 0"),
         ("name", "", "a text, and not empty"),

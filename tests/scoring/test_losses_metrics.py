@@ -94,7 +94,7 @@ def test_a_mask_is_no_logit_and_a_logit_no_probability(f):
 
 @pytest.mark.parametrize("name", ["bce", "dice", "focal"])
 def test_losses_are_one_an_image_for_any_head_and_have_their_derivatives(x64, name):
-    loss = make_loss(name=name, dice_smoothing=0.5, focal_gamma=2.0, focal_alpha=0.3)
+    loss = make_loss(name=name, mix=0.25, dice_smoothing=0.5, focal_gamma=2.0, focal_alpha=0.3)
     rng = np.random.default_rng(1)
     two, along = jnp.asarray(rng.normal(size=(2, 2, 4, 5, 2)))
     y = jnp.asarray(rng.integers(0, 2, (2, 4, 5, 1)), jnp.uint8)

@@ -40,6 +40,13 @@ def test_a_run_of_a_small_net_is_the_same_on_one_device_and_on_four(layout):
     same_on("pixels", "exact", layout)
 
 
+@pytest.mark.parametrize(
+    "layout", ["pmap:4:many", pytest.param("jit:4:stream", marks=pytest.mark.cluster)]
+)
+def test_all_that_can_be_learned_is_the_same_on_one_device_and_on_four(layout):
+    same_on("pixels", "everything", layout)
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_is_the_same_on_any_number_of_devices(method):

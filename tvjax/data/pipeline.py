@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tvjax.errors import UserError
-from tvjax.types import Batch
+from tvjax.types import Batch, NumberedBatch
 
 if TYPE_CHECKING:
     import grain
@@ -56,6 +56,7 @@ def train_batches(
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    with_rows: bool = False,
 ) -> "grain.DatasetIterator":
     """An endless iterator over this process's rows of the batches of step start, start + 1, ...
 
@@ -66,10 +67,11 @@ def train_batches(
       start: the step of the first batch.
       process_index: number of this process, below `process_count`.
       process_count: number of processes that share each batch.
+      with_rows: whether batches say which tiles they hold.
 
     Returns:
-      An iterator of `Batch` with `get_state` and `set_state`; the state is a dict with the number
-      of the next step. Threads read ahead.
+      An iterator of `Batch` (or `NumberedBatch`) with `get_state` and `set_state`; the state is a
+      dict with the number of the next step. Threads read ahead.
 
     Raises:
       UserError: the batch size does not suit the split or the number of processes.
@@ -79,7 +81,14 @@ def train_batches(
 
     rows = _rows(batch_size, process_index, process_count)
     steps = grain.MapDataset.range(0, _FOREVER)
-    iterator = iter(steps.map(lambda t: _gather(source, indices[t][rows])).to_iter_dataset(_read()))
+
+    def batch(t: int) -> Batch | NumberedBatch:
+        chosen = indices[t][rows]
+        found = _gather(source, chosen)
+        rows_of = chosen.astype(np.int32)
+        return NumberedBatch(found.image, found.mask, rows_of) if with_rows else found
+
+    iterator = iter(steps.map(batch).to_iter_dataset(_read()))
     iterator.set_state({"next_index": start})
     return iterator
 

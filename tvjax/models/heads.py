@@ -30,12 +30,18 @@ Loss = Callable[[Head, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def make_loss(
-    *, name: str, dice_smoothing: float, focal_gamma: float, focal_alpha: float | None
+    *,
+    name: str,
+    mix: float | jax.Array,
+    dice_smoothing: float,
+    focal_gamma: float,
+    focal_alpha: float | None,
 ) -> Loss:
     """The loss of this name, for any head.
 
     Args:
-      name: `"bce"` (the cross-entropy), `"dice"` or `"focal"`.
+      name: `"bce"` (the cross-entropy), `"dice"`, `"focal"`, or `"mix"`: (1 - mix) bce + mix dice.
+      mix: share of dice in `"mix"`, in [0, 1]; may be traced.
       dice_smoothing: `smoothing` of `tvjax.losses.dice_of_probabilities`.
       focal_gamma: `gamma` of `tvjax.losses.focal`.
       focal_alpha: `alpha` of `tvjax.losses.focal`.
@@ -49,6 +55,7 @@ def make_loss(
             head.log_odds(logits, lam), mask, gamma=focal_gamma, alpha=focal_alpha
         ),
     }
+    losses["mix"] = lambda *args: (1 - mix) * losses["bce"](*args) + mix * losses["dice"](*args)
     return losses[name]
 
 

@@ -98,7 +98,7 @@ def apply(drawn: Draw, batch: Batch) -> Batch:
 
     image = move(to_float(batch.image))
     bright = image * _each(drawn.brightness).astype(image.dtype)
-    return Batch(jnp.clip(bright, 0, 1), move(batch.mask))
+    return batch._replace(image=jnp.clip(bright, 0, 1), mask=move(batch.mask))
 
 
 def to_float(images: jax.Array) -> jax.Array:

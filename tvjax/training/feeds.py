@@ -16,8 +16,9 @@ import numpy as np
 from tvjax.data import pipeline
 from tvjax.data.records import Split
 from tvjax.errors import UserError
+from tvjax.training import learned
 from tvjax.training.setup import HyperPlan, Setup
-from tvjax.types import Config, PyTree
+from tvjax.types import Config, NumberedBatch, PyTree
 
 
 class Dispatch(NamedTuple):
@@ -138,15 +139,19 @@ def _feed(
     config: Config, setup: Setup, split: Split, field: str, batch_size: int, position: int
 ) -> tuple[PyTree, Iterator[Any]]:
     """What resides on the device of a split, and its batches (or their rows) from a position."""
-    options = {"batch_size": batch_size, "seed": config.seed}
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": config.seed}
+    with_rows = field.startswith("train.") and "tile_weights" in learned.names(config)
     try:
         indices = pipeline.TrainIndices(len(split), **options)
     except UserError as error:
         raise UserError(f"--config.{field}: {error}") from error
     if not setup.resident:
         options |= setup.layout.share
-        return (), pipeline.train_batches(split, start=position, **options)
-    resident = setup.layout.replicate(pipeline.resident(split))
+        return (), pipeline.train_batches(split, start=position, with_rows=with_rows, **options)
+    tiles: Any = pipeline.resident(split)
+    if with_rows:
+        tiles = NumberedBatch(tiles.image, tiles.mask, np.arange(len(split), dtype=np.int32))
+    resident = setup.layout.replicate(tiles)
     return resident, (indices[t].astype(np.int32) for t in itertools.count(position))
 
 

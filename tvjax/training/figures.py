@@ -51,6 +51,23 @@ def lambda_over_time(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
+def learned_over_time(metrics: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
+    """One row per learned quantity: its value (of tile weights the mean), and its hypergradient."""
+    figure, rows = plt.subplots(
+        len(names), 2, figsize=(9, 2.6 * len(names)), squeeze=False, layout="constrained"
+    )
+    for (left, right), name in zip(rows, names, strict=True):
+        left.plot(*_series(metrics, "train", name), color=COLORS["lambda"])
+        left.set(xlabel="step", ylabel=name.replace("_", " "))
+        gradient = "hypergradient" if name == "lambda" else f"hypergradient_{name}"
+        right.plot(*_series(metrics, "train", gradient), color=COLORS["lambda"], alpha=0.8)
+        right.axhline(0, color="0.5", linewidth=0.8)
+        right.set(xlabel="step", ylabel="hypergradient")
+        for axis in (left, right):
+            axis.grid(alpha=0.3)
+    save(figure, path)
+
+
 def sweep(scores: Sequence[tuple[float, float]], path: Path) -> None:
     """Validation IoU over the weight of the denoising (as Figure 6a), the best one marked."""
     weights, values = zip(*scores, strict=True)

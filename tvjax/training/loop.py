@@ -18,7 +18,7 @@ from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.data.sets import open_section
 from tvjax.errors import Outage, UserError
-from tvjax.training import figures, parallel, rundir
+from tvjax.training import figures, learned, parallel, rundir
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.evaluation import (
     baselines,
@@ -71,8 +71,10 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         data = _identify(config, splits)
         rundir.check_data(workdir, data, advice=_OTHER_DATA)
         streamed = streamed_if_large(config, splits)
-        if streamed is not config:
-            config, setup = streamed, make_setup(streamed, shape)
+        tiles = len(splits["train"]) if "tile_weights" in learned.names(config) else None
+        if streamed is not config or tiles is not None:
+            config, setup = streamed, make_setup(streamed, shape, tiles=tiles)
+            data |= {} if tiles is None else {"train_tiles": tiles}
         if parallel.is_first():
             rundir.write_data(workdir, data)
         state, seconds, changes = train(config, setup, splits, workdir, stop)
@@ -85,6 +87,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
             seconds += time.perf_counter() - began
             summary |= {"steps": int(state.step), "seconds": seconds}
             summary |= _provenance(config, state, splits["test"], data, changes)
+            if tiles is not None:
+                learned.write_weights(state.hyper, workdir / "tile_weights.csv")
             rundir.write_summary(workdir, summary)
         # A process that ends waits for the others no longer than for one that is lost.
         parallel.wait_for_all("summary written")
@@ -180,6 +184,7 @@ def _scores(
         "lambda": lam,
         **({"lambdas": lams.tolist()} if lams.ndim else {}),
         "lambda_per_pixel": setup.net.regularizer.pixel_weight(lam, batch),
+        **learned.describe(state.hyper),
         "denoise_weight": denoise,
         **({"denoise_val_score": found} if found else {}),
         "splits": scores,
@@ -237,7 +242,7 @@ def _note_other_cores(setup: Setup, run: dict[str, Any]) -> None:
 def parameters_sha256(state: TrainState) -> str:
     """The digest of the bytes of all parameters (in the order of their names) and of hyper."""
     digest = hashlib.sha256()
-    for leaf in [*jax.tree.leaves(state.inner.params), state.hyper]:
+    for leaf in jax.tree.leaves((state.inner.params, state.hyper)):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     return digest.hexdigest()
 
@@ -312,7 +317,7 @@ class _Session:
         done = step == self.config.train.steps
         if done or passes(before, step, self.config.train.log_every):
             means = {k: total / count for k, (total, count) in self.sums.items()}
-            means["lambda"] = values["lambda"]
+            means |= {k: values[k] for k in learned.NAMES if k in values}
             both, either = means.pop("intersection", 0.0), means.pop("union", 0.0)
             means["pooled_iou"] = both / either if either else 1.0
             self.logs.scalars(step, "train", means)
@@ -337,8 +342,11 @@ class _Session:
         metrics = read_metrics(self.workdir)
         score = self.config.evaluation.score
         figures.learning_curves(metrics, self.workdir / "curves.png", score=score)
-        if self.setup.plan.estimator is not None:
+        names = learned.names(self.config) if self.setup.plan.estimator is not None else ()
+        if "lambda" in names:
             figures.lambda_over_time(metrics, self.workdir / "lambda.png")
+        if names not in ((), ("lambda",)):
+            figures.learned_over_time(metrics, names, self.workdir / "learned.png")
         split = self.splits["val"]
         shown = [split[i] for i in range(min(self.config.evaluation.panels, len(split)))]
         if not shown:
@@ -353,6 +361,7 @@ class _Session:
     def _check(self, state: TrainState, step: int) -> None:
         """Ends the run where the state could neither be scored nor resumed."""
         checked = {"lambda": self.setup.net.regularizer.lam(state.hyper), "": state.inner}
+        checked |= learned.values(state.hyper)
         for path, leaf in jax.tree.leaves_with_path(checked):
             bad = np.asarray(leaf)[~np.isfinite(np.asarray(leaf))]
             if bad.size:
@@ -361,9 +370,9 @@ class _Session:
 
     def _fail(self, step: int, name: str, value: float) -> NoReturn:
         """Ends the run, and lets the next command change what may have been too large."""
-        learned = self.setup.plan.estimator is not None
         rates = [] if name == "lambda" else ["optimizer.learning_rate"]
-        rates += ["hypergrad.learning_rate"] if learned else []
+        if self.setup.plan.estimator is not None:
+            rates += learned.rate_fields(self.config)
         last, smaller = next(iter(self.checkpoints.steps), None), " or ".join(rates)
         advice = f"no checkpoint was saved yet; try a smaller {smaller} or regularizer.weight"
         if last is not None:

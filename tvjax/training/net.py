@@ -11,9 +11,10 @@ from tvjax.fields import TINY
 from tvjax.hypergrad import InnerState
 from tvjax.models import make_model
 from tvjax.models.heads import Head
+from tvjax.training import learned
 from tvjax.training.state import TrainState
 from tvjax.training.steps import Regularizer, prediction_step
-from tvjax.types import Config
+from tvjax.types import Config, PyTree
 
 
 class Net(NamedTuple):
@@ -23,7 +24,7 @@ class Net(NamedTuple):
     """Anything with `init` and `apply` as flax's modules have them."""
     head: Head
     regularizer: Regularizer
-    hyper: jax.Array
+    hyper: PyTree
     """The config's first value of what is learned."""
 
     @property
@@ -31,7 +32,7 @@ class Net(NamedTuple):
         """The function that `steps.prediction_step` makes."""
         return prediction_step(self.module, self.head, self.regularizer)
 
-    def create(self, seed: Any, hyper: jax.Array, image_shape: tuple[int, int]) -> TrainState:
+    def create(self, seed: Any, hyper: PyTree, image_shape: tuple[int, int]) -> TrainState:
         """The state before the first step, without what training adds: optimisers and carry.
 
         Args:
@@ -51,6 +52,7 @@ def make_net(
     *,
     axis_name: str | None = None,
     net_of: Callable[[Any], Any] = lambda module: module,
+    tiles: int | None = None,
 ) -> Net:
     """The net of a config.
 
@@ -59,12 +61,15 @@ def make_net(
       axis_name: the axis over which batches are spread, if any.
       net_of: function of the config's module to what is used in its stead, with the same `init`
         and `apply`.
+      tiles: number of training tiles, where each has a weight that is learned.
 
     Raises:
       UserError: naming the field that cannot be so.
     """
     module, head = make_model(axis_name=axis_name, **config.model)
-    return Net(net_of(module), head, *make_regularizer(head.channels, **config.regularizer))
+    regularizer, lam = make_regularizer(head.channels, **config.regularizer)
+    hyper = learned.start(config, lam, tiles)
+    return Net(net_of(module), head, regularizer._replace(start=lam), hyper)
 
 
 def make_regularizer(

@@ -1,6 +1,6 @@
 """When and how lambda is learned."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optax
@@ -8,6 +8,7 @@ import optax
 from tvjax import hypergrad
 from tvjax.errors import UserError
 from tvjax.hypergrad import Estimator
+from tvjax.training import learned
 
 
 class HyperPlan(NamedTuple):
@@ -43,6 +44,8 @@ def make_hyper_plan(
     significance: float,
     batch_size: int,
     statistics: str,
+    learn: Sequence[str],
+    rates: Mapping[str, float],
 ) -> HyperPlan:
     """The plan of this method.
 
@@ -57,6 +60,8 @@ def make_hyper_plan(
       significance: `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
       batch_size: images in a validation batch.
       statistics: statistics of BatchNorm in the outer loss, `"batch"` or `"running"`.
+      learn: names of what is learned, see `tvjax.training.learned`.
+      rates: learning rates of Adam on what is learned beside lambda, by name.
 
     Raises:
       UserError: naming the field that cannot be so with others.
@@ -79,9 +84,7 @@ def make_hyper_plan(
                 f"hypergrad.warmup=0 must be at least 1 with hypergrad.method={method!r}: the "
                 f"first step of {inner_optimizer['name']} has a derivative of all but zero"
             )
-    optimizer = optax.adam(learning_rate)
-    if significance:
-        optimizer = hypergrad.until_significant(optimizer, significance)
+    optimizer = learned.make_optimizer(learn, learning_rate, rates, significance=significance)
     return HyperPlan(estimator, optimizer, warmup, every, batch_size, statistics)
 
 

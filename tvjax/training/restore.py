@@ -91,7 +91,8 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, N
     """
     config = read_config(workdir)
     program.cache_compilations(Path(program.CACHE) / "compiled")  # never the run's folder
-    net = make_net(config)
+    tiles = (rundir.read_data(workdir) or {}).get("train_tiles")
+    net = make_net(config, tiles=tiles)
     shapes = jax.eval_shape(lambda: net.create(config.seed, net.hyper, ANY_SHAPE))
     return config, net, open_state(workdir, shapes, checkpoint)
 

@@ -25,11 +25,22 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 # What a run may change after it was ended by a number that is not finite, if its end says so.
-_MAY_BE_LESS = ("optimizer.learning_rate", "hypergrad.learning_rate")
+_MAY_BE_LESS = (
+    "optimizer.learning_rate", "hypergrad.learning_rate", "hypergrad.rates.learning_rate",
+    "hypergrad.rates.weight_decay", "hypergrad.rates.loss_mix", "hypergrad.rates.tile_weights",
+)  # fmt: skip
 _STOPPED = "stopped.json"
 
 # Fields that were added since, and what runs without them had.
-_ADDED = {"model": {"precision": "default"}, "evaluation": {"score": "iou"}}
+_ADDED = {
+    "model": {"precision": "default"},
+    "evaluation": {"score": "iou"},
+    "loss": {"mix": 0.5},
+    "hypergrad": {
+        "learn": ["lambda"],
+        "rates": dict(learning_rate=0.01, weight_decay=0.05, loss_mix=0.05, tile_weights=0.1),
+    },
+}
 
 
 _DAMAGED_SUMMARY = "is damaged; move it away, and the command that trained the run scores it again"

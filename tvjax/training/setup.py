@@ -1,14 +1,16 @@
 """The objects of a run, made from its config: each section is the arguments of one function."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from tvjax.errors import UserError
 from tvjax.hypergrad import Bilevel
-from tvjax.models.heads import make_loss
-from tvjax.training import parallel
+from tvjax.models.heads import Loss, make_loss
+from tvjax.training import learned, parallel
 from tvjax.training.augment import Augment, make_augment
 from tvjax.training.net import Net, make_net
 from tvjax.training.plan import HyperPlan, make_hyper_plan
@@ -42,6 +44,24 @@ def check_sizes(config: Config, layout: parallel.Layout, image_shape: tuple[int,
         )
 
 
+def _settings_at(config: Config, hyper: PyTree) -> dict[str, Any]:
+    """The arguments of `make_optimizer`; `()` stands for what is not learned."""
+    rate = learned.value(hyper, "learning_rate", config.optimizer.learning_rate)
+    decay = learned.value(hyper, "weight_decay", config.optimizer.weight_decay)
+    schedule = make_schedule(rate, steps=config.train.steps, **config.schedule)
+    return {**config.optimizer, "learning_rate": schedule, "weight_decay": decay}
+
+
+def _optimizer_at(config: Config, hyper: PyTree) -> optax.GradientTransformation:
+    return make_optimizer(**_settings_at(config, hyper))
+
+
+def _loss_at(config: Config, hyper: PyTree) -> Loss:
+    losses = {**config.loss, "mix": learned.value(hyper, "loss_mix", config.loss.mix)}
+    del losses["validation"]
+    return make_loss(name=losses.pop("train"), **losses)
+
+
 class Functions(NamedTuple):
     """What a config means: pure functions of one device's share, with seed and hyper as data."""
 
@@ -54,7 +74,7 @@ class Functions(NamedTuple):
     evaluation: Callable[..., tuple[jax.Array, jax.Array]]
     """The function that `steps.evaluation_step` makes."""
 
-    def create(self, seed: Any, hyper: jax.Array) -> TrainState:
+    def create(self, seed: Any, hyper: PyTree) -> TrainState:
         """The state before the first step."""
         inner = self.net.create(seed, hyper, self.image_shape).inner
         return create(
@@ -88,6 +108,7 @@ def make_functions(
     *,
     axis_name: str | None = None,
     net_of: Callable[[Any], Any] = lambda module: module,
+    tiles: int | None = None,
 ) -> Functions:
     """Builds the functions of a config.
 
@@ -96,27 +117,23 @@ def make_functions(
       image_shape: height and width of the tiles, for the initial parameters.
       axis_name: the axis over which batches are spread, if any.
       net_of: see `make_net`.
+      tiles: number of training tiles, where each has a weight that is learned.
 
     Raises:
       UserError: naming the field that cannot be so.
     """
-    net = make_net(config, axis_name=axis_name, net_of=net_of)
+    learned.check(config)
+    net = make_net(config, axis_name=axis_name, net_of=net_of, tiles=tiles)
     module, head, regularizer, _ = net
-    rate = make_schedule(
-        config.optimizer.learning_rate, steps=config.train.steps, **config.schedule
-    )
-    optimizer: dict[str, Any] = {**config.optimizer, "learning_rate": rate}
-    plan = make_hyper_plan(optimizer, **config.hypergrad)
-    if plan.estimator is not None and regularizer.place == "none":
-        raise UserError(
-            f"hypergrad.method={config.hypergrad.method!r} has no lambda to learn with "
-            f"regularizer.place='none'; choose 'loss' or 'head'"
-        )
+    optimizer, loss_at = partial(_optimizer_at, config), partial(_loss_at, config)
+    plan = make_hyper_plan(_settings_at(config, ()), **config.hypergrad)
+    is_fixed = learned.names(config) == ("lambda",)
     losses = {**config.loss}
     train, validation = losses.pop("train"), losses.pop("validation")
     problem = make_problem(
-        module, head, make_optimizer(**optimizer), regularizer,
+        module, head, optimizer(()) if is_fixed else optimizer, regularizer,
         loss=make_loss(name=train, **losses),
+        loss_at=None if is_fixed else loss_at,
         validation_loss=make_loss(name=validation, **losses),
         statistics=plan.statistics, axis_name=axis_name,
     )  # fmt: skip
@@ -156,19 +173,21 @@ class Setup(NamedTuple):
     """`(state, images) -> (logits, probabilities)`, on one device."""
 
 
-def make_setup(config: Config, image_shape: tuple[int, int]) -> Setup:
+def make_setup(config: Config, image_shape: tuple[int, int], *, tiles: int | None = None) -> Setup:
     """Builds a run's functions from its config.
 
     Args:
       config: a config with the fields of `configs/base.py`.
       image_shape: height and width of the tiles, for the initial parameters.
+      tiles: number of training tiles, where each has a weight that is learned.
 
     Raises:
       UserError: naming the field that cannot be so.
     """
     layout = parallel.make_layout(**config.parallel)
     on_device, most = _residence(config, layout)
-    pure, seed = make_functions(config, image_shape, axis_name=layout.axis_name), config.seed
+    pure = make_functions(config, image_shape, axis_name=layout.axis_name, tiles=tiles)
+    seed = config.seed
 
     def plain(state, tiles, inner_batches):
         return pure.plain(seed, state, [take(tiles[0], b) for b in inner_batches])

@@ -20,8 +20,8 @@ class TrainState(NamedTuple):
     """int32: how many steps were taken; also the position in the training data."""
     inner: InnerState
     """Parameters, optimiser, and BatchNorm's running statistics."""
-    hyper: jax.Array
-    """What the hypergradient moves: alpha = log lambda, or lambda itself."""
+    hyper: PyTree
+    """What the hypergradient moves: alpha = log lambda (or lambda itself), or a dict of more."""
     hyper_opt_state: PyTree
     carry: PyTree
     """What the estimator remembers between its calls."""
@@ -31,12 +31,12 @@ def create(
     problem: Bilevel,
     params: PyTree,
     model_state: PyTree,
-    hyper: jax.Array,
+    hyper: PyTree,
     estimator: Estimator | None,
     hyper_optimizer: optax.GradientTransformation,
 ) -> TrainState:
     """The state before the first step."""
-    inner = problem.init(params, model_state)
+    inner = problem.init(params, model_state, hyper)
     carry = () if estimator is None else estimator.init(problem, inner, hyper)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -17,11 +17,12 @@ from jax import lax
 from tvjax.hypergrad import Bilevel, Estimator
 from tvjax.models.heads import Head, Loss
 from tvjax.scoring import metrics
+from tvjax.training import learned
 from tvjax.training.augment import Augment, to_float
 from tvjax.training.state import TrainState
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.variation import total_variation
-from tvjax.types import Batch
+from tvjax.types import Batch, PyTree
 
 
 class Regularizer(NamedTuple):
@@ -37,13 +38,22 @@ class Regularizer(NamedTuple):
     """`"log"`: hyper is alpha = log lambda (the paper's note 7); `"linear"`: lambda itself, kept
     at 0 or above by projection after each update."""
 
-    def lam(self, hyper: jax.Array) -> jax.Array:
-        """Lambda."""
-        return jnp.exp(hyper) if self.parametrization == "log" else hyper
+    start: Any = None
+    """What stands for lambda where it is not learned, but something else is."""
 
-    def project(self, hyper: jax.Array) -> jax.Array:
+    def lam(self, hyper: PyTree) -> jax.Array:
+        """Lambda."""
+        found = learned.part(hyper, "lambda")
+        found = self.start if found is None else found
+        return jnp.exp(found) if self.parametrization == "log" else found
+
+    def project(self, hyper: PyTree) -> PyTree:
         """The nearest admissible value after an update."""
-        return hyper if self.parametrization == "log" else jnp.maximum(hyper, 0)
+        found = learned.part(hyper, "lambda")
+        if self.parametrization == "log" or found is None:
+            return hyper
+        found = jnp.maximum(found, 0)
+        return hyper | {"lambda": found} if isinstance(hyper, dict) else found
 
     def pixel_weight(self, lam: float, batch: tuple[int, ...]) -> float | None:
         """The weight of one pixel's TV against one pixel's cross-entropy (both as means).
@@ -65,10 +75,11 @@ def cross_entropy(head: Head, logits: jax.Array, lam: jax.Array, mask: jax.Array
 def make_problem(
     net: nn.Module,
     head: Head,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation],
     regularizer: Regularizer,
     *,
     loss: Loss = cross_entropy,
+    loss_at: Callable[[PyTree], Loss] | None = None,
     validation_loss: Loss = cross_entropy,
     statistics: str = "batch",
     axis_name: str | None = None,
@@ -81,9 +92,10 @@ def make_problem(
     Args:
       net: `net.apply(variables, images, train=...)` -> logits; may hold `batch_stats`.
       head: function of logits to probabilities and loss.
-      optimizer: optimiser of the inner problem.
+      optimizer: optimiser of the inner problem, or a function `hyper -> optimiser`.
       regularizer: where TV enters.
       loss: loss of the inner problem, its mean over images; the paper's is the cross-entropy.
+      loss_at: the same as a function of `hyper`, where it is learned.
       validation_loss: loss of the outer problem.
       statistics: BatchNorm's in the outer loss: `"batch"` or `"running"`. The two give different
         hypergradients. In one step the running ones come from theta(t) and carry no derivative.
@@ -101,7 +113,8 @@ def make_problem(
     def inner_loss(params, hyper, batch: Batch, model_state):
         lam = regularizer.lam(hyper)
         logits, batch_stats = apply(params, model_state, batch, True)
-        fit = jnp.mean(loss(head, logits, lam, batch.mask))
+        each = (loss_at(hyper) if loss_at else loss)(head, logits, lam, batch.mask)
+        fit = jnp.mean(learned.weighted(hyper, each, batch))
         # Logged whatever the loss is, so that runs can be compared.
         bce = lax.stop_gradient(jnp.mean(head.cross_entropy(logits, lam, batch.mask)))
         tv, weighted = variation(head, regularizer, logits, lam, axis_name)
@@ -180,7 +193,8 @@ def plain_step(
         inner_batches = _augmented(augment, state.step, inner_batches)
         inner, aux = problem.inner_step(state.inner, state.hyper, inner_batches[0])
         state = state._replace(step=state.step + 1, inner=inner)
-        return state, aux | {"lambda": regularizer.lam(state.hyper)}
+        values = learned.values(state.hyper)
+        return state, aux | {"lambda": regularizer.lam(state.hyper)} | values
 
     return step
 
@@ -211,10 +225,12 @@ def bilevel_step(
         inner_aux, outer_aux = estimate.aux
         aux = inner_aux | {
             "lambda": regularizer.lam(state.hyper),
-            "hypergradient": estimate.gradient,
             "outer_loss": estimate.outer_loss,
             "outer_iou": outer_aux["iou"],
         }
+        aux |= learned.values(state.hyper)
+        for name, gradient in learned.by_name(estimate.gradient).items():
+            aux["hypergradient" if name == "lambda" else f"hypergradient_{name}"] = gradient
         state = TrainState(
             state.step + estimator.steps, estimate.state, hyper, hyper_opt_state, estimate.carry
         )

@@ -44,7 +44,7 @@ class Fixed(NamedTuple):
 class HeavyBall(NamedTuple):
     """`optax.sgd(learning_rate, momentum)` with a rational momentum, on integers."""
 
-    learning_rate: float
+    learning_rate: float | jax.Array
     momentum: Fraction
 
     def start(self, params: PyTree, velocity: PyTree, steps: int) -> Fixed:
@@ -66,7 +66,7 @@ class HeavyBall(NamedTuple):
         position = jax.tree.map(lambda p, v: _carried(p - self._move(v)), fixed.position, velocity)
         # The same sums in floating point, which neither wrap around nor saturate.
         floats = jax.tree.map(lambda v, g: to_float(v) + g, slowed, gradient)
-        moves = jax.tree.map(lambda v: self.learning_rate * v, floats)
+        moves = jax.tree.map(self._scaled, floats)
         ends = jax.tree.map(lambda p, m: to_float(p) - m, fixed.position, moves)
         fits = fixed.fits & in_range((gradient, floats, moves, ends))
         return Fixed(position, velocity, buffer, fits)
@@ -86,7 +86,10 @@ class HeavyBall(NamedTuple):
         )
 
     def _move(self, velocity):
-        return to_fixed(self.learning_rate * to_float(velocity))
+        return to_fixed(self._scaled(to_float(velocity)))
+
+    def _scaled(self, velocity):
+        return jnp.asarray(self.learning_rate, velocity.dtype) * velocity
 
 
 def times(x: PyTree, factor: Fraction, buffer: PyTree, word: Any) -> tuple[PyTree, PyTree]:
