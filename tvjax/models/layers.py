@@ -107,25 +107,45 @@ def _chosen(indices: jax.Array) -> jax.Array:
 
 
 class DepthwiseConv(nn.Module):
-    """A 3x3 convolution of each channel by itself, `[B, H, W, C] -> [B, H, W, C]`, zero-padded.
+    """A convolution of each channel by itself, `[B, H, W, C] -> [B, H/s, W/s, C]`, zero-padded.
 
-    As nine shifted products: grouped convolutions, and most of all their weight gradients, are
-    slow on a CPU. `kernel` `[3, 3, 1, C]` and `bias` are those of
-    `nn.Conv(C, (3, 3), feature_group_count=C)`, whose values it gives.
+    As shifted products: grouped convolutions, and most of all their weight gradients, are slow on
+    a CPU. `kernel` `[k, k, 1, C]` and `bias` are those of
+    `nn.Conv(C, (k, k), s, "SAME", feature_group_count=C)`, whose values it gives, `H/s` and `W/s`
+    rounded up.
     """
+
+    size: int = 3
+    """The kernel's side, k."""
+    stride: int = 1
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the layer to `[B, H, W, C]`."""
-        _, h, w, c = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 1, c)).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (c,)).astype(x.dtype)
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = bias.reshape(1, 1, 1, c)
-        for i in range(3):
-            for j in range(3):
-                y = y + padded[:, i : i + h, j : j + w] * kernel[i, j].reshape(1, 1, 1, c)
+        k, s, c = self.size, self.stride, x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, 1, c)).astype(x.dtype)
+        h, w = (-(-side // s) for side in x.shape[1:3])
+        sides = (same_padding(side, k, s) for side in x.shape[1:3])
+        padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+        y = jnp.zeros((1, 1, 1, c), x.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (c,)).astype(x.dtype)
+            y = bias.reshape(1, 1, 1, c)
+        for i in range(k):
+            for j in range(k):
+                shifted = padded[:, i : i + (h - 1) * s + 1 : s, j : j + (w - 1) * s + 1 : s]
+                y = y + shifted * kernel[i, j].reshape(1, 1, 1, c)
         return y
+
+
+def same_padding(side: Dimension, size: int, stride: int) -> tuple[Dimension, Dimension]:
+    """Zeros before and after a side, by which TensorFlow's "SAME" gives ceil(side / stride).
+
+    At a stride of 2 there is one more after than before, where PyTorch's nets have as many.
+    """
+    total = max(0, (-(-side // stride) - 1) * stride + size - side)
+    return total // 2, total - total // 2
 
 
 class BatchNorm(nn.Module):

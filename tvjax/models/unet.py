@@ -1,13 +1,19 @@
 """The paper's U-Net (section 4, Figure 3; Ronneberger et al. 2015)."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from tvjax import arguments
+from tvjax.models.encoders.efficientnet import EfficientNetLite, Lite
 from tvjax.models.layers import BatchNorm, Upsample, max_pool
+
+ENCODER = "encoder"
+"""Where the encoder's parameters and statistics lie among the net's."""
 
 
 class UNet(nn.Module):
@@ -21,14 +27,21 @@ class UNet(nn.Module):
     of pure rounding noise, which Adam would amplify in hypergradients. With `width=64, depth=2,
     channels=1` that is 1,864,129 parameters, against 1,865,409 with those biases.
 
+    With an encoder, whose features at each size take the place of the blocks', the decoder is the
+    same; what it concatenates at full size are the standardised images.
+
     Attributes:
       channels: output channels: 1 for a sigmoid head, the number of classes for a softmax head.
       width: filters of the first block.
-      depth: number of encoder blocks; the deepest features are 2^depth times smaller.
+      depth: number of encoder blocks; the deepest features are 2^depth times smaller. Not read
+        with an encoder, which has its own.
       momentum: decay of BatchNorm's running statistics.
       dtype: type of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
       precision: precision of convolutions and products, see `make_model`.
       axis_name: the device axis over which BatchNorm takes its statistics.
+      encoder: what stands in place of the encoder's blocks and the bottleneck; None: nothing.
+      frozen: whether the encoder stays as it is: BatchNorm in it uses its running statistics, in
+        training too, and there is no derivative in its parameters.
     """
 
     channels: int = 1
@@ -38,6 +51,8 @@ class UNet(nn.Module):
     dtype: str | None = None
     precision: str | None = None
     axis_name: str | None = None
+    encoder: Lite | None = None
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -55,17 +70,32 @@ class UNet(nn.Module):
                 x = nn.relu(norm()(conv(features, (3, 3), use_bias=False)(x), train=train))
             return x
 
-        x = images if self.dtype is None else images.astype(self.dtype)
-        multiple = 2**self.depth
-        x = jnp.pad(x, ((0, 0), (0, -h % multiple), (0, -w % multiple), (0, 0)), "edge")
-        skips = []
-        for i in range(self.depth):
-            x = block(x, self.width * 2**i)
-            skips.append(x)
-            x = max_pool(x)
-        x = block(x, self.width * 2**self.depth)
-        for i in reversed(range(self.depth)):
+        depth = self.depth if self.encoder is None else self.encoder.depth
+        padding = ((0, 0), *((0, -side % 2**depth) for side in (h, w)), (0, 0))
+        x = jnp.pad(images, padding, "edge")
+        if self.encoder is None:
+            *skips, x = self._blocks(x, block)
+        else:
+            *skips, x = self._encoder_features(x, train)
+        for i in reversed(range(depth)):
             x = Upsample(self.width * 2**i, self.precision)(x)
             x = block(jnp.concatenate([skips[i], x], axis=-1), self.width * 2**i)
         logits = conv(self.channels, (1, 1))(x)
         return logits[:, :h, :w, :].astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def _blocks(self, x: jax.Array, block: Callable[..., jax.Array]) -> list[jax.Array]:
+        """The features at each size, of the U-Net's own blocks."""
+        x = x if self.dtype is None else x.astype(self.dtype)
+        features = []
+        for i in range(self.depth):
+            features.append(block(x, self.width * 2**i))
+            x = max_pool(features[-1])
+        return [*features, block(x, self.width * 2**self.depth)]
+
+    def _encoder_features(self, x: jax.Array, train: bool) -> list[jax.Array]:
+        """The same of the encoder."""
+        assert self.encoder is not None
+        settings = self.momentum, self.dtype, self.precision, self.axis_name
+        encoder = EfficientNetLite(self.encoder, *settings, name=ENCODER)
+        features = encoder(x, train=train and not self.frozen)
+        return jax.tree.map(lax.stop_gradient, features) if self.frozen else features

@@ -1,0 +1,1 @@
+"""Encoders with weights from elsewhere, which stand under the U-Net's decoder."""
