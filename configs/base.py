@@ -42,6 +42,16 @@ def get_config() -> Config:
             # many); of segformer the channels of one attention head.
             width=16,
             depth=2,  # how often the size is halved (segnet: 5 at most); segformer: blocks a stage
+            # A pretrained encoder for unet, whose depth it settles (5): efficientnet_lite0, lite1
+            # or lite2. None: the U-Net's own.
+            encoder=placeholder(str),
+            # The encoder's learning rate, as a part of the others'. 0: frozen, BatchNorm's running
+            # statistics too, which are then used in training.
+            encoder_rate=1.0,
+            # Where the encoder begins: a file of PyTorch (.pth) or safetensors. None: the one that
+            # the package of the extra `pretrained` ships. A run needs it for its first step only.
+            weights=placeholder(str),
+            weights_sha256=placeholder(str),  # digest of that file; None: found when a run begins
             momentum=0.9,  # decay of BatchNorm's running statistics; segformer has none
             dtype="float32",  # type of the net's computation: float32 or bfloat16
             # Precision of the net in float32, where hardware has faster convolutions and products.

@@ -95,6 +95,10 @@ FIELDS = {
     "model.head_kind": one_of("anisotropic", "isotropic"),
     "model.width": whole(1, 4096),
     "model.depth": whole(1, 64),
+    "model.encoder": or_none(text()),  # of a net of `encoders.efficientnet.LITES`
+    "model.encoder_rate": AT_LEAST_0,
+    "model.weights": or_none(text()),
+    "model.weights_sha256": or_none(text()),
     "model.momentum": DECAY,
     "model.dtype": or_none(one_of("float32", "bfloat16")),
     "model.precision": one_of("highest", "high", "default"),

@@ -27,7 +27,7 @@ from tvjax import fields, files, interruption, program, provenance
 from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
-from tvjax.training import figures, interrupt, learned, loop, members, rundir
+from tvjax.training import figures, interrupt, learned, loop, members, pretrained, rundir
 from tvjax.training.feeds import schedule
 from tvjax.training.resident import take
 from tvjax.training.setup import Functions, make_functions
@@ -207,7 +207,8 @@ class Trainer:
             values = np.log(lams) if log else lams
         shape = self.functions.net.hyper.shape
         values = np.broadcast_to(values.reshape(-1, *[1] * len(shape)), (len(group), *shape))
-        return self.create(seeds, values), jax.device_put(seeds)
+        states = pretrained.put(self.config.model, self.create(seeds, values))
+        return states, jax.device_put(seeds)
 
     def _slots(self, group: list[Pair]) -> PyTree:
         """`(due [N], inner rows [N, M, K, B], outer rows [N, M, B])` of all updates and steps."""
@@ -335,6 +336,7 @@ def main(argv: list[str]) -> None:
     wanted = pairs(args.lambdas, args.seeds, config)
     for pair in wanted:
         fields.check(config_of(config, pair))
+    config = pretrained.pinned(config, rundir.recorded(workdir))
     rundir.check_sweep(workdir, config)
     with rundir.lock(workdir) as free:
         if not free:

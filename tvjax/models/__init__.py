@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from tvjax.errors import UserError
 from tvjax.models import segnet
+from tvjax.models.encoders.efficientnet import LITES
 from tvjax.models.heads import Head, make_head
 from tvjax.models.segformer import SegFormer
 from tvjax.models.segnet import SegNet
@@ -25,6 +26,10 @@ def make_model(
     momentum: float,
     dtype: str | None,
     precision: str,
+    encoder: str | None = None,
+    encoder_rate: float = 1.0,
+    weights: str | None = None,
+    weights_sha256: str | None = None,
     axis_name: str | None = None,
 ) -> tuple[nn.Module, Head]:
     """The net of this name, with as many channels as its head reads.
@@ -42,18 +47,41 @@ def make_model(
         It matters where hardware multiplies in fewer bits: `"highest"` is float32 everywhere;
         `"high"` is TF32 (10 bits) on an NVIDIA GPU, three bfloat16 products on a TPU; `"default"`
         is TF32 there, and bfloat16 (7 bits). Sums and statistics are float32 always.
+      encoder: a key of `LITES`, the encoder of a U-Net; None: its own.
+      encoder_rate: 0 freezes the encoder; else not read here, as the weights are not: see
+        `tvjax.training`.
+      weights: where the encoder begins.
+      weights_sha256: digest of that file.
       axis_name: the device axis, for BatchNorm.
 
     Raises:
-      UserError: there is no such net, or it has no such depth.
+      UserError: there is no such net or encoder, or it has no such depth.
     """
     if name not in NETS:
         raise UserError(f"model.name={name!r} is unknown; choose one of {sorted(NETS)}")
     if name == "segnet" and depth > len(segnet.FACTORS):
         raise UserError(f"model.depth={depth} of a segnet can be {len(segnet.FACTORS)} at most")
+    _check_encoder(name, encoder, encoder_rate, weights, weights_sha256)
     made = make_head(name=head, num_iterations=head_iterations, kind=head_kind)
     options: dict[str, Any] = {"width": width, "depth": depth, "dtype": dtype}
     options["precision"] = precision
     if name != "segformer":  # which has no BatchNorm
         options |= {"momentum": momentum, "axis_name": axis_name}
+    if encoder is not None:
+        options |= {"encoder": LITES[encoder], "frozen": encoder_rate == 0}
     return NETS[name](channels=made.channels, **options), made
+
+
+def _check_encoder(
+    name: str, encoder: str | None, rate: float, weights: str | None, digest: str | None
+) -> None:
+    """Checks that there is such an encoder, and that nothing is said of one that is not there."""
+    if encoder is None:
+        given = {"weights": weights, "weights_sha256": digest, "encoder_rate": rate}
+        for field, value in given.items():
+            if value is not None and (field, value) != ("encoder_rate", 1.0):
+                raise UserError(f"model.{field}={value} needs model.encoder, which is None")
+    elif encoder not in LITES:
+        raise UserError(f"model.encoder={encoder!r} is unknown; choose one of {sorted(LITES)}")
+    elif name != "unet":
+        raise UserError(f"model.encoder={encoder!r} needs model.name='unet', not {name!r}")

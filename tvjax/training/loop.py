@@ -18,7 +18,7 @@ from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.data.sets import open_section
 from tvjax.errors import Outage, UserError
-from tvjax.training import figures, learned, parallel, rundir
+from tvjax.training import figures, learned, parallel, pretrained, rundir
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.evaluation import (
     baselines,
@@ -54,7 +54,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     """
     fields.check(config)
     with _outages(workdir), Stop() as stop, contextlib.ExitStack() as held:
-        config = _placed(config)
+        config = pretrained.pinned(_placed(config), rundir.recorded(workdir))
         rundir.check(workdir, config)
         finished = _finished(config, workdir)
         if finished is not None:
@@ -126,6 +126,7 @@ def _placed(config: Config) -> Config:
     """The config, with folders that mean the same from every working directory."""
     config = config.copy_and_resolve_references()
     config.data.directory = sets.absolute(config.data.directory)
+    config.model.weights = sets.absolute(config.model.weights)
     if not config.data.cache.startswith("~"):  # another machine has another home
         config.data.cache = sets.absolute(config.data.cache)
     return config
@@ -212,6 +213,8 @@ def train(
         if restored is not None:
             state, run = restored[0], run | restored[1]
             _note_other_cores(setup, run)
+        else:
+            state = pretrained.put(config.model, state, setup.layout.replicate)
         start = int(state.step)
         first = parallel.is_first()
         run["changes"] += [{"step": start} | c for c in rundir.changes(workdir, config)]

@@ -32,8 +32,9 @@ _MAY_BE_LESS = (
 _STOPPED = "stopped.json"
 
 # Fields that were added since, and what runs without them had.
+_ENCODER = {"encoder": None, "encoder_rate": 1.0, "weights": None, "weights_sha256": None}
 _ADDED = {
-    "model": {"precision": "default"},
+    "model": {"precision": "default", **_ENCODER},
     "evaluation": {"score": "iou"},
     "loss": {"mix": 0.5},
     "hypergrad": {
@@ -63,6 +64,12 @@ def check(workdir: Path, config: Config) -> None:
         raise UserError(f"{workdir} holds a sweep (results.jsonl); use another --workdir")
     stored = _read(workdir / "config.json") if _holds_run(workdir) else None
     _compare(workdir, stored, config, (*_MAY_CHANGE, *_let(workdir)))
+
+
+def recorded(workdir: Path) -> dict[str, Any] | None:
+    """The config of the run (or sweep) that the folder holds, as it was stored; None: none."""
+    held = _holds_run(workdir) or _holds_sweep(workdir)
+    return _read(workdir / "config.json") if held else None
 
 
 def let_change(workdir: Path, names: list[str]) -> None:

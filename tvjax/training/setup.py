@@ -9,13 +9,15 @@ import optax
 
 from tvjax.errors import UserError
 from tvjax.hypergrad import Bilevel
+from tvjax.models.encoders.efficientnet import LITES
 from tvjax.models.heads import Loss, make_loss
+from tvjax.models.unet import ENCODER
 from tvjax.training import learned, parallel
 from tvjax.training.augment import Augment, make_augment
 from tvjax.training.net import Net, make_net
 from tvjax.training.plan import HyperPlan, make_hyper_plan
 from tvjax.training.resident import repeat, take
-from tvjax.training.state import TrainState, create, make_optimizer, make_schedule
+from tvjax.training.state import TrainState, create, make_optimizer, make_schedule, with_rate
 from tvjax.training.steps import bilevel_step, evaluation_step, make_problem, plain_step, reported
 from tvjax.types import Batch, Config, PyTree
 
@@ -32,9 +34,12 @@ def check_sizes(config: Config, layout: parallel.Layout, image_shape: tuple[int,
         layout.check_batch(f"{section}.batch_size", config[section].batch_size)
     side, size = min(image_shape), "x".join(map(str, image_shape))
     name, depth, blocks = config.model.name, config.model.depth, config.regularizer.blocks
+    field, encoder = f"model.depth={depth}", config.model.encoder
+    if encoder is not None:
+        field, depth = f"model.encoder={encoder!r}", LITES[encoder].depth
     if name in ("unet", "segnet") and 2**depth > side:
         raise UserError(
-            f"model.depth={depth} cannot be with tiles of {size} pixels, which can be halved "
+            f"{field} cannot be with tiles of {size} pixels, which can be halved "
             f"{side.bit_length() - 1} times"
         )
     if blocks > side:
@@ -53,13 +58,32 @@ def _settings_at(config: Config, hyper: PyTree) -> dict[str, Any]:
 
 
 def _optimizer_at(config: Config, hyper: PyTree) -> optax.GradientTransformation:
-    return make_optimizer(**_settings_at(config, hyper))
+    return with_encoder_rate(config, make_optimizer(**_settings_at(config, hyper)))
 
 
 def _loss_at(config: Config, hyper: PyTree) -> Loss:
     losses = {**config.loss, "mix": learned.value(hyper, "loss_mix", config.loss.mix)}
     del losses["validation"]
     return make_loss(name=losses.pop("train"), **losses)
+
+
+def with_encoder_rate(
+    config: Config, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimiser, slower (or faster) in the encoder by `model.encoder_rate`.
+
+    Raises:
+      UserError: the hypergradient's method is a formula that takes one rate for all parameters.
+    """
+    rate, method = config.model.encoder_rate, config.hypergrad.method
+    if config.model.encoder is None or rate == 1:
+        return optimizer
+    if rate and method in ("sgd_formula", "paper", "preconditioned", "darts"):
+        raise UserError(
+            f"model.encoder_rate={rate} cannot be with hypergrad.method={method!r}, which takes "
+            f"one learning rate for all parameters; choose 'exact', or 0 or 1"
+        )
+    return with_rate(optimizer, ENCODER, rate)
 
 
 class Functions(NamedTuple):

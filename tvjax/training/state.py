@@ -1,7 +1,7 @@
 """What a training run carries from step to step, and the optimisers that move it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,18 @@ def make_optimizer(
         return hypergrad.adamw(learning_rate, weight_decay=weight_decay, **moments)
     assert name == "sgd", name
     return optax.sgd(learning_rate, momentum=momentum or None)
+
+
+def with_rate(
+    optimizer: optax.GradientTransformation, part: str, rate: float
+) -> optax.GradientTransformation:
+    """The optimiser, whose updates of one part of the parameters are multiplied by `rate`."""
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        del params
+        return updates | {part: jax.tree.map(lambda x: rate * x, updates[part])}
+
+    return optax.chain(optimizer, optax.stateless(scale))
 
 
 def make_schedule(

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tvjax.models.layers import BatchNorm, DepthwiseConv
 
@@ -55,17 +54,17 @@ class Lite(NamedTuple):
         return 1 + sum(stage.stride == 2 for stage in self.stages)
 
 
-def _lite(middle: tuple[tuple[int, int], ...]) -> Lite:
-    """From `(blocks, features)` of the middle stages; the others are the same in all members."""
+def _lite(middle: tuple[tuple[int, int], ...], last: int = 320) -> Lite:
+    """From `(blocks, features)` of the middle stages, and the features of the last."""
     shape = ((3, 2), (5, 2), (3, 2), (5, 1), (5, 2))  # side and stride
     stages = [Stage(n, *at, 6, c) for at, (n, c) in zip(shape, middle, strict=True)]
-    return Lite(32, (Stage(1, 3, 1, 1, 16), *stages, Stage(1, 3, 1, 6, 320)))
+    return Lite(32, (Stage(1, 3, 1, 1, 16), *stages, Stage(1, 3, 1, 6, last)))
 
 
 LITES = {
     "efficientnet_lite0": _lite(((2, 24), (2, 40), (3, 80), (3, 112), (4, 192))),
     "efficientnet_lite1": _lite(((3, 24), (3, 40), (4, 80), (4, 112), (5, 192))),
-    "efficientnet_lite2": _lite(((3, 24), (3, 48), (4, 88), (4, 120), (5, 208))),
+    "efficientnet_lite2": _lite(((3, 24), (3, 48), (4, 88), (4, 120), (5, 208)), last=352),
 }
 """Encoders by the names that `model.encoder` takes."""
 

@@ -79,7 +79,10 @@ def _legacy(content: bytes) -> dict[str, np.ndarray]:
         if key not in wanted:
             raise ValueError(f"it holds the storage {str(key)[:40]!r}, which belongs to no tensor")
         (count,) = struct.unpack("<q", file.read(8))
-        numbers[key] = _numbers(file.read(max(0, count) * np.dtype(wanted[key].dtype).itemsize), wanted[key])
+        if count != wanted[key].size:
+            raise ValueError(f"its storage {key[:40]!r} has {count} numbers")
+        size = count * np.dtype(wanted[key].dtype).itemsize
+        numbers[key] = _numbers(file.read(size), wanted[key])
     return {name: tensor.read(numbers[tensor.storage.key]) for name, tensor in tensors.items()}
 
 
