@@ -5,8 +5,9 @@ of this module, and every other name, and every instruction that a state dict ha
 refused. So a hostile file can give wrong numbers, and no more.
 """
 
+import io
 import pickletools
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -80,11 +81,11 @@ class Tensor(NamedTuple):
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides).copy()
 
 
-def load(file: BinaryIO) -> Any:
+def load(file: io.BytesIO) -> Any:
     """The value of one pickle, of numbers, texts, tuples, lists, dicts and `Tensor`s.
 
     Args:
-      file: a file in memory, so that no length that the pickle tells is believed; what follows
+      file: it lies in memory, so that no length that the pickle tells is believed; what follows
         the pickle is left to be read.
 
     Raises:
