@@ -169,10 +169,10 @@ def test_segformer_parameter_count():
     assert count(SegFormer(channels=2, width=3, depth=1)) == segformer_count(2, 3, 1)
 
 
-def model(name, *, head="sigmoid", width=2, depth=1, precision="highest"):
+def model(name, *, head="sigmoid", width=2, depth=1, precision="highest", **encoder):
     return make_model(
         name=name, head=head, head_iterations=1, head_kind="anisotropic",
-        width=width, depth=depth, momentum=0.9, dtype="float32", precision=precision,
+        width=width, depth=depth, momentum=0.9, dtype="float32", precision=precision, **encoder,
     )  # fmt: skip
 
 
