@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from encoders import tiny as tiny
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from nets import initial
@@ -54,9 +55,9 @@ def fast(function, *args):
     return found
 
 
-def setting(estimator=None, *, name="unet", head="sigmoid", precision="highest"):
+def setting(estimator=None, *, name="unet", head="sigmoid", precision="highest", **encoder):
     """`(net, head, regularizer, problem, state)`."""
-    net, made = model(name, head=head, precision=precision)
+    net, made = model(name, head=head, precision=precision, **encoder)
     place = "head" if head == "tv_softmax" else "loss"
     regularizer = steps.Regularizer(place, "anisotropic", "sum", "log")
     problem = steps.make_problem(net, made, hypergrad.adam(1e-3), regularizer)
@@ -111,18 +112,20 @@ def test_reversible_learning_rounds_no_product():
     )
 
 
-@pytest.mark.usefixtures("two_stages")
-@pytest.mark.parametrize("name, head", [
-    ("unet", "sigmoid"), ("unet", "softmax"), ("unet", "tv_softmax"), ("segnet", "sigmoid"),
-    ("segformer", "sigmoid"),
+@pytest.mark.usefixtures("two_stages", "tiny")
+@pytest.mark.parametrize("name, head, encoder", [
+    ("unet", "sigmoid", None), ("unet", "softmax", None), ("unet", "tv_softmax", None),
+    ("unet", "sigmoid", "tiny"), ("segnet", "sigmoid", None), ("segformer", "sigmoid", None),
 ])  # fmt: skip
-def test_a_step_rounds_the_products_of_its_net_alone(name, head):
+def test_a_step_rounds_the_products_of_its_net_alone(name, head, encoder):
     """The net's products are rounded as the field says."""
-    net, _, _, _, state = setting(name=name, head=head)
+    net, _, _, _, state = setting(name=name, head=head, encoder=encoder)
     variables = {"params": state.inner.params, **state.inner.model_state}
     images = batch(0).image
     assert not fast(lambda v: net.apply(v, images, train=True, mutable=["batch_stats"]), variables)
-    _, _, regularizer, problem, state = setting(name=name, head=head, precision="default")
+    _, _, regularizer, problem, state = setting(
+        name=name, head=head, encoder=encoder, precision="default"
+    )
     found = fast(steps.plain_step(problem, regularizer), state, [batch(0)])
     assert found and all(OWN.search(place) for place in found), found
 

@@ -7,18 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import weight_files
-from test_encoders import TINY, arrays_of
-from test_encoders import tiny as tiny
-from test_nets import batch, initial, model
+from devices import Tiles
+from encoders import TINY, arrays_of
+from encoders import tiny as tiny
+from nets import initial
 
 import tvjax
 from configs import lunet_bilevel
 from tvjax import hypergrad
 from tvjax.errors import UserError
+from tvjax.models import make_model
 from tvjax.models.encoders import weights
 from tvjax.training import loop, pretrained, steps
 from tvjax.training import state as states
 from tvjax.training.setup import check_sizes, make_functions, make_setup
+from tvjax.types import Batch
 
 FOUND = arrays_of(TINY)
 
@@ -47,7 +50,7 @@ def encoder_of(state):
     return {"params": inner.params, "batch_stats": inner.model_state["batch_stats"]}
 
 
-def test_a_run_needs_its_weights_once(tiny, tiles, file, compiled):
+def test_a_run_needs_its_weights_once(tiny, tiles, file):
     """Prolonged, it is bit for bit the whole one; it predicts too; another file is refused."""
     whole, parts = (file.parent / name for name in ("whole", "parts"))
     summary = loop.run(config_of(tiles, file), whole)
@@ -116,13 +119,20 @@ def test_tiles_smaller_than_the_encoder_s_stride_are_refused(tiles, file):
         check_sizes(config, layout, (16, 16))
 
 
+def batch(seed):
+    tiles = Tiles(seed, 4)  # of float64
+    return Batch(jnp.asarray(tiles.image), jnp.asarray(tiles.mask))
+
+
 @pytest.fixture
 def bilevel(tiny, x64):
     """`rate -> (problem, state)` in float64, as `setup` makes them."""
 
     def make(rate):
-        net, head = model("unet", encoder="tiny")
-        net = net.clone(dtype=None)
+        net, head = make_model(
+            name="unet", head="sigmoid", head_iterations=1, head_kind="anisotropic", width=2,
+            depth=2, momentum=0.9, dtype=None, precision="highest", encoder="tiny",
+        )  # fmt: skip
         optimizer = states.with_rate(hypergrad.adam(1e-3), "encoder", rate)
         regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
         problem = steps.make_problem(net, head, optimizer, regularizer)
@@ -137,7 +147,7 @@ def test_the_encoder_moves_by_its_own_rate(bilevel):
     moved = {}
     for rate in (1.0, 0.25):
         problem, start = bilevel(rate)
-        new, _ = jax.jit(problem.inner_step)(start, jnp.float64(-7.0), batch(0, dtype=jnp.float64))
+        new, _ = jax.jit(problem.inner_step)(start, jnp.float64(-7.0), batch(0))
         moved[rate] = jax.tree.map(lambda a, b: a - b, new.params, start.params)
     slow, fast = moved[0.25].pop("encoder"), moved[1.0].pop("encoder")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(4 * a, b, atol=1e-15), slow, fast)
@@ -147,7 +157,7 @@ def test_the_encoder_moves_by_its_own_rate(bilevel):
 
 def test_the_exact_hypergradient_is_the_finite_difference(bilevel):
     problem, inner = bilevel(0.25)
-    data = [batch(seed, n=2, dtype=jnp.float64) for seed in range(3)]
+    data = [batch(seed) for seed in range(3)]
 
     @jax.jit
     def estimate(inner, hyper, train):
