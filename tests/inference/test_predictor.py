@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from encoders import tiny as tiny
 from jax import export
 
 import tvjax
@@ -118,9 +119,10 @@ def test_a_size_that_the_net_does_not_take_names_those_near(predictor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["segnet", "segformer"])
-def test_other_nets_are_predicted_with_and_exported_too(make_predictor, image, name):
-    net = make_predictor(name, width=4, depth=2)
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name, encoder", [("segnet", None), ("segformer", None), ("unet", "tiny")])
+def test_other_nets_are_predicted_with_and_exported_too(make_predictor, image, name, encoder):
+    net = make_predictor(name, width=4, depth=2, encoder=encoder)
     np.testing.assert_allclose(jax.jit(net)(image), net(image), atol=1e-5)
     assert net(image).std() > 0
     exported = export.deserialize(net.export(size=None).serialize())

@@ -97,7 +97,7 @@ def test_features_are_those_of_pytorch():
     [("lite0", 2_958_848), ("lite1", 3_723_520), ("lite2", 4_357_952)],
 )
 def test_parameters_are_as_many_as_the_originals(name, count):
-    """Those of the packages' files without the classifier's."""
+    """The packages' files have as many beside the classifier's."""
     net = EfficientNetLite(LITES[f"efficientnet_{name}"])
     x = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), x, train=False))

@@ -18,7 +18,7 @@ def pinned(config: Config, stored: dict[str, Any] | None) -> Config:
     """The config with the digest of the encoder's weights.
 
     Args:
-      config: that of a run; without an encoder it is returned as it is.
+      config: a run's; without an encoder it is returned as it is.
       stored: the content of `config.json` where the run has begun: its digest is taken, and the
         file of the weights need not be there any more.
 
@@ -49,7 +49,7 @@ def put(
 
     Args:
       model: the config's section.
-      state: of one net, or of several, with an axis in front.
+      state: one net's, or several nets', with an axis in front.
       place: what puts the arrays onto the devices.
 
     Raises:

@@ -23,7 +23,7 @@ class Stage(NamedTuple):
     """Side of the depthwise kernels."""
     stride: int
     expansion: int
-    """By how much a block has more channels inside than its input."""
+    """Channels inside a block, over those of its input."""
     features: int
 
 
@@ -55,7 +55,7 @@ class Lite(NamedTuple):
 
 
 def _lite(middle: tuple[tuple[int, int], ...], last: int = 320) -> Lite:
-    """From `(blocks, features)` of the middle stages, and the features of the last."""
+    """The member with these `(blocks, features)` of its middle stages, and features of the last."""
     shape = ((3, 2), (5, 2), (3, 2), (5, 1), (5, 2))  # side and stride
     stages = [Stage(n, *at, 6, c) for at, (n, c) in zip(shape, middle, strict=True)]
     return Lite(32, (Stage(1, 3, 1, 1, 16), *stages, Stage(1, 3, 1, 6, last)))

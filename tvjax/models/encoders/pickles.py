@@ -56,13 +56,13 @@ class Tensor(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """In numbers, as the offset is."""
+    """Steps to the next, counted in numbers, as the offset is."""
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """The tensor as an array of its own.
 
         Args:
-          numbers: those of the storage.
+          numbers: the whole storage.
 
         Raises:
           ValueError: it reaches beyond them, or repeats them.
@@ -85,7 +85,7 @@ def load(file: io.BytesIO) -> Any:
     """The value of one pickle, of numbers, texts, tuples, lists, dicts and `Tensor`s.
 
     Args:
-      file: it lies in memory, so that no length that the pickle tells is believed; what follows
+      file: bytes in memory, so that no length that the pickle tells is believed; what follows
         the pickle is left to be read.
 
     Raises:

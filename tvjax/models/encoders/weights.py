@@ -129,7 +129,7 @@ def _arrays(
 
     Args:
       lite: the encoder.
-      names: of each convolution and its BatchNorm, in the order of the net.
+      names: a pair for each convolution and its BatchNorm, in the order of the net.
     """
     for (conv, norm), (block, layer, number, shape) in zip(names, _layers(lite), strict=True):
         yield f"{conv}.weight", ("params", *block, layer, "kernel"), shape
