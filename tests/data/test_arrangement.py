@@ -95,6 +95,13 @@ def test_labels_are_joined():
             groups.label(["a1_x"], pattern)
 
 
+def test_a_pattern_that_would_be_sought_for_ever_is_given_up(monkeypatch):
+    monkeypatch.setattr(groups, "SECONDS", 1)
+    for pattern in ("^(a+)+$", "(a?){40}a{40}$"):
+        with pytest.raises(UserError, match=r"--group=.* sought within 1 seconds .* such as aaa"):
+            groups.label(["a" * 40 + "!"], pattern)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """24 random tiles `town K / 4` each; 0.png and 1.png are copies."""

@@ -1,23 +1,30 @@
 """Groups of tiles, by what their files' names have in common."""
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
+from tvjax import interruption
 from tvjax.errors import UserError
 
+SECONDS = 10
+"""Seconds of a processor in which a pattern must be found in all names."""
 
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """The regular expression that finds a group in a name.
-
-    Raises:
-      UserError: it is none.
-    """
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UserError(f"--group={pattern}: is no regular expression ({error})") from error
+SEARCH = """
+import json, re, resource, sys
+seconds = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+pattern, names = json.load(sys.stdin)
+expression = re.compile(pattern)
+first = 1 if expression.groups else 0
+matches = map(expression.search, names)
+json.dump([match and (match[first] or "") for match in matches], sys.stdout)
+"""
+"""What the process does that looks for a pattern."""
 
 
 def label(names: Sequence[str], pattern: str) -> np.ndarray:
@@ -27,16 +34,38 @@ def label(names: Sequence[str], pattern: str) -> np.ndarray:
     finds nothing is a group by itself.
 
     Raises:
-      UserError: the pattern is no regular expression, or finds nothing in any name.
+      UserError: the pattern is no regular expression, takes longer than `SECONDS`, or finds nothing
+        in any name.
     """
-    expression = compile_pattern(pattern)
-    matches = [expression.search(name) for name in names]
-    if not any(matches):
+    found = _search(names, pattern)
+    if all(text is None for text in found):
         raise UserError(f"--group={pattern}: finds nothing in any name, such as {names[0]}")
-    first = 1 if expression.groups else 0
     texts = [
-        ("own", name) if match is None else ("group", match[first] or "")
-        for name, match in zip(names, matches, strict=True)
+        ("own", name) if text is None else ("group", text)
+        for name, text in zip(names, found, strict=True)
     ]
     numbers: dict[tuple[str, str], int] = {}
     return np.array([numbers.setdefault(text, len(numbers)) for text in texts])
+
+
+def _search(names: Sequence[str], pattern: str) -> list[str | None]:
+    """What is found in each name, None for nothing.
+
+    Patterns such as `(a+)+$` try more ways than there is time for, and nothing in this process
+    could stop them: another one looks for them, which the system ends.
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"--group={pattern}: is no regular expression ({error})") from error
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", SEARCH, str(SECONDS)],
+        input=json.dumps([pattern, names]), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    interruption.check()
+    if ran.returncode:
+        raise UserError(
+            f"--group={pattern}: cannot be sought within {SECONDS} seconds in names such as "
+            f"{names[0]}; give one without repeats within repeats"
+        )
+    return json.loads(ran.stdout)
