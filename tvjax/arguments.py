@@ -4,6 +4,7 @@ Values are looked at where they are concrete, constants under `jit` too. Of what
 shape and type are known: there `valid` gives NaN for what is not valid, which no result hides.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ def real(name: str, x: Any) -> jax.Array:
     try:
         array = jnp.asarray(x)
     except TypeError as error:
-        raise ValueError(f"{name} must be an array of numbers; got {type(x).__name__}") from error
+        raise ValueError(f"{name} must hold numbers; got {type(x).__name__}") from error
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(f"{name} must be real; got {array.dtype}")
     if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and array.dtype != x.dtype:
@@ -70,10 +71,29 @@ def positive(name: str, x: Any) -> jax.Array:
 
 def number(name: str, x: Any) -> jax.Array:
     """One real number: an array of several would be broadcast to pixels and channels."""
-    array = real(name, x)
+    array = numbers(name, x)
     if array.ndim:
         raise ValueError(f"{name} must be one number; got an array of shape {array.shape}")
     return array
+
+
+def numbers(name: str, x: Any) -> jax.Array:
+    """Real numbers: booleans are none where a value is asked for, and would count as 0 and 1."""
+    array = real(name, x)
+    if array.dtype == jnp.bool_:
+        raise ValueError(f"{name} must hold numbers; got bool")
+    return array
+
+
+def fraction(name: str, x: Any) -> jax.Array:
+    """One number in [0, 1], without slack: it is chosen, and not computed."""
+    number(name, x)
+    return valid(name, x, lambda v: (v >= 0) & (v <= 1), "in [0, 1]")
+
+
+def finite(name: str, x: Any) -> jax.Array:
+    """Numbers that are neither infinite nor NaN."""
+    return valid(name, numbers(name, x), lambda v: abs(v) < np.inf, "finite")
 
 
 def share(name: str, x: Any) -> jax.Array:
@@ -86,15 +106,19 @@ def binary(name: str, x: Any) -> jax.Array:
     return valid(name, x, lambda v: (v == 0) | (v == 1), "0 or 1")
 
 
-def count(name: str, n: Any, least: int) -> int:
-    """An integer of at least `least`."""
+def count(name: str, n: Any, least: int, most: float = math.inf) -> int:
+    """An integer of at least `least` and at most `most`; no boolean, which Python takes for one."""
     try:
-        n = operator.index(n)
+        value = operator.index(n)
     except TypeError:
-        raise ValueError(f"{name} must be an integer; got {n!r}") from None
-    if n < least:
-        raise ValueError(f"{name} must be at least {least}; got {n}")
-    return n
+        value = None
+    if value is None or isinstance(n, bool):
+        raise ValueError(f"{name} must be an integer; got {n!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}; got {value}")
+    return value
 
 
 def images(name: str, shape: tuple[int, ...], *, empty: bool = True) -> None:

@@ -1,6 +1,7 @@
 """Losses of logits: one value per image; the caller reduces over the batch.
 
-A logit z is any real number and stands for the probability sigmoid(z). What has probabilities
+A logit z is any finite number and stands for the probability sigmoid(z): at infinity the
+cross-entropy would be 0 times infinity. What has probabilities
 alone, as a TV-softmax layer, takes the loss whose name says so: `dice_of_probabilities`.
 Probabilities given as logits cannot be told from logits near 0, and are not refused.
 """
@@ -25,15 +26,16 @@ def binary_cross_entropy(logits: Images, mask: Images) -> Float[Array, "..."]:
     Computed from logits, so that no probability is rounded to 0 or 1.
 
     Args:
-      logits: `[..., H, W, C]`, any real number.
+      logits: `[..., H, W, C]`, any finite number.
       mask: `[..., H, W, C]`, 0 or 1, or a probability between them; of any number type.
 
     Returns:
-      `[...]`, in nats per pixel, in float32 if less precise. NaN of a traced mask beyond [0, 1].
+      `[...]`, in nats per pixel, in float32 if less precise. NaN of traced logits that are not
+      finite and of a traced mask beyond [0, 1].
 
     Raises:
-      ValueError: the shapes differ or hold no pixel, the logits are complex or booleans, or
-        the mask is not in [0, 1].
+      ValueError: the shapes differ or hold no pixel, the logits are complex, booleans or not
+        finite, or the mask is not in [0, 1].
 
     Example:
       >>> binary_cross_entropy(jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1)))
@@ -57,19 +59,20 @@ def focal(
     eq. 4; with alpha, eq. 5.
 
     Args:
-      logits: `[..., H, W, C]`, any real number.
+      logits: `[..., H, W, C]`, any finite number.
       mask: `[..., H, W, C]`, 0 or 1, of any number type.
       gamma: at least 0.
       alpha: weight of the object in [0, 1], 1 - alpha that of the background; None weighs both
         by 1.
 
     Returns:
-      `[...]`, in nats per pixel, in float32 if less precise. NaN of a traced mask, gamma or alpha
-      that cannot be so.
+      `[...]`, in nats per pixel, in float32 if less precise. NaN of traced arguments that cannot be
+      so.
 
     Raises:
-      ValueError: the shapes differ or hold no pixel, the logits are complex or booleans, the mask
-        is not 0 or 1, or `gamma` or `alpha` is out of range.
+      ValueError: the shapes differ or hold no pixel, the logits are complex, booleans or not
+        finite, the mask is not 0 or 1, or `gamma` or `alpha` is not one real number in its range
+        (an array, a boolean or a text is none).
 
     Example:
       >>> focal(jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1)))  # log 2 / 4
@@ -79,8 +82,7 @@ def focal(
     arguments.number("gamma", gamma)
     gamma = arguments.weight("gamma", gamma).astype(z.dtype)
     if alpha is not None:
-        arguments.number("alpha", alpha)
-        alpha = arguments.share("alpha", alpha).astype(z.dtype)
+        alpha = arguments.fraction("alpha", alpha).astype(z.dtype)
     pixels = optax.sigmoid_focal_loss(z, y, alpha=alpha, gamma=gamma)
     return jnp.mean(pixels, axis=(-3, -2, -1))
 
@@ -94,7 +96,7 @@ def dice(
     """`dice_of_probabilities` of `p = sigmoid(z)`.
 
     Args:
-      logits: z, `[..., H, W, C]`, any real number.
+      logits: z, `[..., H, W, C]`, any finite number.
       mask: `[..., H, W, C]`, 0 or 1, or a probability between them; of any number type.
       smoothing: s, in pixels; positive.
 
@@ -102,8 +104,9 @@ def dice(
       `[...]` in [0, 1), in float32 if less precise. NaN of traced arguments that cannot be so.
 
     Raises:
-      ValueError: the shapes differ or hold no pixel, the logits are complex or booleans, the mask
-        is not in [0, 1], or `smoothing` is not positive.
+      ValueError: the shapes differ or hold no pixel, the logits are complex, booleans or not
+        finite, the mask is not in [0, 1], or `smoothing` is not one positive and finite number (an
+        array, a boolean or a text is none).
 
     Example:
       >>> dice(jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1)))  # p = 1 / 2: 1 - 17 / 25
@@ -134,7 +137,7 @@ def dice_of_probabilities(
 
     Raises:
       ValueError: the shapes differ or hold no pixel, an array is complex or not in [0, 1], or
-        `smoothing` is not positive.
+        `smoothing` is not one positive and finite number (an array, a boolean or a text is none).
 
     Example:
       >>> half = jnp.full((4, 4, 1), 0.5)
@@ -154,11 +157,10 @@ def _dice(p: jax.Array, y: jax.Array, smoothing: Any) -> jax.Array:
 
 
 def _logits(x: Any) -> jax.Array:
-    """Real numbers; booleans are a mask, whose sigmoid would be 0.5 and 0.73."""
-    array = arguments.real("logits", x)
-    if array.dtype == jnp.bool_:
+    """Finite numbers; booleans are a mask, whose sigmoid would be 0.5 and 0.73."""
+    if arguments.real("logits", x).dtype == jnp.bool_:
         raise ValueError("logits must be real numbers; got bool, which a mask is")
-    return array
+    return arguments.finite("logits", x)
 
 
 def _probabilities(x: Any) -> jax.Array:

@@ -104,6 +104,19 @@ def test_the_start_refuses_complex_parameters_and_a_complex_model_state():
         PROBLEM.init(FLOATS, COMPLEX)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", None, 0.1, "x" * 5000])
+def test_what_is_no_optimiser_is_told_in_a_line(optimizer):
+    problem, told = PROBLEM._replace(optimizer=optimizer), "optimizer must be an optax optimiser"
+    for use in (
+        lambda: problem.init(FLOATS),
+        lambda: hypergrad.until_significant(optimizer, 3.0),
+        *(lambda e=e: call(e, problem=problem) for e in ESTIMATORS.values()),
+    ):
+        with pytest.raises(ValueError, match=told) as error:
+            use()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_python_numbers_are_arrays(name):
     estimator = ESTIMATORS[name]

@@ -218,6 +218,26 @@ def test_options_are_one_number(f, name, several):
     second = {total_variation: (), denoise_tv: (0.1,), tv_softmax: (0.1,)}.get(f, (y,))
     bare = inspect.unwrap(f)  # without the tests' checks of types, as users have it
     refuses(lambda: bare(z, *second, **{name: several}), f"{name} must be one number")
+    for value in (True, np.bool_(False), jnp.asarray(True), "0.5", {}):
+        refuses(lambda v=value: bare(z, *second, **{name: v}), f"{name} must hold numbers; got")
+
+
+def test_a_chosen_share_has_no_slack():
+    z, y = jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1))
+    for f, name in ((metrics.iou, "threshold"), (losses.focal, "alpha")):
+        for value in (-5e-4, 1.0005):
+            refuses(lambda f=f, n=name, v=value: f(z, y, **{n: v}), rf"{name} must be in \[0, 1\]")
+
+
+@pytest.mark.parametrize("f", LOSSES)
+def test_logits_are_finite(f):
+    z, y = jnp.zeros((2, 4, 5, 1)), jnp.asarray(masks(0, (2, 4, 5, 1)))
+    for bad in (np.inf, -np.inf, np.nan):
+        for place in ((1, 0, 0), (1, 3, 4)):
+            logits = z.at[place].set(bad)
+            refuses(lambda x=logits: f(x, y), f"logits must be finite; got {bad}")
+            found = jax.jit(f)(logits, y)
+            assert jnp.isnan(found[..., 1]).all() and jnp.isfinite(found[..., 0]).all()
 
 
 def test_counts_go_on_beyond_what_float32_counts():

@@ -1,4 +1,5 @@
 import functools
+import inspect
 import itertools
 import math
 
@@ -329,6 +330,11 @@ def test_errors_name_the_value():
         total_variation(x, weights=jnp.ones((3, 1)))
     with pytest.raises(ValueError, match=r"\(0, 1\)"):
         total_variation(x, axes=(0, 1))
+    for f in (total_variation, grad, div):
+        for axes in ((-3.0, -2.0), -3, None, (), (-2, -2), ("a",), (-3, None), np.array([-3.5])):
+            with pytest.raises(ValueError, match="axes must be distinct integers counted from the"):
+                inspect.unwrap(f)(x, axes=axes)
+    assert inspect.unwrap(total_variation)(x, axes=np.array([-3, -2])) == 0
     for name, call in (
         ("x", lambda: total_variation(x * 1j)),
         ("u", lambda: grad(x * 1j)),

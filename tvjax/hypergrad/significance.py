@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import betainc, erfc
 
 from tvjax.hypergrad.checks import check_floats, check_positive
+from tvjax.hypergrad.degenerate import is_optimizer
 from tvjax.types import PyTree
 
 MANY = 300
@@ -65,9 +66,11 @@ def until_significant(
         Student's t must be further from 0.
 
     Raises:
-      ValueError: for a threshold that is not positive, and for parameters or gradients that are
-        not real floats, or none at all.
+      ValueError: for an optimiser that is none, a threshold that is not positive, and parameters or
+        gradients that are not real floats, or none at all.
     """
+    if not is_optimizer(optimizer):
+        raise ValueError(f"optimizer must be an optax optimiser; got a {type(optimizer).__name__}")
     check_positive(threshold=threshold)
     least = math.erfc(threshold / math.sqrt(2))
 

@@ -1,6 +1,6 @@
 """How well a probability map matches a mask: counts, and the scores made of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,8 @@ def counts(
       Float32 `[...]` each. NaN of traced arguments that cannot be so.
 
     Raises:
-      ValueError: the shapes differ, or a value cannot be so.
+      ValueError: the shapes differ, a value cannot be so, or `threshold` is not one number in
+        [0, 1] (an array, a boolean or a text is none).
     """
     prediction, truth, sound = _masks(probabilities, mask, threshold)
 
@@ -88,7 +89,8 @@ def iou(
       `[...]` in [0, 1]. NaN of traced arguments that cannot be so, such as a mask of 255.
 
     Raises:
-      ValueError: the shapes differ, or a value cannot be so.
+      ValueError: the shapes differ, a value cannot be so, or `threshold` is not one number in
+        [0, 1] (an array, a boolean or a text is none).
 
     Example:
       >>> p = jnp.array([[[0.9], [0.8]], [[0.1], [0.6]]])
@@ -99,14 +101,13 @@ def iou(
 
 
 def _masks(
-    probabilities: ArrayLike, mask: ArrayLike, threshold: ArrayLike
+    probabilities: ArrayLike, mask: ArrayLike, threshold: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Prediction and truth as booleans, and whether each image's values are all valid."""
     p, y = arguments.share("probabilities", probabilities), arguments.binary("mask", mask)
     arguments.images("probabilities", p.shape)
     arguments.same_shape("mask", y.shape, "probabilities", p.shape)
     dtype = jnp.promote_types(p.dtype, jnp.float32)
-    arguments.number("threshold", threshold)
-    t = arguments.share("threshold", threshold).astype(dtype)
+    t = arguments.fraction("threshold", threshold).astype(dtype)
     sound = jnp.all((p == p) & (y == y) & (t == t), axis=(-3, -2, -1))
     return p.astype(dtype) > t, y > 0, sound

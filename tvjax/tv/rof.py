@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,9 +84,9 @@ def denoise_tv(
 
     Raises:
       ValueError: an image that is complex or of less than three axes, a `lam` that is negative,
-        not finite or does not broadcast to the leading axes, an unknown `kind` or `method`, a
-        `tolerance` that is not positive and finite, or a `max_iterations` that is no integer of at
-        least 1.
+        not finite, boolean or does not broadcast to the leading axes, an unknown `kind` or
+        `method`, a `tolerance` that is not one positive and finite number (an array, a boolean or a
+        text is none), or a `max_iterations` that is no integer of at least 1.
       ImportError: method "lbfgs" without jaxopt.
 
     Source: Fraccaroli, eq. 3 (times lam); Chambolle (2004); Beck and Teboulle (2009).
@@ -179,6 +179,7 @@ def _derivative(kind, primals, tangents):
 
 def per_image_weight(lam: ArrayLike, batch: tuple[Dimension, ...], dtype: jnp.dtype) -> jax.Array:
     """Lam for each image, `[...]`; refuses a negative one."""
+    arguments.numbers("lam", lam)
     lam = arguments.weight("lam", lam).astype(dtype)
     try:
         return jnp.broadcast_to(lam, batch)
@@ -194,7 +195,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def check_stop(tolerance: ArrayLike, max_iterations: ArrayLike) -> tuple[jax.Array, int]:
+def check_stop(tolerance: Any, max_iterations: Any) -> tuple[jax.Array, int]:
     """Refuses a rule that could never stop, or never start."""
     arguments.number("tolerance", tolerance)
     tolerance = arguments.positive("tolerance", tolerance)

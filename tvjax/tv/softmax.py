@@ -76,10 +76,10 @@ def tv_softmax(
 
     Raises:
       ValueError: logits that are complex, of less than three axes or without a class, a `lam` that
-        is negative, not finite or does not broadcast, an unknown `kind` or `backward`, a
-        `num_iterations` that is no integer of at least 0, a `step_size` that is not positive and
-        finite or is given when converging, `backward="implicit"` with K steps, a `tolerance` or
-        `max_iterations` as in `denoise_tv`.
+        is negative, not finite, boolean or does not broadcast, an unknown `kind` or `backward`, a
+        `num_iterations` that is no integer of at least 0, a `step_size` that is not one positive
+        and finite number or is given when converging, `backward="implicit"` with K steps, a
+        `tolerance` or `max_iterations` as in `denoise_tv`.
 
     Cost: a step is one softmax and two stencils; its reverse derivative keeps one field of two
     numbers a value for each of the K steps. Converged, the derivative keeps one, whatever the

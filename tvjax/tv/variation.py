@@ -8,7 +8,9 @@ nothing is padded.
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +39,14 @@ def grad(
       `[D, ..., H, W, C]`, one slice for each of `axes`.
 
     Raises:
-      ValueError: `u` is complex or lacks one of `axes`.
+      ValueError: `u` is complex or lacks one of `axes`, or `axes` are not distinct integers below
+        0.
 
     >>> grad(jnp.array([[[0.0], [3.0]], [[1.0], [5.0]]]))[:, 0, 0, 0]
     Array([1., 3.], dtype=float32)
     """
     u = arguments.real("u", u)
-    _check_axes(u.shape, axes)
+    axes = _checked_axes(u.shape, axes)
     return jnp.stack([_neighbour_difference(u, axis) for axis in axes])
 
 
@@ -60,7 +63,8 @@ def div(
       `[..., H, W, C]`; it sums to 0 over each image.
 
     Raises:
-      ValueError: `p` is complex, has not one slice for each of `axes`, or lacks one of them.
+      ValueError: `p` is complex, has not one slice for each of `axes`, or lacks one of them, or
+        `axes` are not distinct integers below 0.
 
     >>> div(grad(jnp.array([[[0.0], [3.0]], [[1.0], [5.0]]])))[..., 0]
     Array([[ 4., -1.],
@@ -68,7 +72,7 @@ def div(
     """
     p = arguments.real("p", p)
     p = p.astype(_float_type(p))
-    _check_axes(p.shape[1:], axes)
+    axes = _checked_axes(p.shape[1:], axes)
     if p.shape[0] != len(axes):
         raise ValueError(f"p must have {len(axes)} slices, one for each of {axes}; got {p.shape}")
     return sum(
@@ -116,9 +120,10 @@ def total_variation(
       in float32 if `x` is less precise. NaN where `x` holds NaN, or infinities side by side.
 
     Raises:
-      ValueError: an unknown `kind`, a `delta` that is not positive and finite, an `x` that is
-        complex or lacks one of `axes`, or `weights` that do not broadcast to `x`, are negative or
-        not finite.
+      ValueError: an unknown `kind`, a `delta` that is not one positive and finite number (an
+        array, a boolean or a text is none), an `x` that is complex or lacks one of `axes`, `axes`
+        that are not distinct integers below 0, or `weights` that do not broadcast to `x`, are
+        negative or not finite.
 
     Source: Rudin, Osher and Fatemi (1992); Fraccaroli, eq. 2.
 
@@ -130,8 +135,7 @@ def total_variation(
     x = arguments.real("x", x)
     arguments.number("delta", delta)
     delta = arguments.positive("delta", delta)
-    _check_axes(x.shape, axes)
-    axes = tuple(axes)
+    axes = _checked_axes(x.shape, axes)
     if weights is not None and not _broadcasts(jnp.shape(weights), x.shape):
         raise ValueError(f"weights {jnp.shape(weights)} do not broadcast to x {x.shape}")
     if weights is not None:
@@ -258,8 +262,15 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) <= len(to) and fits
 
 
-def _check_axes(shape: tuple[int, ...], axes: Sequence[int]) -> None:
-    if not axes or max(axes) >= 0 or len(set(axes)) != len(axes):
-        raise ValueError(f"axes must be distinct and counted from the end; got {tuple(axes)}")
-    if len(shape) < -min(axes):
-        raise ValueError(f"need at least {-min(axes)} axes, such as [..., H, W, C]; got {shape}")
+def _checked_axes(shape: tuple[int, ...], axes: Any) -> tuple[int, ...]:
+    """The axes as integers, refused where they are none or not there."""
+    need = "distinct integers counted from the end, such as (-3, -2)"
+    try:
+        found = tuple(operator.index(axis) for axis in axes)
+    except TypeError:
+        raise ValueError(f"axes must be {need}; got {axes!r}") from None
+    if not found or max(found) >= 0 or len(set(found)) != len(found):
+        raise ValueError(f"axes must be {need}; got {found}")
+    if len(shape) < -min(found):
+        raise ValueError(f"need at least {-min(found)} axes, such as [..., H, W, C]; got {shape}")
+    return found
