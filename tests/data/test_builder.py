@@ -200,15 +200,17 @@ def test_all_bad_images_are_told_at_once_and_may_be_left_out(source, tmp_path):
         )  # fmt: skip
 
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"6 of 24 images cannot be used: .*--skip_bad") as error:
+    told = r"^6 of 24 images cannot be used: .*; and 3 more. Mend them, or .*--skip_bad$"
+    with pytest.raises(UserError, match=told) as error:
         build()
     bad = (5, 7, 9, 11, 12, 20)
-    for k in (k for k in bad if k != 11):
-        assert f"/{k}.png" in str(error.value)
-    assert "annotation 11 of image id 89" in str(error.value) and "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 900
     assert sorted(tmp_path.iterdir()) == before
     made = build(skip_bad=True)
+    reasons = " ".join(made["left_out"]["reasons"])
     assert made["left_out"]["images"] == 6 == len(made["left_out"]["reasons"])
+    assert all(f"/{k}.png" in reasons for k in bad if k != 11)
+    assert "annotation 11 of image id 89" in reasons
     assert "6 images were left out" in prepare.summary(made, str(out))
     kept = {r["file"] for split in read_all(out).values() for r in split}
     assert kept == {f"{k}.png" for k in range(24) if k not in bad}
@@ -219,9 +221,9 @@ def test_all_bad_images_are_told_at_once_and_may_be_left_out(source, tmp_path):
 
 def test_of_many_bad_images_the_first_are_named(source, tmp_path):
     (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match=r"24 of 24 images .*; and 14 more$") as error:
+    with pytest.raises(UserError, match=r"24 of 24 images .*; and 21 more$") as error:
         builder.build(source / "annotation.json", tmp_path / "images", tmp_path / "out", size=10)
-    assert str(error.value).count(".png: ") == 10
+    assert str(error.value).count(".png: ") == 3
 
 
 @pytest.mark.parametrize(

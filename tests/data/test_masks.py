@@ -212,6 +212,19 @@ def test_masks_that_do_not_say_what_is_object_are_refused(source, tmp_path, kind
     assert not (tmp_path / "out").exists()
 
 
+def test_swapped_folders_are_told_in_a_short_line(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for k in range(12):
+            name = tmp_path / folder / f"{'long_name_' * 8}{k}.png"
+            image = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(image if folder == "images" else image[..., 0] // 128).save(name)
+    with pytest.raises(UserError, match=r"^12 of 12 images .* swapped\?.*; and 9 more$") as error:
+        builder.build(tmp_path / "images", tmp_path / "masks", tmp_path / "out", size=10)
+    assert len(str(error.value)) < 900 and "\n" not in str(error.value)
+
+
 def test_the_values_of_objects_can_be_said(source, tmp_path, capsys):
     def masks_of(name, **options):
         folder = tmp_path / name

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from tvjax.errors import UserError
 
-SHOWN = 10
+SHOWN = 3
+"""Reasons that a message tells."""
 
 
 class Faults:

@@ -9,7 +9,7 @@ from typing import Any
 from tvjax import files
 from tvjax.data import local, splits
 from tvjax.data.sources import Sources
-from tvjax.errors import UserError
+from tvjax.errors import UserError, short
 
 FILE = "source.json"
 VERSION = "1.0.0"
@@ -111,8 +111,8 @@ def is_built(
     for field, value in asked.items():
         if built.get(field) != value:
             raise Differs(
-                f"{directory}: was prepared with {field}={built.get(field)!r}, now asked for "
-                f"{value!r}; {advice}"
+                f"{directory}: was prepared with {field}={short(built.get(field))}, now asked for "
+                f"{short(value)}; {advice}"
             )
     changes = sources.changes(directory)
     if changes:

@@ -15,8 +15,11 @@ BACKGROUND = {0, "(0, 0, 0)"}
 TOGETHER = 1 << 22
 """Pixels that are counted at once."""
 
-SHOWN = 8
+SHOWN = 4
 """Values that a message lists."""
+
+COLORS = 256
+"""Colours of a mask, at most; a photograph has more."""
 
 
 def read_mask(
@@ -45,6 +48,11 @@ def read_mask(
         if values.ndim == 3:
             raise UserError(f"{file}: has colours, not numbers of which --category names some")
         return np.isin(values, objects)
+    if values.ndim == 3 and len(found) > COLORS:
+        raise UserError(
+            f"{file}: has {len(found)} colours, as photographs have and masks have not; are "
+            "--masks and --images swapped?"
+        )
     if len(found.keys() - BACKGROUND) > 1:
         raise UserError(
             f"{file}: has several values besides 0, which are {describe(found)}; say which are "
