@@ -26,7 +26,6 @@ order, and `comparison.json`.
 
 import hashlib
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +37,7 @@ from absl import flags
 from tvjax import files, interruption, program
 from tvjax.data import arrangement, coco, workspace
 from tvjax.errors import UserError
-from tvjax.inference import tiles
+from tvjax.inference import reader, tiles
 from tvjax.inference.predictor import Predictor
 from tvjax.scoring import claims, mask_scores, neighbours, scores, sides
 from tvjax.scoring.comparison import describe_run
@@ -148,8 +147,7 @@ def _check_flags(first: list[str], second: list[str]) -> None:
     sides.check_folders(first, second)
     if bool(_ANNOTATIONS.value) != bool(_IMAGES.value):
         raise UserError("--annotations and --images belong together: a COCO file and its folder")
-    if not 0 < _SCALE.value < math.inf:
-        raise UserError(f"--scale={_SCALE.value} must be positive and finite")
+    reader.check_scale(_SCALE.value)
     if _ANNOTATIONS.value and flags.FLAGS["split"].present:
         raise UserError(
             f"--split={_SPLIT.value} is of the prepared tiles, and --annotations scores all images "

@@ -12,13 +12,14 @@ number of images; fixed ones compile to a faster program. `--checkpoint` chooses
 
 import json
 import os
+import re
 from pathlib import Path
 
 from absl import flags
 
 from tvjax import files, interruption, program
 from tvjax.errors import UserError
-from tvjax.inference.predictor import KNOWN, PLATFORMS, Predictor
+from tvjax.inference.predictor import KNOWN, PLATFORMS, Predictor, check_export
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/roofs.")
 _OUT = flags.DEFINE_string("out", None, "File to write, e.g. net.stablehlo.")
@@ -44,21 +45,16 @@ def main(argv: list[str]) -> None:
     workdir, out = _WORKDIR.value, _OUT.value
     if not (workdir and out):
         raise UserError("--workdir and --out are needed, see --help")
-    if not (_SIZE.value == "symbolic" or (_SIZE.value.isdecimal() and int(_SIZE.value))):
-        raise UserError(
-            f"--size={_SIZE.value}: give the side of the images in pixels, e.g. 512, or symbolic"
-        )
-    if _BATCH.value is not None and _BATCH.value < 1:
-        raise UserError(f"--batch={_BATCH.value} must be at least 1")
-    unknown = [name for name in _PLATFORMS.value if name not in KNOWN]
-    if unknown or not _PLATFORMS.value:
-        raise UserError(f"--platforms={','.join(unknown)}: give some of {', '.join(KNOWN)}")
-    size = None if _SIZE.value == "symbolic" else int(_SIZE.value)
+    asked = {"size": _size(), "batch": _BATCH.value, "platforms": _PLATFORMS.value}
+    try:
+        check_export(**asked)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
     path = Path(os.path.realpath(out))  # of a link, what it points to
     files.check_file("out", path)
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     try:
-        exported = net.export(size=size, batch=_BATCH.value, platforms=_PLATFORMS.value)
+        exported = net.export(**asked)
     except UserError as error:
         raise UserError(f"--{error}") from error
     except Exception as error:  # what a net does with an open size may fail as anything
@@ -70,12 +66,22 @@ def main(argv: list[str]) -> None:
     interruption.check()
     content = exported.mlir_module().encode() if _MLIR.value else bytes(exported.serialize())
     with files.writing("out", Path(out)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path) as temporary:
+        with files.making(path.parent), files.replacing(path) as temporary:
             temporary.write_bytes(content)
     shapes = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in exported.in_avals]
     taken = {"step": int(net.state.step), "images": shapes[0], "platforms": exported.platforms}
     print(json.dumps({"out": out, "bytes": len(content), **taken}))
+
+
+def _size() -> int | None:
+    """The side of the images; None where it stays open."""
+    if _SIZE.value == "symbolic":
+        return None
+    if not re.fullmatch("[0-9]{1,9}", _SIZE.value):
+        raise UserError(
+            f"--size={_SIZE.value}: give the side of the images in pixels, e.g. 512, or symbolic"
+        )
+    return int(_SIZE.value)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,60 @@ def writing(flag: str, place: Path) -> Iterator[None]:
         raise unwritable(f"--{flag}={place} cannot be written: {{}}", error) from error
 
 
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Makes a folder; what was made and is empty at the end, perhaps after an error, is removed."""
+    missing = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty: those around it are neither
+            for place in missing:
+                place.rmdir()
+
+
+KEPT_BY = {
+    "a run": ("config.json", "checkpoints"),
+    "a sweep": ("config.json", "results.jsonl"),
+    "prepared tiles": ("source.json", "tiles"),
+}
+"""What a folder holds in which all of these lie; nothing else is written among them."""
+
+INNER = ("checkpoints", "tensorboard", "damaged_checkpoints", "runs", "tiles", "downloads")
+"""Folders within such a folder that belong to it too."""
+
+
+def held_by(folder: Path) -> str | None:
+    """What the folder holds that belongs together, in words; None: nothing of this kind."""
+    for what, names in KEPT_BY.items():
+        if all(os.path.exists(folder / name) for name in names):
+            return what
+    return None
+
+
+def check_apart(flag: str, place: Path, folder: Path) -> None:
+    """Refuses to write among the files of a run, a sweep or prepared tiles.
+
+    Args:
+      flag: the flag's name.
+      place: the flag's value.
+      folder: where it would be written. One of one's own within theirs will do.
+
+    Raises:
+      UserError: it is theirs.
+    """
+    real = Path(os.path.realpath(folder))
+    for owner in (real, *real.parents):
+        within = real.relative_to(owner).parts
+        what = held_by(owner) if not within or within[0] in INNER else None
+        if what is not None:
+            raise UserError(
+                f"--{flag}={place}: {owner} holds {what}, among whose files nothing else is "
+                f"written; name another folder, such as {owner}-out"
+            )
+
+
 def check_folder(flag: str, folder: Path, within: str = "") -> None:
     """Checks, before the work, that a folder can be written, or made; makes nothing.
 
@@ -78,12 +132,14 @@ def check_folder(flag: str, folder: Path, within: str = "") -> None:
       within: the file of it that the flag names.
 
     Raises:
-      UserError: it cannot be; an `Outage` for a full disk.
+      UserError: it cannot be, or it holds a run or the like (see `check_apart`); an `Outage` for
+        a full disk.
     """
+    check_apart(flag, folder / within, folder)
     real = Path(os.path.realpath(folder))
     with writing(flag, folder / within):
         there = next(place for place in (real, *real.parents) if place.exists())
-        with tempfile.NamedTemporaryFile(dir=there) as probe:
+        with tempfile.TemporaryFile(dir=there) as probe:  # without a name, which might stay
             probe.write(bytes(4096))
 
 
@@ -95,4 +151,6 @@ def check_file(flag: str, path: Path) -> None:
     """
     if path.is_dir():
         raise UserError(f"--{flag}={path} cannot be written: it is a folder; name a file in it")
+    if os.path.exists(path) and not path.is_file():  # renaming would put a file in its place
+        raise UserError(f"--{flag}={path} cannot be written: it is a device or a pipe; name a file")
     check_folder(flag, path.parent, path.name)

@@ -38,7 +38,7 @@ from absl import flags
 from tvjax import files, program
 from tvjax.data import coco
 from tvjax.errors import UserError
-from tvjax.inference import writing
+from tvjax.inference import reader, writing
 from tvjax.inference.predictor import Predictor
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/roofs.")
@@ -97,9 +97,9 @@ def main(argv: list[str]) -> None:
     if not (workdir and out and _IMAGES.value):
         raise UserError("--workdir, --images and --out are needed, see --help")
     folder = Path(os.path.realpath(out))  # of a link, what it points to
-    for flag in (_SCALE, _WHITE):
-        if flag.value is not None and not 0 < flag.value < math.inf:
-            raise UserError(f"--{flag.name}={flag.value} must be positive and finite")
+    reader.check_scale(_SCALE.value)
+    if _WHITE.value is not None and not 0 < _WHITE.value < math.inf:
+        raise UserError(f"--white={_WHITE.value} must be positive and finite")
     for flag in (_THRESHOLD, _DENOISE, _SIMPLIFY):
         if not 0 <= (flag.value or 0) < math.inf:
             raise UserError(f"--{flag.name}={flag.value} must be finite and not negative")

@@ -7,10 +7,11 @@ line and status 130 (75 where the same command resumes).
 import contextlib
 import difflib
 import logging as python_logging
+import os
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ def run(
     """
 
     def guarded(argv: list[str]) -> Any:
+        for name in ("stdout", "stderr"):  # closed ones' numbers would be those of files
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w"))
         # Orbax and tfds log what they do, and errors with tracebacks that are told of here anyway.
         logging.set_verbosity(logging.FATAL)
         python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
@@ -69,10 +73,17 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore
         try:
             with interruption.noted(interrupted):
-                return main(argv)
+                try:
+                    return main(argv)
+                finally:
+                    sys.stdout.flush()
         except OSError as error:  # of what was not foreseen: the system says why, and of which file
             if error.strerror is None:
                 raise
+            if error.filename is None:  # perhaps of stdout, which is flushed once more at the end
+                _leave_stdout()
+            if isinstance(error, BrokenPipeError):
+                sys.exit(1)  # whoever read it has read enough
             where = "" if error.filename is None else f"{error.filename}: "
             raise Outage(f"{where}{error.strerror}") from error
         except KeyboardInterrupt as interrupt:
@@ -111,7 +122,8 @@ def _parse(argv: list[str], words: int = 0) -> list[str]:
         flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError, ImportError,
         NameError, SyntaxError,
     ) as error:  # fmt: skip
-        raise UserError(_explain(error, _given(argv))) from error
+        raise UserError(_explain(error, dict(_typed(argv)))) from error
+    _check_digits(argv)
     if "config" in flags.FLAGS:
         if config is None:
             raise UserError(_no_config())
@@ -124,14 +136,27 @@ def _parse(argv: list[str], words: int = 0) -> list[str]:
     return rest
 
 
-def _given(argv: list[str]) -> dict[str, str]:
-    """The flags as they were typed, `--name=value` and `--name value` alike."""
-    given = {}
+def _leave_stdout() -> None:
+    """Sends to nowhere what stdout still holds, and could not write."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _typed(argv: list[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of the flags as they were typed, `--name=value` and `--name value` alike."""
     for argument, after in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, has_value, value = argument.partition("=")
         if name.startswith("-"):
-            given[name.lstrip("-")] = value if has_value else after
-    return given
+            yield name.lstrip("-"), value if has_value else after
+
+
+def _check_digits(argv: list[str]) -> None:
+    """Numbers have one form, in flags of all kinds; Python reads other digits and `1_000` too."""
+    for name, text in _typed(argv):
+        found = flags.FLAGS[name].value if name in flags.FLAGS else None
+        value = found[0] if isinstance(found, list) and found else found
+        if type(value) in (int, float) and not (text.isascii() and "_" not in text):
+            raise UserError(f"--{name}={text}: write numbers in the digits 0 to 9 alone")
 
 
 def _explain(error: Exception, given: dict[str, str]) -> str:

@@ -280,14 +280,30 @@ def moving(number):
     return colors + frame * number + b";"
 
 
-def read_image(folder, name, made):
-    file = folder / "images" / name
+def put_image(folder, name, made, prefix=""):
+    """Makes the file, pipe or folder of a case."""
+    file = folder / "images" / f"{prefix}{name}"
     if made is not None:
         file.write_bytes(made)
     elif name.startswith("pipe") and not file.exists():
         os.mkfifo(file)
     elif name.startswith("folder"):
         file.mkdir()
+    return file
+
+
+def write_images(folder):
+    """Writes all images into a folder, by names that are told apart without their endings."""
+    here = os.getcwd()
+    lay_out(folder)
+    cases = ((name, made) for name, made in image_cases() if name != "bomb.png")  # it is sound
+    for k, (name, made) in enumerate(cases):
+        put_image(folder, name, made, f"{k}_")
+    os.chdir(here)
+
+
+def read_image(folder, name, made):
+    file = put_image(folder, name, made)
 
     def read():
         with pictures.open_raster(file) as raster:

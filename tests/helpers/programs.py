@@ -3,6 +3,7 @@
 import atexit
 import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -57,3 +58,14 @@ def _warm(python):
     process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
     atexit.register(process.communicate)  # it ends with its input
     return process
+
+
+def use_all(*commands, cwd=ROOT, **options):
+    """Status, stdout and stderr of each program with its flags; see `forked` for dicts of more."""
+    listed = [c if isinstance(c, dict) else {"argv": list(c)} for c in commands]
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", ROOT / "tests" / "helpers" / "forked.py"], cwd=cwd,
+        input=json.dumps(listed), capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'helpers'}"} | options,
+    )  # fmt: skip
+    return [json.loads(line) for line in ran.stdout.splitlines()]

@@ -1,6 +1,7 @@
 """A trained net as a function: shapes, jit, and the exported program."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +60,32 @@ def test_numbers_of_unknown_meaning_are_refused_by_name(predictor, image):
     np.testing.assert_allclose(predictor(half), predictor(half.astype(jnp.float32)), atol=1e-6)
 
 
-@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), np.float32(-1)])
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), 1e39, np.float32(-1)])
 def test_a_denoising_that_cannot_be_is_refused(predictor, weight):
-    with pytest.raises(UserError, match=f"denoise={weight} must be finite and at least 0"):
+    with pytest.raises(UserError, match=re.escape(f"denoise={weight} must be finite")):
         tvjax.Predictor.of(None, predictor.state, denoise=weight)
+
+
+@pytest.mark.parametrize("weight", ["1", True, np.array([0.1, 0.2]), [0.1], {}, 1j])
+def test_a_denoising_is_one_number(predictor, weight):
+    with pytest.raises(UserError, match="denoise must ") as error:
+        tvjax.Predictor.of(None, predictor.state, denoise=weight)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("size", (0, -1, 32.5, "64", True, 99999999999, [64])),
+        ("batch", (0, -1, 1.5, "2", False, 99999999999)),
+        ("platforms", ([], (), "cpu", ["gpu"], None, [None], [["cpu"]], ["cpu", "x"])),
+    ],
+)
+def test_an_export_that_cannot_be_names_the_argument(predictor, name, values):
+    for value in values:
+        with pytest.raises(UserError, match=f"^{name} must be ") as error:
+            predictor.export(**{"size": 64, name: value})
+        assert "\n" not in str(error.value)
 
 
 def test_it_works_under_jit_as_function_and_as_argument(predictor, image):

@@ -174,6 +174,10 @@ def test_what_cannot_be_written_is_found_before_the_work(tmp_path):
             files.check_folder("out", out)
     with pytest.raises(UserError, match="name a file"):
         files.check_file("out", tmp_path)
+    with pytest.raises(UserError, match="a device or a pipe; name a file"):
+        files.check_file("out", Path("/dev/null"))
+    with pytest.raises(UserError, match="File name too long"):
+        files.check_folder("out", tmp_path / ("x" * 300))
     files.check_folder("out", tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")

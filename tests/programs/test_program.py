@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -267,3 +268,53 @@ def test_flags_of_evaluate_that_would_not_matter_are_refused(flags, words):
     result = use("evaluate", "--workdir=x", *flags)
     assert result.returncode == 2 and result.stderr.startswith(f"error: {words}"), result.stderr
     assert result.stderr.count("\n") == 1
+
+
+NOBODY_LISTENS = """
+import os, pathlib, sys
+from tvjax import program
+
+def main(argv):
+    pathlib.Path(f"{name}.done").write_text("done")
+    print("x" * 10**6)
+    print("", end="", file=sys.stderr)
+    sys.exit(3)
+
+def is_closed(number):
+    os.close(number)
+    setattr(sys, ("", "stdout", "stderr")[number], None)
+
+def is_pipe(number):
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, number)
+
+WAYS = {
+    "no stdout": lambda: is_closed(1), "no stderr": lambda: is_closed(2),
+    "neither": lambda: (is_closed(1), is_closed(2)), "no reader": lambda: is_pipe(1),
+    "full": lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 1),
+}
+statuses = {}
+for name, way in WAYS.items():
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(f"{name}.log", os.O_CREAT | os.O_WRONLY), 2)
+        way()
+        program.run(main)
+    statuses[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(statuses)
+"""
+
+
+def test_where_nobody_listens_a_program_does_its_work(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", NOBODY_LISTENS]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, text=True, capture_output=True, env=environment, check=True
+    )
+    ends = {"no stdout": 3, "no stderr": 3, "neither": 3, "no reader": 1, "full": 74}
+    assert done.stdout.splitlines()[-1] == str(ends)
+    for name in ends:
+        assert (tmp_path / f"{name}.done").read_text() == "done"
+        told = (tmp_path / f"{name}.log").read_text()
+        assert told == ("error: No space left on device\n" if name == "full" else ""), name

@@ -113,6 +113,24 @@ def test_the_summary_of_a_run(run):
     assert len(refused) > 50 and all("summary.json" in line for line in refused)
 
 
+def test_a_flipped_digit_changes_no_prediction_without_a_word(run):
+    config = unet_tv.get_config()
+    scores = {"0.01": 0.5, "0.09": 0.75, "0.19": 0.25}
+    rundir.write_summary(run, SUMMARY | {"denoise_weight": 0.09, "denoise_val_score": scores})
+    assert rundir.read_summary(run, config)["denoise_weight"] == 0.09
+    for weight, others in ((0.19, scores), (0.09, {}), (0.09, []), (0.09, {"x": 1}), (0.09, 1)):
+        rundir.write_summary(run, SUMMARY | {"denoise_weight": weight, "denoise_val_score": others})
+        with pytest.raises(UserError, match=r"summary.json is damaged"):
+            rundir.read_summary(run, config)
+    kept = rundir.describe_net(config)
+    assert {"model.head_iterations", "regularizer.weight", "denoise.kind"} <= kept.keys()
+    for before in (kept, None, {}, kept | {"model.of_another_version": 1}):
+        rundir.check_net(run, restore.read_config(run), before)
+    config.model.head_iterations = 3
+    with pytest.raises(UserError, match=r"model.head_iterations=3, and the checkpoint was trained"):
+        rundir.check_net(run, config, kept)
+
+
 def test_the_identity_of_a_run_s_tiles(run):
     use = lambda: rundir.check_data(run, {"sha256": "0" * 64, "directory": "x"}, advice="")  # noqa: E731
     refused = attack(run / "tiles.json", use)
@@ -226,3 +244,14 @@ def test_no_link_of_a_run_s_folder_leads_to_what_is_written(run, tmp_path):
     (run / ".lock").unlink()
     with rundir.lock(run) as free:
         assert free
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("checkpoints", "tensorboard", "damaged_checkpoints"):
+        shutil.rmtree(run / name, ignore_errors=True)
+        (run / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match=f"{name} is a link"):
+            rundir.check(run, unet_tv.get_config())
+        (run / name).unlink()
+    with pytest.raises(UserError, match="runs is a link"):
+        (run / "summary.json").unlink()
+        (run / "runs").symlink_to(tmp_path / "elsewhere")
+        rundir.check_sweep(run, unet_tv.get_config())

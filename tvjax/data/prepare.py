@@ -90,7 +90,7 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
       UserError: the text is neither.
     """
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)
     if not match:
         raise UserError(f"--size={text}: give a number of pixels, or HEIGHTxWIDTH")
     return int(match[1]), int(match[2] or match[1])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tvjax import files
 from tvjax.errors import UserError, unwritable
 
 LOCK = "lock"
@@ -33,25 +34,26 @@ def beside(target: Path) -> Iterator[Path]:
     """
     target = _real(target)
     prefix = f".{target.name}.building-"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for abandoned in target.parent.glob(glob.escape(prefix) + "*"):
-            _remove_if_abandoned(abandoned)
-        work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    except OSError as error:
-        raise unwritable(f"{target}: cannot write there ({{}})", error) from error
-    try:
-        starting = work / f"{LOCK}.starting"
-        with open(starting, "w") as lock:
-            with contextlib.suppress(OSError):  # a file system without locks: nobody removes it
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            starting.rename(work / LOCK)  # never there without being held
-            yield work
-    except OSError as error:
-        message = f"{target} cannot be written ({{}}); nothing of it stays: make room, and run the "
-        raise unwritable(message + "same command again", error) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with contextlib.ExitStack() as made:
+        try:
+            made.enter_context(files.making(target.parent))
+            for abandoned in target.parent.glob(glob.escape(prefix) + "*"):
+                _remove_if_abandoned(abandoned)
+            work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        except OSError as error:
+            raise unwritable(f"{target}: cannot write there ({{}})", error) from error
+        try:
+            starting = work / f"{LOCK}.starting"
+            with open(starting, "w") as lock:
+                with contextlib.suppress(OSError):  # a file system without locks: nobody removes it
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                starting.rename(work / LOCK)  # never there without being held
+                yield work
+        except OSError as error:
+            what = "nothing of it stays: make room, and run the same command again"
+            raise unwritable(f"{target} cannot be written ({{}}); {what}", error) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def move(finished: Path, target: Path) -> bool:

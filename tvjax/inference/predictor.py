@@ -25,6 +25,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 KNOWN = ("cpu", "cuda", "rocm", "tpu")
 """Platforms that it may be exported for."""
 
+MOST_SIDE, MOST_BATCH = 2**14, 2**16
+"""The largest size that a net is exported for: pixels of a side, and number of images."""
+
 MULTIPLE = 32
 """The number that divides the sides which an exported net of any size takes."""
 
@@ -71,7 +74,8 @@ class Predictor:
           checkpoint: `"newest"`, `"best"` (by validation score), or the step of one that was kept.
 
         Raises:
-          UserError: there is no run, no such checkpoint, or `denoise` is negative or not finite.
+          UserError: there is no run, no such checkpoint, or `denoise` is not one number of at least
+            0 (an array, a boolean or a text is none).
         """
         workdir = Path(workdir)
         config, net, state = restore.open_net(workdir, checkpoint)
@@ -89,9 +93,8 @@ class Predictor:
         denoise_kind: str = "anisotropic",
     ) -> "Predictor":
         """A net with the parameters of a state that lies on one device."""
-        if denoise is not None and not 0 <= denoise < math.inf:
-            raise UserError(f"denoise={denoise} must be finite and at least 0")
-        return cls(state, denoise or None, jax.jit(net.predict), denoise_kind)
+        weight = None if denoise is None else _weight(denoise)
+        return cls(state, weight or None, jax.jit(net.predict), denoise_kind)
 
     def __repr__(self) -> str:
         """One line; the parameters themselves are in `state`."""
@@ -123,7 +126,7 @@ class Predictor:
         """The net as StableHLO that needs JAX and no tvjax: `.serialize()`, `.call(images)`.
 
         Args:
-          size: height and width of the images; None: any multiple of `MULTIPLE`.
+          size: height and width of the images, in pixels; None: any multiple of `MULTIPLE`.
           batch: number of the images; None: any.
           platforms: what the program is to run on: "cpu", "cuda", "rocm" or "tpu".
 
@@ -131,8 +134,10 @@ class Predictor:
           Of a function from float32 `[batch, H, W, 3]` in [0, 1] to `[batch, H, W, 1]`.
 
         Raises:
-          UserError: the net takes no images of this size.
+          UserError: the net takes no images of this size, or an argument cannot be so (see
+            `check_export`).
         """
+        check_export(size=size, batch=batch, platforms=platforms)
         if size is not None and not self._takes(size):
             near = range(size // MULTIPLE * MULTIPLE, size + 8 * MULTIPLE, MULTIPLE)
             good = [side for side in near if side and self._takes(side)][:2]
@@ -156,6 +161,24 @@ class Predictor:
         return True
 
 
+def check_export(*, size: Any, batch: Any, platforms: Any) -> None:
+    """Refuses arguments of `Predictor.export` that no net takes.
+
+    Raises:
+      UserError: `size` is no integer in 1..`MOST_SIDE` nor None, `batch` none in 1..`MOST_BATCH`
+        nor None, or `platforms` are not one or more of `KNOWN`.
+    """
+    for name, value, most in (("size", size, MOST_SIDE), ("batch", batch, MOST_BATCH)):
+        try:
+            if value is not None:
+                arguments.count(name, value, 1, most)
+        except ValueError as error:
+            raise UserError(error) from None
+    listed = platforms if isinstance(platforms, (list, tuple)) else ()
+    if not listed or not all(name in KNOWN for name in listed):
+        raise UserError(f"platforms must be one or more of {', '.join(KNOWN)}; got {platforms!r}")
+
+
 def own_denoising(workdir: Path, config: Config, step: int) -> float | None:
     """The weight that a run of U-Net + TV chose on its validation split for a checkpoint.
 
@@ -173,6 +196,17 @@ def own_denoising(workdir: Path, config: Config, step: int) -> float | None:
         return None
     # Earlier versions had no name of its own for it.
     return summary.get("denoise_weight", summary["lambda"])
+
+
+def _weight(denoise: Any) -> float:
+    """The weight of a denoising as a float."""
+    try:
+        arguments.number("denoise", denoise)
+    except ValueError as error:
+        raise UserError(error) from None
+    if not 0 <= denoise <= float(jnp.finfo(jnp.float32).max):
+        raise UserError(f"denoise={denoise} must be finite and at least 0")
+    return float(denoise)
 
 
 def _pixels(images: Any) -> jax.Array:

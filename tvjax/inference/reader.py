@@ -6,13 +6,33 @@ import numpy as np
 
 from tvjax.data import area
 from tvjax.data.pictures import Raster, open_raster
+from tvjax.errors import UserError
 from tvjax.inference.resample import Axis
 
-__all__ = ["Raster", "from_array", "open_raster", "scaled"]
+__all__ = ["Raster", "check_scale", "from_array", "open_raster", "scaled"]
+
+
+LEAST_SCALE, MOST_SCALE = 0.01, 100.0
+"""The range of scales: at others an image would be a pixel, or its work without end."""
+
+
+def check_scale(scale: float) -> None:
+    """Refuses a scale that no image can have.
+
+    Raises:
+      UserError: it is not in [`LEAST_SCALE`, `MOST_SCALE`].
+    """
+    if not LEAST_SCALE <= scale <= MOST_SCALE:
+        raise UserError(f"scale={scale} must be in [{LEAST_SCALE:g}, {MOST_SCALE:g}]")
 
 
 def scaled(raster: Raster, scale: float) -> Raster:
-    """The image at `scale` times its resolution, resized as training tiles were (by area)."""
+    """The image at `scale` times its resolution, resized as training tiles were (by area).
+
+    Raises:
+      UserError: see `check_scale`.
+    """
+    check_scale(scale)
     if scale == 1:
         return raster
     rows = Axis.scaled(raster.height, scale)

@@ -35,6 +35,9 @@ by tiles of 512. At most half of what is free is taken."""
 MOST_PIXELS = 1 << 36
 """Pixels of an image whose tiles are predicted one by one: a day's work of a processor."""
 
+MOST_AT_ONCE = 1 << 33
+"""Bytes of the tiles that a net takes at once."""
+
 Net = Callable[[np.ndarray], Any]
 """Images, float32 `[B, H, W, 3]` in [0, 1] -> probabilities `[B, H, W, 1]`."""
 
@@ -247,6 +250,12 @@ def choose_tiling(sizes: set[tuple[int, int]], net: Net, tile: int = 512, batch:
     if batch < 1:
         raise UserError(f"--batch={batch} must be at least 1")
     height, width = (max((size[axis] for size in sizes), default=1) for axis in (0, 1))
+    size = height * width if max(height, width) <= tile else tile**2
+    if 12 * batch * size > MOST_AT_ONCE:
+        raise UserError(
+            f"--batch={batch} --tile={tile}: these tiles need {12 * batch * size >> 20} MiB at "
+            f"once, and at most {MOST_AT_ONCE >> 20} MiB are allowed; give smaller numbers"
+        )
     if max(height, width) > tile:
         reach = measure_reach(net, (batch, tile, tile, 3))
         return make_tiling(tile, reach, batch=batch)

@@ -179,8 +179,7 @@ def predict_images(
     ...     print(done, sorted(file.name for file in out.iterdir()))
     (1, []) ['a.geojson', 'a_mask.png', 'results.json']
     """
-    with files.writing("out", out):
-        out.mkdir(parents=True, exist_ok=True)
+    files.check_folder("out", out)
     if options.simplify:
         polygons.require_shapely()
     skipped: list[str] = []

@@ -26,6 +26,8 @@ from tvjax.training.state import TrainState
 
 _FORMER = {"inner/model_state/lam"}
 """Names of arrays that earlier versions saved, and nothing reads now."""
+SHOWN = 8
+"""Steps that a message lists."""
 
 _NOT_EVALUATED = -1.0  # below any IoU; orbax wants each checkpoint to have its metric
 
@@ -111,12 +113,12 @@ class Checkpoints:
         best = self.best
         if which == "best" and best is not None:
             return [best]
-        if str(which).isdecimal() and int(which) in steps:
+        if str(which) in map(str, steps):
             return [int(which)]
         named = f"newest ({steps[0]}), " + ("" if best is None else f"best ({best}), ")
         raise UserError(
             f"checkpoint={which}: {self._directory} holds none such; choose {named}or one of "
-            f"{', '.join(map(str, steps))}"
+            f"{_listed(steps)}"
         )
 
     def save(
@@ -205,7 +207,7 @@ class Checkpoints:
             )
         if broken:
             raise UserError(
-                f"{self._directory}: none of the checkpoints {broken} can be read; "
+                f"{self._directory}: none of the checkpoints {_listed(broken)} can be read; "
                 f"move the folder away to start anew"
             )
         return None
@@ -269,6 +271,11 @@ class _Manager(ocp.CheckpointManager):
             return {"val_iou": float(found["val_iou"])}
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
+
+
+def _listed(steps: list[int]) -> str:
+    more = f" and {len(steps) - SHOWN} more" if len(steps) > SHOWN else ""
+    return ", ".join(map(str, steps[:SHOWN])) + more
 
 
 def _newest_but(broken: list[int], steps: list[int]) -> int | None:

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import re
 from typing import Any
 
 import jax
@@ -125,7 +126,7 @@ def _check(given: dict[str, Any], named: list[str], environment: str | None) -> 
             f"Kubernetes or TPU pod is here to tell"
         )
     address, count, index = given.values()
-    if address is not None and not address.rpartition(":")[2].isdigit():
+    if address is not None and not re.fullmatch(".+:[0-9]{1,5}", address):
         raise UserError(f"--coordinator={address}: HOST:PORT is needed, such as node1:8476")
     if count is not None and count < 1:
         raise UserError(f"--num_processes={count} must be at least 1")
@@ -135,4 +136,4 @@ def _check(given: dict[str, Any], named: list[str], environment: str | None) -> 
 
 def _number(variable: str) -> int:
     value = os.environ.get(variable, "")
-    return int(value) if value.isdigit() else 1
+    return int(value) if re.fullmatch("[0-9]{1,9}", value) else 1

@@ -395,6 +395,7 @@ class _Session:
             "best_val_iou": self.best,
             "changes": self.changes,
             "visible_cores": provenance.visible_cores(),
+            "net": rundir.describe_net(self.config),
         }
         self.checkpoints.save(state, run, val_iou=val_iou, wait=wait)
 

@@ -116,4 +116,5 @@ def open_state(workdir: Path, like: TrainState, checkpoint: str | int = "newest"
     interruption.check()
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
+    rundir.check_net(workdir, read_config(workdir), restored[1].get("net"))
     return restored[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tvjax import files
-from tvjax.errors import UserError
+from tvjax.errors import UserError, short
 from tvjax.scoring.mask_scores import describe_band
 from tvjax.training import parallel
 from tvjax.types import Config
@@ -23,6 +23,9 @@ _MAY_CHANGE = (
     "evaluation.panels", "checkpoint.", "parallel.", "train.steps_per_dispatch", "data.directory",
     "data.cache", "data.resident",
 )  # fmt: skip
+
+# What is the same in all checkpoints of a run, and changes what its net predicts.
+_OF_NET = ("model.", "regularizer.", "denoise.kind")
 
 # What a run may change after it was ended by a number that is not finite, if its end says so.
 _MAY_BE_LESS = (
@@ -58,10 +61,12 @@ def check(workdir: Path, config: Config) -> None:
       config: config of the run.
 
     Raises:
-      UserError: it holds a run of another config, or a sweep.
+      UserError: it holds a run of another config, a sweep or prepared tiles, or a link in place
+        of one of its folders.
     """
     if _holds_sweep(workdir):
         raise UserError(f"{workdir} holds a sweep (results.jsonl); use another --workdir")
+    _check_place(workdir)
     stored = _read(workdir / "config.json") if _holds_run(workdir) else None
     _compare(workdir, stored, config, (*_MAY_CHANGE, *_let(workdir)))
 
@@ -70,6 +75,34 @@ def recorded(workdir: Path) -> dict[str, Any] | None:
     """The config of the run (or sweep) that the folder holds, as it was stored; None: none."""
     held = _holds_run(workdir) or _holds_sweep(workdir)
     return _read(workdir / "config.json") if held else None
+
+
+def describe_net(config: Config) -> dict[str, Any]:
+    """The fields by which a net computes, kept with each checkpoint and its checksums."""
+    fields = _flat(json.loads(json.dumps(config.to_dict())))
+    return {k: v for k, v in fields.items() if k.startswith(_OF_NET)}
+
+
+def check_net(workdir: Path, config: Config, kept: Any) -> None:
+    """Checks that `config.json` makes the net that a checkpoint is of.
+
+    A damaged digit in it may leave the shapes as they are and change what is computed.
+
+    Args:
+      workdir: folder of the run.
+      config: content of its `config.json`.
+      kept: the checkpoint's `describe_net`; None of earlier versions.
+
+    Raises:
+      UserError: a field differs.
+    """
+    found = describe_net(config)
+    for name in sorted(found.keys() & (kept or {}).keys()):
+        if found[name] != kept[name]:
+            raise UserError(
+                f"{workdir / 'config.json'} has {name}={short(found[name])}, and the checkpoint "
+                f"was trained with {short(kept[name])}; where the former is damaged, mend it"
+            )
 
 
 def let_change(workdir: Path, names: list[str]) -> None:
@@ -102,10 +135,12 @@ def check_sweep(workdir: Path, config: Config) -> None:
     """Checks that the folder holds runs of the same config but for lambda and seed, or none.
 
     Raises:
-      UserError: it holds a sweep of another config, or a run.
+      UserError: it holds a sweep of another config, a run or prepared tiles, or a link in place of
+        one of its folders.
     """
     if _holds_run(workdir):
         raise UserError(f"{workdir} holds a run of tvjax.main; use another --workdir")
+    _check_place(workdir)
     may_change = tuple(name for name in _MAY_CHANGE if name != "train.steps")
     stored = _read(workdir / "config.json") if _holds_sweep(workdir) else None
     _compare(workdir, stored, config, (*may_change, "seed", "regularizer.weight"))
@@ -117,6 +152,17 @@ def method_of(config: Config) -> dict[str, Any]:
     may_change = (*(name for name in _MAY_CHANGE if name != "train.steps"), "seed")
     fields = _flat(json.loads(json.dumps(config.to_dict())))
     return {name: value for name, value in fields.items() if not name.startswith(may_change)}
+
+
+def _check_place(workdir: Path) -> None:
+    if files.held_by(workdir) == "prepared tiles":
+        raise UserError(f"--workdir={workdir} holds prepared tiles; use another --workdir")
+    for place in (workdir / name for name in files.INNER):
+        if place.is_symlink():  # a foreign folder's would choose what is written and removed
+            raise UserError(
+                f"{place} is a link, and a run writes in its own folder only; remove it (the "
+                "whole --workdir may be a link)"
+            )
 
 
 def _compare(
@@ -135,9 +181,8 @@ def _compare(
     for field in sorted(found.keys() | wanted.keys()):
         if found.get(field) != wanted.get(field) and not field.startswith(may_change):
             raise UserError(
-                f"{workdir} holds a run with {field}={found.get(field)!r}, this config has "
-                f"{wanted.get(field)!r}; use another --workdir, or "
-                f"--config.{field}={found.get(field)}"
+                f"{workdir} holds a run with {field[:80]}={short(found.get(field))}, this config "
+                f"has {short(wanted.get(field))}; use another --workdir, or set the field as it was"
             )
 
 
@@ -244,9 +289,19 @@ def read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
         return None
     numbers = [summary.get(name) for name in ("steps", "lambda")]
     numbers.append(summary.get("denoise_weight") or 0)
-    if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
+    sound = all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers)
+    if not (sound and _is_best(summary)):
         raise UserError(f"{path} {_DAMAGED_SUMMARY}")
     return summary if summary["steps"] >= config.train.steps else None
+
+
+def _is_best(summary: dict[str, Any]) -> bool:
+    """Whether the weight of denoising is the one that scored best; else a digit is damaged."""
+    scores = summary.get("denoise_val_score")
+    try:
+        return scores is None or summary["denoise_weight"] == float(max(scores, key=scores.get))
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return False
 
 
 def write_summary(workdir: Path, summary: dict[str, Any]) -> None:

@@ -1,0 +1,152 @@
+"""Trained nets in careless and hostile hands: one line each, and nobody's files are harmed."""
+
+import json
+import shutil
+
+import hostile
+import pytest
+from PIL import Image
+from programs import ROOT, use_all
+
+NET = "checkpoints/12/state"
+
+MISTAKES = {
+    "export --out=run/config.json": "run holds a run, among whose files nothing else",
+    "export --out=run/checkpoints/12/net": "run holds a run",
+    "export --out=net --size=0": "--size must be at least 1; got 0",
+    "export --out=net --size=99999999999": "--size=99999999999: give the side",
+    "export --out=net --size=٦٤": "--size=٦٤: give the side",
+    "export --out=net --batch=٣": "--batch=٣: write numbers in the digits 0 to 9",
+    "export --out=net --batch=1_0": "--batch=1_0: write numbers",
+    "export --out=net --batch=-1": "--batch must be at least 1; got -1",
+    "export --out=net --platforms=": "--platforms must be one or more of cpu, ",
+    "export --out=net --checkpoint=٣": "checkpoint=٣: ",
+    "evaluate --out=run": "run holds a run",
+    "evaluate --out=tiles": "tiles holds prepared tiles",
+    "evaluate --out=run/tensorboard": "run holds a run",
+    "predict --out=run": "run holds a run",
+    "predict --out=tiles/tiles": "tiles holds prepared tiles",
+    "predict --out=out --scale=1e-9": "scale=1e-09 must be in [0.01, 100]",
+    "predict --out=out --scale=1e9": "scale=1000000000.0 must be in [0.01, 100]",
+    "predict --out=out --batch=10000000000": "--batch=10000000000 --tile=512: these tiles need",
+    "data.prepare --annotations=a --images=. --out=out --size=١٦": "--size=١٦: give a number of",
+    f"main --config={ROOT}/configs/unet.py --workdir=tiles": "tiles holds prepared tiles; use ano",
+    # A flipped bit in a small file of the run.
+    "export --workdir=other_net --out=net": "config.json has model.momentum=0.8",
+    "export --workdir=no_net --out=net": "config.json is damaged",
+}
+
+RUN = ["--workdir=run"]
+EXPORT = ["export", *RUN, "--size=32", "--batch=1"]
+EVALUATE = ["evaluate", *RUN, "--split=test"]
+USES = {
+    "scored": [*EVALUATE, "--out=scores", "--denoise=0.125"],
+    "damaged": ["export", "--workdir=damaged", "--out=damaged.net", "--size=32", "--batch=1"],
+    "hostile": ["predict", *RUN, "--images=hostile/images", "--out=predicted"],
+    "full while scoring": {"argv": [*EVALUATE, "--out=new/full"], "kilobytes": 8},
+    "full in export": {"argv": [*EXPORT, "--out=new/full.net"], "kilobytes": 1},
+    "struck while scoring": {
+        "argv": [*EVALUATE, "--out=new/struck"], "strike": "tvjax.scoring.scores:write_csv"
+    },
+    "struck in export": {"argv": [*EXPORT, "--out=new/net"], "strike": "jax.export:export"},
+}  # fmt: skip
+
+
+def command(line):
+    program, *flags = line.split()
+    used = RUN if program in ("export", "evaluate", "predict") and "--workdir" not in line else []
+    return [program, *used, *flags, *(["--images=a.png"] if program == "predict" else [])]
+
+
+def state(folder):
+    """All files that are there, with sizes and times."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+def flip(file, before, after):
+    content = file.read_bytes()
+    assert content.count(before) == 1 and len(before) == len(after)
+    file.write_bytes(content.replace(before, after))
+
+
+@pytest.fixture(scope="module")
+def place(tiles, tmp_path_factory):
+    """A folder with a tiny run, damaged copies of it, its tiles, and images."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    [(status, _, errors)] = use_all(["train", str(tiles), str(folder)])
+    assert status == 0, errors
+    shutil.copytree(tiles, folder / "tiles")
+    for name in ("other_net", "no_net", "damaged"):
+        shutil.copytree(folder / "run", folder / name)
+    flip(folder / "other_net" / "config.json", b'"momentum": 0.9', b'"momentum": 0.8')
+    flip(folder / "no_net" / "config.json", b'"model": {', b'"model": [')
+    arrays = max((folder / "damaged" / NET / "d").glob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(arrays.read_bytes())
+    content[len(content) // 2] ^= 16
+    arrays.write_bytes(content)
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hostile_images(place):
+    (place / "hostile").mkdir()
+    hostile.write_images(place / "hostile")
+
+
+@pytest.fixture(scope="module")
+def outcomes(place, hostile_images):
+    """What came of all: status, stdout and stderr by the names of the commands."""
+    before = state(place)
+    listed = {line: command(line) for line in MISTAKES}
+    found = dict(zip(listed, use_all(*listed.values(), cwd=place), strict=True))
+    found["changes"] = state(place).items() ^ before.items()
+    return found | dict(zip(USES, use_all(*USES.values(), cwd=place), strict=True))
+
+
+def test_mistakes_are_one_line_and_touch_nothing(outcomes):
+    for line, words in MISTAKES.items():
+        status, _, errors = outcomes[line]
+        assert status == 2 and errors.count("\n") == 1, (line, errors[-2000:])
+        assert errors.startswith("error: ") and words in errors, (line, errors)
+    assert not outcomes["changes"]
+
+
+def test_scores_say_how_they_were_made(place, outcomes):
+    status, out, _ = outcomes["scored"]
+    assert status == 0
+    kept = json.loads((place / "scores" / "scores.json").read_text())
+    for found in (json.loads(out), kept):
+        made = {name: found[name] for name in ("checkpoint", "step", "scale", "denoise")}
+        assert made == {"checkpoint": "newest", "step": 12, "scale": 1.0, "denoise": 0.125}
+
+
+def test_a_damaged_checkpoint_is_not_used_without_a_word(outcomes):
+    status, out, errors = outcomes["damaged"]
+    assert status == 0 and json.loads(out)["step"] == 8
+    assert errors.startswith("warning: checkpoint ") and "12 cannot be read" in errors
+
+
+def test_hostile_images_are_skipped_in_a_line_each(place, outcomes):
+    status, out, errors = outcomes["hostile"]
+    assert status == 1 and "Traceback" not in errors
+    found, lines = json.loads(out.splitlines()[-1]), errors.splitlines()
+    skipped = [line for line in lines if line.startswith("skipped: ")]
+    assert found["skipped"] == len(skipped) > 30 and found["images"] > 2
+    assert all(len(line) < 700 and line.isprintable() for line in skipped)
+    written = {path.name for path in (place / "predicted").iterdir()}
+    assert len(written) == 2 * found["images"] + 1 and "a_mask.png" in written
+
+
+def test_a_full_disk_and_a_signal_leave_nothing_behind(place, outcomes):
+    for name in ("full while scoring", "full in export"):
+        status, out, errors = outcomes[name]
+        assert status == 74 and not out and errors.count("\n") == 1, (name, errors)
+        assert "cannot be written: File too large" in errors
+    for name in ("struck while scoring", "struck in export"):
+        status, out, errors = outcomes[name]
+        assert status == 130 and not out
+        assert errors.splitlines()[-1].startswith("interrupted; run the same"), (name, errors)
+    assert not (place / "new").exists()
+    assert not list(place.glob("tmp*"))
