@@ -116,5 +116,7 @@ def open_state(workdir: Path, like: TrainState, checkpoint: str | int = "newest"
     interruption.check()
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
-    rundir.check_net(workdir, read_config(workdir), restored[1].get("net"))
-    return restored[0]
+    state, run = restored
+    if "net" in run:  # not of earlier versions
+        rundir.check_net(workdir, read_config(workdir), run["net"])
+    return state

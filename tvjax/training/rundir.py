@@ -83,7 +83,7 @@ def describe_net(config: Config) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if k.startswith(_OF_NET)}
 
 
-def check_net(workdir: Path, config: Config, kept: Any) -> None:
+def check_net(workdir: Path, config: Config, kept: dict[str, Any]) -> None:
     """Checks that `config.json` makes the net that a checkpoint is of.
 
     A damaged digit in it may leave the shapes as they are and change what is computed.
@@ -91,13 +91,13 @@ def check_net(workdir: Path, config: Config, kept: Any) -> None:
     Args:
       workdir: folder of the run.
       config: content of its `config.json`.
-      kept: the checkpoint's `describe_net`; None of earlier versions.
+      kept: the checkpoint's `describe_net`.
 
     Raises:
       UserError: a field differs.
     """
     found = describe_net(config)
-    for name in sorted(found.keys() & (kept or {}).keys()):
+    for name in sorted(found.keys() & kept.keys()):
         if found[name] != kept[name]:
             raise UserError(
                 f"{workdir / 'config.json'} has {name}={short(found[name])}, and the checkpoint "
