@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from tvjax.types import Config
 
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "unet": ("unet", {}),
-    "softmax": ("runet_control", {}),
-    "runet": ("runet", {}),
-    "lunet": ("lunet", {}),
-    "exact": ("lunet_bilevel", {}),
-    "printed": ("lunet_printed", {}),
+METHODS = {
+    "unet": "unet",
+    "softmax": "runet_control",
+    "runet": "runet",
+    "lunet": "lunet",
+    "exact": "lunet_bilevel",
+    "printed": "lunet_printed",
 }
-"""Config of `configs/` and changed fields, by the name of the method."""
+"""The file in `configs/` of each method."""
 PAPER_LAMBDA = 1e-6
 """Lambda of RU-Net and LU-Net in Table 1; where learning begins."""
 LAMBDAS = 1e-8, 5e-8, 1e-7, 5e-7, 1e-6, 5e-6, 1e-5
@@ -109,12 +109,12 @@ class Run(NamedTuple):
 
 def config_of(run: Run, scale: Scale, steps: int) -> Config:
     """The config of a training of so many steps."""
-    file, changes = METHODS[run.method]
-    config: Config = importlib.import_module(f"configs.{file}").get_config(scale.preset)
+    module = importlib.import_module(f"configs.{METHODS[run.method]}")
+    config: Config = module.get_config(scale.preset)
     config.seed, config.train.steps = run.seed, steps
     if run.lam is not None:
         config.regularizer.weight = run.lam
-    for name, value in {**scale.fields, **changes}.items():
+    for name, value in scale.fields.items():
         config.update_from_flattened_dict({name: value})
     return config
 
