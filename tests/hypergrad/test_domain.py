@@ -26,6 +26,11 @@ ESTIMATORS = {
     "nystrom": hypergrad.nystrom(2, 0.5),
     "finite_difference": hypergrad.finite_difference(),
     "training_loss": hypergrad.training_loss(),
+    "soba": hypergrad.soba(0.1),
+    "amigo": hypergrad.amigo(1, 0.1),
+    "stocbio": hypergrad.stocbio(1, 0.1),
+    "f2sa": hypergrad.f2sa(5.0),
+    "bome": hypergrad.bome(0.5, 0.1),
 }
 
 
@@ -52,7 +57,7 @@ def losses(f):
 
 def refused(name, estimator):
     """What each case changes of a sound call, and the argument that its error names."""
-    steps, of = estimator.steps, losses
+    steps, of = estimator.batches, losses
     return [
         ({"state": COMPLEX_STATE}, r"params must be real, and params\['w'\] is of complex64"),
         ({"state": InnerState({"w": 1}, ())}, r"params must hold floats, .*int32"),
@@ -82,7 +87,7 @@ def call(estimator, **changes):
         "problem": PROBLEM,
         "state": PROBLEM.init(FLOATS),
         "hyper": jnp.asarray(-1.0),
-        "inner_batches": [BATCH] * estimator.steps,
+        "inner_batches": [BATCH] * estimator.batches,
         "outer_batch": BATCH,
     }
     return estimator(*(sound | changes).values())
@@ -126,7 +131,7 @@ def test_python_numbers_are_arrays(name):
         opt_state = optax.tree.set(PROBLEM.optimizer.init(FLOATS), trace=trace)
         state, hyper = InnerState(params, opt_state), number(-1.0)
         carry = estimator.init(PROBLEM, state, hyper)
-        batches = [number(0.1)] * estimator.steps
+        batches = [number(0.1)] * estimator.batches
         return estimator(PROBLEM, state, hyper, batches, number(0.2), carry)
 
     expected = found(lambda x: jnp.asarray(x, jnp.float32))

@@ -15,7 +15,7 @@ jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 4
 for name, estimator in t.ESTIMATORS.items():
     s = t.setting(t.OPTIMIZER_OF.get(name, "heavy_ball"))
-    batches = s.batches[: estimator.steps], s.outer_batch
+    batches = s.batches[: estimator.batches], s.outer_batch
     problem = t.problem_of(name)
     carry = estimator.init(problem, s.state, s.hyper)
     one = jax.jit(lambda b: estimator(problem, s.state, s.hyper, *b, carry))(batches)

@@ -189,6 +189,11 @@ def products(jaxpr):
         hypergrad.forward(2),
         hypergrad.reversible(2, 0.5, 0.5),
         hypergrad.finite_difference(2),
+        hypergrad.soba(0.5, damping=0.1),
+        hypergrad.amigo(1, 0.5),
+        hypergrad.stocbio(1, 0.5),
+        hypergrad.f2sa(5.0),
+        hypergrad.bome(0.5, 0.5),
     ],
 )
 def test_no_product_of_an_estimator_is_left_to_fast_units(estimator):
@@ -204,7 +209,7 @@ def test_no_product_of_an_estimator_is_left_to_fast_units(estimator):
     state = problem.init(jnp.ones(4), jnp.ones(4))
     batch = jnp.ones(4)
     call = jax.make_jaxpr(
-        lambda s, a: estimator(problem, s, a, [batch] * estimator.steps, batch).gradient
+        lambda s, a: estimator(problem, s, a, [batch] * estimator.batches, batch).gradient
     )
     highest = (jax.lax.Precision.HIGHEST,) * 2
     assert all(

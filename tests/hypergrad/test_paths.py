@@ -275,13 +275,16 @@ BLIND = {
     "training_loss": hypergrad.training_loss(), "scaled_identity": hypergrad.scaled_identity(0.1),
     "neumann": hypergrad.neumann(2, 0.1), "cg": hypergrad.cg(2),
     "nystrom": hypergrad.nystrom(2, 0.5), "reversible": hypergrad.reversible(2, 0.05, 0.9),
+    "soba": hypergrad.soba(0.1), "amigo": hypergrad.amigo(1, 0.1),
+    "stocbio": hypergrad.stocbio(1, 0.1), "f2sa": hypergrad.f2sa(5.0),
+    "bome": hypergrad.bome(0.5, 0.1),
 }  # fmt: skip
 
 
 def trace(estimator, problem, hyper):
     state = problem.init(jax.tree.map(jnp.asarray, PARAMS), hyper=hyper)
     return jax.eval_shape(
-        lambda h: estimator(problem, state, h, BATCHES[: estimator.steps], BATCHES[5]).gradient,
+        lambda h: estimator(problem, state, h, BATCHES[: estimator.batches], BATCHES[5]).gradient,
         hyper,
     )
 

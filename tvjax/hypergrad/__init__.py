@@ -29,10 +29,13 @@ Every estimator is called so, and `audit` sets them side by side.
 """
 
 from tvjax.hypergrad.adam import adam, adam_scaling, adamw, is_first_adam_step, scale_by_adam
+from tvjax.hypergrad.amigo import amigo
 from tvjax.hypergrad.audit import Record, audit, table
+from tvjax.hypergrad.bome import bome
 from tvjax.hypergrad.cg import cg, hoag_tolerance
 from tvjax.hypergrad.contrib.reversible import reversible
 from tvjax.hypergrad.exact import exact
+from tvjax.hypergrad.f2sa import f2sa
 from tvjax.hypergrad.finite_difference import finite_difference
 from tvjax.hypergrad.formulas import darts, paper, preconditioned, sgd_formula, training_loss
 from tvjax.hypergrad.forward import forward, forward_online
@@ -42,6 +45,8 @@ from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import reverse
 from tvjax.hypergrad.sgd import sgd
 from tvjax.hypergrad.significance import until_significant
+from tvjax.hypergrad.soba import soba
+from tvjax.hypergrad.stocbio import stocbio
 
 __all__ = [
     "SCANNED",
@@ -55,11 +60,14 @@ __all__ = [
     "adam",
     "adam_scaling",
     "adamw",
+    "amigo",
     "audit",
+    "bome",
     "cg",
     "darts",
     "default_loop",
     "exact",
+    "f2sa",
     "finite_difference",
     "forward",
     "forward_online",
@@ -76,6 +84,8 @@ __all__ = [
     "scaled_identity",
     "sgd",
     "sgd_formula",
+    "soba",
+    "stocbio",
     "table",
     "training_loss",
     "until_significant",

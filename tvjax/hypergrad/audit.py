@@ -153,7 +153,7 @@ def audit(
         program = _program(problem, estimator)
 
         def arguments(inner, outer, estimator=estimator, carry=carry):
-            return state, hyper, _take(inner, estimator.steps), outer, carry
+            return state, hyper, _take(inner, estimator.batches), outer, carry
 
         value, cost = _measure(program, arguments(inner_batches, outer_batch), repeats)
         drawn = [arguments(inner, outer) for inner, outer in draws]
@@ -253,7 +253,7 @@ def _estimated(problem, estimator, state, hyper, carry, inner_batches, outer_bat
     program = _program(problem, estimator)
 
     def gradient(inner, outer):
-        args = state, hyper, _take(inner, estimator.steps), outer, carry
+        args = state, hyper, _take(inner, estimator.batches), outer, carry
         return _flat(program(args)(*args))
 
     values = gradient(inner_batches, outer_batch)

@@ -53,16 +53,16 @@ def check_real(**trees: PyTree) -> None:
                 )
 
 
-def check_batches(inner_batches: Sequence[PyTree], steps: int, outer_batch: PyTree) -> None:
-    """Raises ValueError unless there is one inner batch per step, and none has an empty array."""
+def check_batches(inner_batches: Sequence[PyTree], number: int, outer_batch: PyTree) -> None:
+    """Raises ValueError unless there are so many inner batches, and none has an empty array."""
     if not hasattr(inner_batches, "__getitem__") or isinstance(inner_batches, dict):
         raise ValueError(
-            f"inner_batches must be a list of {steps}, one per step of this estimator; "
+            f"inner_batches must be a list of {number}, the `batches` of this estimator; "
             f"got a {type(inner_batches).__name__}"
         )
-    if len(inner_batches) != steps:
+    if len(inner_batches) != number:
         raise ValueError(
-            f"inner_batches must be a list of {steps}, one per step of this estimator; "
+            f"inner_batches must be a list of {number}, the `batches` of this estimator; "
             f"got {len(inner_batches)}"
         )
     for name, batch in (("inner_batches", list(inner_batches)), ("outer_batch", outer_batch)):

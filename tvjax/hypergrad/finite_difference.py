@@ -47,7 +47,7 @@ def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROL
         def run(flat):
             hyper = unravel(flat)
             new, inner_aux = inner_run(problem, state, hyper, batches, steps, loop)
-            loss, aux = problem.mean(problem.outer(new.params, hyper, outer_batch, new.model_state))
+            loss, aux = problem.outer_at(new, hyper, outer_batch)
             return loss, (new, (inner_aux, aux))
 
         loss, (new, aux) = run(flat)

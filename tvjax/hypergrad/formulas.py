@@ -191,9 +191,7 @@ def training_loss() -> Estimator:
 
         gradient = problem.mean(jax.grad(inner, argnums=1)(state.params, hyper))
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
-        loss, outer_aux = problem.mean(
-            problem.outer(new.params, hyper, outer_batch, new.model_state)
-        )
+        loss, outer_aux = problem.outer_at(new, hyper, outer_batch)
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
     return Estimator(estimate, through_steps=False, through_settings=False, through_outer=False)

@@ -34,7 +34,7 @@ from jax.flatten_util import ravel_pytree
 from tvjax.hypergrad.checks import arrays, check_least, check_positive
 from tvjax.hypergrad.formulas import response
 from tvjax.hypergrad.loops import UNROLLED, Loop
-from tvjax.hypergrad.problem import Estimate, Estimator
+from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import inner_run
 from tvjax.types import PyTree
 
@@ -221,15 +221,7 @@ def implicit(
         new, inner_aux = inner_run(problem, state, hyper, loop.stack(inner_batches), steps, loop)
         (loss, outer_aux), b = problem.outer_gradient(new, hyper, outer_batch)
         batch = inner_batches[-1]
-
-        def gradient(params):
-            return problem.inner_gradient(new._replace(params=params), hyper, batch)[0]
-
-        _, narrow = jax.linearize(gradient, new.params)
-
-        def product(v):
-            return widened(narrow(jax.tree.map(lambda v, p: v.astype(p.dtype), v, new.params)))
-
+        product = hessian(problem, new, hyper, batch)
         q, carry = solve(product, widened(b), carry)
         h = response(problem, new, new, hyper, batch, outer_batch, q)
         return Estimate(h, loss, new, (inner_aux, outer_aux), carry)
@@ -237,6 +229,22 @@ def implicit(
     return Estimator(
         estimate, steps, init, through_steps=False, through_settings=False, horizon="optimum"
     )
+
+
+def hessian(
+    problem: Bilevel, at: InnerState, hyper: PyTree, batch: PyTree
+) -> Callable[[PyTree], PyTree]:
+    """The product `v -> (d^2 L_in/dtheta^2) v` at a state, on a batch; averaged over devices."""
+
+    def gradient(params):
+        return problem.inner_gradient(at._replace(params=params), hyper, batch)[0]
+
+    _, narrow = jax.linearize(gradient, at.params)
+
+    def product(v):
+        return widened(narrow(jax.tree.map(lambda v, p: v.astype(p.dtype), v, at.params)))
+
+    return product
 
 
 def damped(product: Callable[[PyTree], PyTree], damping: float) -> Callable[[PyTree], PyTree]:

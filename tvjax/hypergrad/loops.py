@@ -64,6 +64,11 @@ def default_loop() -> Loop:
     return UNROLLED if jax.default_backend() == "cpu" else SCANNED
 
 
+def chosen(loop: Loop | None) -> Loop:
+    """`loop`, or the backend's where none is given; to be called as late as an estimate is made."""
+    return default_loop() if loop is None else loop
+
+
 UNROLLED = Loop(list, _python_scan, lambda ys: ys[-1], _python_repeat)
 SCANNED = Loop(
     lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees),

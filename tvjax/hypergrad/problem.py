@@ -11,7 +11,8 @@ An estimator is a value. All are called alike and return the same record:
     estimate = estimator(problem, state, hyper, inner_batches, outer_batch, carry)
 
 It takes `estimator.steps` steps of the inner optimiser, one per inner batch, and returns the state
-they lead to together with dL_out/dhyper there. An estimator that does not see one of the ways in
+they lead to together with dL_out/dhyper there; `estimator.further` inner batches more, where it
+wants fresh ones for curvature, come after them. An estimator that does not see one of the ways in
 which `hyper` acts refuses a problem that has it. Nothing here knows images or nets: parameters and
 hyperparameters are any pytrees, the optimiser is any optax optimiser of gradients.
 """
@@ -146,6 +147,10 @@ class Bilevel(NamedTuple):
         )
         return InnerState(params, opt_state, model_state), aux
 
+    def outer_at(self, state: InnerState, hyper: PyTree, batch: PyTree):
+        """`(L_out, aux)` at a state, averaged over devices."""
+        return self.mean(self.outer(state.params, hyper, batch, state.model_state))
+
     def outer_gradient(self, state: InnerState, hyper: PyTree, batch: PyTree):
         """`((L_out, aux), grad_theta L_out)`, averaged over devices."""
         derivative = jax.value_and_grad(self.outer, has_aux=True)
@@ -176,7 +181,7 @@ class Estimator(NamedTuple):
 
     estimate: Callable[..., Estimate]
     steps: int = 1
-    """How many inner batches one call takes, and so how many inner steps it makes."""
+    """How many inner steps one call makes, each on an inner batch of its own."""
     init: Callable[[Bilevel, InnerState, PyTree], PyTree] = lambda problem, state, hyper: ()
     """The first `carry`: a pytree of arrays, saved and restored with the rest of a run."""
     through_steps: bool = True
@@ -185,8 +190,15 @@ class Estimator(NamedTuple):
     """Whether it differentiates through the optimiser's settings, where they depend on `hyper`."""
     through_outer: bool = True
     """Whether it adds the derivative of an outer loss that depends on `hyper` directly."""
+    further: int = 0
+    """How many inner batches it takes beyond those of its steps, for curvature alone."""
     horizon: str = ""
     """What the derivative sees of the training: "whole run" or "optimum"; empty: its `steps`."""
+
+    @property
+    def batches(self) -> int:
+        """How many inner batches one call takes."""
+        return self.steps + self.further
 
     @property
     def sees(self) -> str:
@@ -205,7 +217,7 @@ class Estimator(NamedTuple):
         """Calls `estimate`, with the first carry where none is given.
 
         Raises:
-          ValueError: if the number of inner batches is not `steps`, an array of a batch is empty,
+          ValueError: if the number of inner batches is not `batches`, an array of a batch is empty,
             `hyper` or the parameters hold other numbers than real floats or none, the rest of
             the state is complex, or a loss is no real scalar; for an optimiser that asks for the
             loss's value (`optax.lbfgs`, `optax.polyak_sgd`); where the estimator differentiates
@@ -214,7 +226,7 @@ class Estimator(NamedTuple):
         """
         check_floats(params=state.params, hyper=hyper)
         check_real(state=state, carry=carry)
-        check_batches(inner_batches, self.steps, outer_batch)
+        check_batches(inner_batches, self.batches, outer_batch)
         state, hyper = arrays((state, hyper))
         check_paths(self, problem, state, hyper, inner_batches[0], outer_batch)
         if carry is None:
