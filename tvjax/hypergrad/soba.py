@@ -24,7 +24,7 @@ def soba(scale: float, *, damping: float = 0.0) -> Estimator:
     Source: Dagreou, Ablin, Vaiter, Moreau (2022), arXiv:2201.13409, Algorithm 1 with its SOBA
     directions. Differs from the paper: theta moves by the problem's optimiser, theirs is SGD.
 
-    Cost: at most 21F, of which a compiler that finds what the three share saves 5F; F of it tells
+    Cost: at most 21F, of which a compiler that finds what the three share saves 6F; F of it tells
     the outer loss at theta'. Memory: that of a plain step and a vector like the parameters in
     `carry`.
 
