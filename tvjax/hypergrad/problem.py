@@ -11,11 +11,11 @@ An estimator is a value. All are called alike and return the same record:
     estimate = estimator(problem, state, hyper, inner_batches, outer_batch, carry)
 
 It takes `estimator.steps` steps of the inner optimiser, one per inner batch, and returns the state
-they lead to together with dL_out/dhyper there; `estimator.further` inner batches more, where it
-wants fresh ones for curvature, come after them. (`bome` alone moves the parameters by the outer
-loss as well.) An estimator that does not see one of the ways in
-which `hyper` acts refuses a problem that has it. Nothing here knows images or nets: parameters and
-hyperparameters are any pytrees, the optimiser is any optax optimiser of gradients.
+they lead to together with dL_out/dhyper there (`bome` alone moves the parameters by the outer loss
+as well). The `estimator.further` inner batches that some want for curvature come after those of the
+steps. An estimator that does not see one of the ways in which `hyper` acts refuses a problem that
+has it. Nothing here knows images or nets: parameters and hyperparameters are any pytrees, the
+optimiser is any optax optimiser of gradients.
 """
 
 from collections.abc import Callable, Sequence
