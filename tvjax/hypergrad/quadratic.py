@@ -49,7 +49,7 @@ def by_descent(
 
     Args:
       terms: steps on v.
-      scale: their size.
+      scale: size of a step on v.
       damping: added to the diagonal of the Hessian.
       steps: inner steps before them.
       loop: how to run both.
