@@ -141,10 +141,13 @@ def get_config() -> Config:
             ),
             warmup=40,  # steps before lambda's first update; Adam's first steps tell nothing of it
             every=4,  # steps from one update of lambda to the next, at least K
-            # Standard errors from 0 that the mean of the collected hypergradients must have before
-            # it moves lambda (of few, more, by Student's t); 0: each one moves it. At 3 noise alone
-            # moved lambda in 4 % of runs of 200 looks, in 47 % with autocorrelation 0.5.
+            # How sure the sign of the collected hypergradients' mean must be before it moves what
+            # is learned, in standard deviations: noise alone ever moves a quantity with probability
+            # 0.046 at most for 2, 0.0027 for 3. 0: each hypergradient moves it.
             significance=0.0,
+            # Successive hypergradients averaged to one that significance collects: 1 if their noise
+            # is of mini-batches alone, more with forward_online, which remembers it.
+            block=1,
             batch_size=16,  # validation images in an update
             statistics="batch",  # what BatchNorm uses in the validation loss: batch or running
         )

@@ -144,6 +144,7 @@ FIELDS = {
     "hypergrad.warmup": whole(0),
     "hypergrad.every": COUNT,
     "hypergrad.significance": AT_LEAST_0,
+    "hypergrad.block": COUNT,
     "hypergrad.batch_size": COUNT,
     "hypergrad.statistics": one_of("batch", "running"),
     "denoise.weights": many(AT_LEAST_0),

@@ -135,6 +135,7 @@ def first_moves(draw: Draw, block: int, threshold: float, looks: int) -> tuple[A
         n, state, last, first, update = carry
         gradients = draw(jax.random.fold_in(jax.random.key(0), n), last, n)
         updates, state = jax.vmap(gate.update)(gradients, state)
+        updates = jnp.asarray(updates)
         begins = (first == 0) & (updates != 0)
         first = jnp.where(begins, n + 1, first)
         return n + 1, state, gradients, first, jnp.where(begins, updates, update)
@@ -151,7 +152,7 @@ def needed(signal: float, threshold: float, power: float) -> int:
 
     def finds(n: int) -> bool:
         critical = stats.t.isf(level / 2, n - 1)
-        return stats.nct.sf(critical, n - 1, signal * math.sqrt(n)) >= power
+        return bool(stats.nct.sf(critical, n - 1, signal * math.sqrt(n)) >= power)
 
     low, high = 1, 2
     while not finds(high):

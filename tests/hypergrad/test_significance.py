@@ -137,6 +137,7 @@ def test_moves_have_the_right_sign_however_weak_the_signal_is(x64, signal):
         return state, updates
 
     _, updates = jax.lax.scan(look, start, jnp.asarray(gradients))
+    updates = np.asarray(updates)
     moved, wrong = int((updates != 0).sum()), int((updates > 0).sum())
     assert moved > 200 and wrong <= moved * level(2.0) / 2
 

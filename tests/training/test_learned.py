@@ -93,20 +93,24 @@ def test_everything_resumes_bit_for_bit_and_moves(tmp_path):
 def test_each_moves_by_a_step_size_of_its_own():
     hyper = {name: jnp.zeros(()) for name in ("lambda", "weight_decay", "loss_mix")}
     rates = {"weight_decay": 0.2, "loss_mix": 0.3}
-    optimizer = learned.make_optimizer(tuple(hyper), 0.1, rates, significance=0.0)
+    optimizer = learned.make_optimizer(tuple(hyper), 0.1, rates, significance=0.0, block=1)
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, hyper), optimizer.init(hyper))
     np.testing.assert_allclose([updates[name] for name in hyper], [-0.1, -0.2, -0.3], rtol=1e-5)
 
 
-def test_each_waits_for_evidence_of_its_own():
+@pytest.mark.parametrize("block", [1, 2])
+def test_each_waits_for_evidence_of_its_own(block):
     hyper = {"lambda": jnp.zeros(()), "tile_weights": jnp.zeros(2)}
-    optimizer = learned.make_optimizer(tuple(hyper), 0.1, {"tile_weights": 0.2}, significance=2.0)
+    optimizer = learned.make_optimizer(
+        tuple(hyper), 0.1, {"tile_weights": 0.2}, significance=2.0, block=block
+    )
     state, moved = optimizer.init(hyper), jax.tree.map(jnp.zeros_like, hyper)
-    for k in range(12):
-        noise = (-1.0) ** k
+    update = jax.jit(optimizer.update)
+    for k in range(20 * block):
+        noise = (-1.0) ** (k // block)
         gradient = {"lambda": jnp.asarray(noise), "tile_weights": jnp.asarray([1.0, noise])}
         gradient = jax.tree.map(lambda g, k=k: g * (1 + 0.01 * k), gradient)
-        updates, state = optimizer.update(gradient, state, hyper)
+        updates, state = update(gradient, state, hyper)
         moved = jax.tree.map(lambda m, u: m + jnp.abs(u), moved, updates)
     assert moved["lambda"] == 0 and moved["tile_weights"][0] > 0 == moved["tile_weights"][1]
 

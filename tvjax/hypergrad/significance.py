@@ -76,8 +76,8 @@ def until_significant(
     (1 + a) / (1 - a) gradients.
 
     Cost: none to speak of. Memory: three numbers an element (four with blocks), and its optimiser's
-    state. The price is waiting: for weak signals 1.6 to 2.2 times as many gradients as a test needs
-    that looks once, for any at least 14 at threshold 2 and 20 at 3 (`docs/hypergradients.md`).
+    state. The price is waiting: for weak signals 1.5 to 2.2 times as many gradients as a test needs
+    that looks once, for any at least 14 at threshold 2 and 19 at 3 (`docs/hypergradients.md`).
 
     What it cannot do: tell noise from a signal of rare, large gradients before one has come; and
     help against a bias, such as that of a short horizon.

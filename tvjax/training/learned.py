@@ -117,7 +117,12 @@ def rate_fields(config: Config) -> list[str]:
 
 
 def make_optimizer(
-    learn: Sequence[str], rate: float, rates: Mapping[str, float], *, significance: float
+    learn: Sequence[str],
+    rate: float,
+    rates: Mapping[str, float],
+    *,
+    significance: float,
+    block: int,
 ) -> optax.GradientTransformation:
     """Adam on each quantity, with a step size of its own.
 
@@ -126,11 +131,14 @@ def make_optimizer(
       rate: learning rate of lambda.
       rates: learning rates of the others, by name.
       significance: `threshold` of `hypergrad.until_significant`; 0: each hypergradient moves it.
+      block: its `block`.
     """
 
     def adam(name: str) -> optax.GradientTransformation:
         made = optax.adam(rate if name == "lambda" else rates[name])
-        return hypergrad.until_significant(made, significance) if significance else made
+        if not significance:
+            return made
+        return hypergrad.until_significant(made, significance, block=block)
 
     if tuple(learn) == ("lambda",):
         return adam("lambda")

@@ -42,6 +42,7 @@ def make_hyper_plan(
     warmup: int,
     every: int,
     significance: float,
+    block: int,
     batch_size: int,
     statistics: str,
     learn: Sequence[str],
@@ -58,6 +59,7 @@ def make_hyper_plan(
         all but zero, so an update through it alone is refused.
       every: steps from one update to the next; at least K.
       significance: `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
+      block: its `block`.
       batch_size: images in a validation batch.
       statistics: statistics of BatchNorm in the outer loss, `"batch"` or `"running"`.
       learn: names of what is learned, see `tvjax.training.learned`.
@@ -84,7 +86,9 @@ def make_hyper_plan(
                 f"hypergrad.warmup=0 must be at least 1 with hypergrad.method={method!r}: the "
                 f"first step of {inner_optimizer['name']} has a derivative of all but zero"
             )
-    optimizer = learned.make_optimizer(learn, learning_rate, rates, significance=significance)
+    optimizer = learned.make_optimizer(
+        learn, learning_rate, rates, significance=significance, block=block
+    )
     return HyperPlan(estimator, optimizer, warmup, every, batch_size, statistics)
 
 

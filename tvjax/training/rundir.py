@@ -42,6 +42,7 @@ _ADDED = {
     "loss": {"mix": 0.5},
     "hypergrad": {
         "learn": ["lambda"],
+        "block": 1,
         "rates": dict(learning_rate=0.01, weight_decay=0.05, loss_mix=0.05, tile_weights=0.1),
     },
 }
