@@ -93,8 +93,8 @@ def until_significant(
       block: how many successive gradients are averaged to one that is collected.
 
     Raises:
-      ValueError: for an optimiser that is none, a threshold that is not positive, a block below 1, and
-        parameters or gradients that are not real floats, or none at all.
+      ValueError: for an optimiser that is none, a threshold that is not positive, a block below 1,
+        and parameters or gradients that are not real floats, or none at all.
     """
     if not is_optimizer(optimizer):
         raise ValueError(f"optimizer must be an optax optimiser; got a {type(optimizer).__name__}")
