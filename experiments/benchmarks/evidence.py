@@ -40,7 +40,7 @@ BLOCKS = {
 }  # fmt: skip
 
 Draw = Callable[[Any, Any, Any], Any]
-"""From a key, the last gradients and their number to the next gradients, one per run."""
+"""A function of a key, the last gradients and their number: the next gradients, one per run."""
 
 
 def main(argv):

@@ -131,7 +131,7 @@ def make_optimizer(
       rate: learning rate of lambda.
       rates: learning rates of the others, by name.
       significance: `threshold` of `hypergrad.until_significant`; 0: each hypergradient moves it.
-      block: its `block`.
+      block: `block` of `hypergrad.until_significant`.
     """
 
     def adam(name: str) -> optax.GradientTransformation:

@@ -59,7 +59,7 @@ def make_hyper_plan(
         all but zero, so an update through it alone is refused.
       every: steps from one update to the next; at least K.
       significance: `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
-      block: its `block`.
+      block: `block` of `hypergrad.until_significant`.
       batch_size: images in a validation batch.
       statistics: statistics of BatchNorm in the outer loss, `"batch"` or `"running"`.
       learn: names of what is learned, see `tvjax.training.learned`.
