@@ -63,7 +63,7 @@ def reserved(estimator, problem, state, batch, val) -> int:
     carry = estimator.init(problem, state.inner, state.hyper)
 
     def call(inner, hyper, batch, val, carry):
-        return estimator(problem, inner, hyper, [batch] * estimator.steps, val, carry)
+        return estimator(problem, inner, hyper, [batch] * estimator.batches, val, carry)
 
     compiled = jax.jit(call).lower(state.inner, state.hyper, batch, val, carry).compile()
     carried = sum(x.nbytes for x in jax.tree.leaves(carry))

@@ -160,6 +160,31 @@ def test_bome_in_several_dimensions_errs_by_the_size_of_its_steps(x64):
     assert errors[1] < 1e-2 * value(OPTIMUM)
 
 
+LOOPED = {
+    "reverse": hypergrad.reverse(3), "forward": hypergrad.forward(3),
+    "finite_difference": hypergrad.finite_difference(3), "cg": hypergrad.cg(3),
+    "scaled_identity": hypergrad.scaled_identity(0.1, steps=3),
+    "neumann": hypergrad.neumann(3, 0.1), "nystrom": hypergrad.nystrom(2, 0.5),
+    "amigo": hypergrad.amigo(3, SCALE), "stocbio": hypergrad.stocbio(3, SCALE),
+    "f2sa": hypergrad.f2sa(5.0, steps=3), "bome": hypergrad.bome(0.5, 0.2, steps=3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_where_no_loop_is_given_the_backend_decides_when_it_runs(name, monkeypatch):
+    estimator = LOOPED[name]
+    state, batches = PROBLEM.init(jnp.zeros(3)), [jnp.zeros(1)] * estimator.batches
+
+    def program():
+        call = jax.make_jaxpr(lambda x: estimator(PROBLEM, state, x, batches, None).gradient)
+        return str(call(jnp.zeros(2)))
+
+    loops = "scan[", "while["
+    assert not any(loop in program() for loop in loops)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert any(loop in program() for loop in loops)
+
+
 # One call, by the formulas.
 
 SOLVERS = {

@@ -51,16 +51,17 @@ def bome(eta: float, scale: float, *, steps: int = 1, loop: Loop | None = None) 
     """
     check_least(1, steps=steps)
     check_positive(eta=eta, scale=scale)
+    loop = chosen(loop)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
-        run, batch = chosen(loop), inner_batches[-1]
+        batch = inner_batches[-1]
 
         def descend(at, batch):
             slope, (model_state, _) = problem.inner_gradient(at, hyper, batch)
             params = jax.tree.map(lambda p, g: p - scale * g, at.params, slope)
             return at._replace(params=params, model_state=model_state), None
 
-        least, _ = run.scan(descend, state, run.stack(inner_batches), length=steps)
+        least, _ = loop.scan(descend, state, loop.stack(inner_batches), length=steps)
 
         def gap(params, hyper):
             value, rest = problem.inner(params, hyper, batch, state.model_state)

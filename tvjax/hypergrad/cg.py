@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tvjax.hypergrad.checks import check_least
 from tvjax.hypergrad.implicit import damped, implicit, widened
-from tvjax.hypergrad.loops import UNROLLED, Loop
+from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Estimator
 from tvjax.hypergrad.trees import zeros
 from tvjax.krylov import conjugate_gradients
@@ -32,7 +32,7 @@ def cg(
     tolerance: float | Callable[[jax.Array], Any] = 0.0,
     warm_start: bool = False,
     steps: int = 1,
-    loop: Loop = UNROLLED,
+    loop: Loop | None = None,
 ) -> Estimator:
     """A^{-1} by conjugate gradients.
 
@@ -69,12 +69,13 @@ def cg(
         `hoag_tolerance()`.
       warm_start: begin from the last call's solution, which rides in `carry`.
       steps: inner steps before the estimate, >= 1.
-      loop: how to run the steps and the iterations.
+      loop: how to run the steps and the iterations; None: what suits the backend.
 
     Raises:
       ValueError: for iterations or steps below 1.
     """
     check_least(1, iterations=iterations)
+    loop = chosen(loop)
 
     def init(problem, state, hyper):
         start = zeros(widened(state.params))

@@ -57,6 +57,7 @@ def f2sa(
       ValueError: for a sigma that is not positive, or steps below 1.
     """
     check_least(1, steps=steps)
+    loop = chosen(loop)
     if not callable(sigma):
         check_positive(sigma=sigma)
 
@@ -64,15 +65,14 @@ def f2sa(
         return F2SACarry(state, jnp.zeros((), jnp.int32))
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
-        run = chosen(loop)
         weight = sigma(carry.calls) if callable(sigma) else sigma
-        batches = run.stack(inner_batches)
-        new, inner_aux = inner_run(problem, state, hyper, batches, steps, run)
+        batches = loop.stack(inner_batches)
+        new, inner_aux = inner_run(problem, state, hyper, batches, steps, loop)
 
         def pull(z, batch):
             return _pulled(problem, z, hyper, batch, outer_batch, weight), None
 
-        z, _ = run.scan(pull, carry.pulled, batches, length=steps)
+        z, _ = loop.scan(pull, carry.pulled, batches, length=steps)
 
         def penalised(hyper):
             batch = inner_batches[-1]

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from tvjax.hypergrad.checks import check_least, check_positive
-from tvjax.hypergrad.loops import UNROLLED, Loop
+from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Estimate, Estimator
 from tvjax.hypergrad.reverse import inner_run
 
 
-def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROLLED) -> Estimator:
+def finite_difference(
+    steps: int = 1, *, width: float = 1e-5, loop: Loop | None = None
+) -> Estimator:
     """Central differences of the outer loss after K steps.
 
         H_i = [L_out(theta_K(x + h e_i), x + h e_i) - L_out(theta_K(x - h e_i), x - h e_i)] / (2 h)
@@ -32,12 +34,13 @@ def finite_difference(steps: int = 1, *, width: float = 1e-5, loop: Loop = UNROL
     Args:
       steps: K >= 1.
       width: h > 0, the displacement of each hyperparameter.
-      loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
+      loop: `UNROLLED` or `SCANNED`; None: what suits the backend.
 
     Raises:
       ValueError: for steps below 1, or a width that is not positive.
     """
     check_least(1, steps=steps)
+    loop = chosen(loop)
     check_positive(width=width)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):

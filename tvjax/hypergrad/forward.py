@@ -10,14 +10,14 @@ from jax.flatten_util import ravel_pytree
 
 from tvjax.hypergrad.checks import check_least
 from tvjax.hypergrad.derivatives import few, push
-from tvjax.hypergrad.loops import UNROLLED, Loop
+from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import outer_pullback
 from tvjax.hypergrad.trees import basis, floats, merge, size
 from tvjax.types import PyTree
 
 
-def forward(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
+def forward(steps: int, *, loop: Loop | None = None) -> Estimator:
     """The exact derivative through K steps, by tangents that go along: the number of `reverse`.
 
         Z_{k+1} = (d step/d state) Z_k + d step/dhyper,   Z_0 = 0,
@@ -36,12 +36,13 @@ def forward(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
 
     Args:
       steps: K >= 1.
-      loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
+      loop: `UNROLLED` or `SCANNED`; None: what suits the backend.
 
     Raises:
       ValueError: for steps below 1.
     """
     check_least(1, steps=steps)
+    loop = chosen(loop)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         def advance(pair, batch):

@@ -33,13 +33,13 @@ from jax.flatten_util import ravel_pytree
 
 from tvjax.hypergrad.checks import arrays, check_least, check_positive
 from tvjax.hypergrad.formulas import response
-from tvjax.hypergrad.loops import UNROLLED, Loop
+from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import inner_run
 from tvjax.types import PyTree
 
 
-def scaled_identity(scale: float, *, steps: int = 1, loop: Loop = UNROLLED) -> Estimator:
+def scaled_identity(scale: float, *, steps: int = 1, loop: Loop | None = None) -> Estimator:
     """A^{-1} taken as `scale` I.
 
         H = -scale <grad L_out, d/dhyper grad L_in>
@@ -58,13 +58,13 @@ def scaled_identity(scale: float, *, steps: int = 1, loop: Loop = UNROLLED) -> E
     Args:
       scale: stands for A^{-1}; 1 / the largest eigenvalue is the first term of `neumann`.
       steps: inner steps before the estimate, >= 1.
-      loop: how to run them.
+      loop: how to run them; None: what suits the backend.
     """
 
     def solve(product, b, carry):
         return optax.tree.scale(scale, b), carry
 
-    return implicit(solve, steps, loop)
+    return implicit(solve, steps, chosen(loop))
 
 
 def neumann(
@@ -73,7 +73,7 @@ def neumann(
     *,
     damping: float = 0.0,
     steps: int = 1,
-    loop: Loop = UNROLLED,
+    loop: Loop | None = None,
 ) -> Estimator:
     """A^{-1} as a truncated Neumann series.
 
@@ -97,13 +97,14 @@ def neumann(
       scale: factor of the series above, > 0.
       damping: added to the diagonal of the Hessian.
       steps: inner steps before the estimate, >= 1.
-      loop: how to run the steps and the terms.
+      loop: how to run the steps and the terms; None: what suits the backend.
 
     Raises:
       ValueError: for terms below 0, steps below 1, or a scale that is not positive.
     """
     check_least(0, terms=terms)
     check_positive(scale=scale)
+    loop = chosen(loop)
 
     def solve(product, b, carry):
         def term(pair):
@@ -123,7 +124,7 @@ def nystrom(
     *,
     seed: int = 0,
     steps: int = 1,
-    loop: Loop = UNROLLED,
+    loop: Loop | None = None,
 ) -> Estimator:
     """A^{-1} by Woodbury's identity on a random low-rank Hessian.
 
@@ -146,13 +147,14 @@ def nystrom(
       damping: added to the diagonal of the Hessian, > 0.
       seed: seed of the draws.
       steps: inner steps before the estimate, >= 1.
-      loop: how to run the steps and the products.
+      loop: how to run the steps and the products; None: what suits the backend.
 
     Raises:
       ValueError: for a rank or steps below 1, or a damping that is not positive.
     """
     check_least(1, rank=rank)
     check_positive(damping=damping)
+    loop = chosen(loop)
 
     def init(problem, state, hyper):
         return jax.random.key_data(jax.random.key(seed))

@@ -1,11 +1,13 @@
 """Two ways of running a loop of many steps, as values: `UNROLLED` in Python, `SCANNED` in XLA.
 
-`UNROLLED` is the default. Called outside `jit` it is a host loop over one compiled step, so that
-compile time does not grow with the number of steps; inside `jit` it is an unrolled program.
+Where no loop is given, the backend decides: `UNROLLED` on a CPU, `SCANNED` on an accelerator.
+
+`UNROLLED`, called outside `jit`, is a host loop over one compiled step, so that compile time does
+not grow with the number of steps. Inside `jit` it is an unrolled program.
 
 `SCANNED` compiles one step however many there are, inside `jit` too. It is right on accelerators
 and for losses without convolutions: on a CPU, convolutions run 14 to 25 times slower inside a loop
-body, because XLA rearranges them only outside (jax issue 12868). `default_loop()` chooses by that.
+body, because XLA rearranges them only outside (jax issue 12868).
 """
 
 from collections.abc import Callable, Sequence
@@ -64,11 +66,6 @@ def default_loop() -> Loop:
     return UNROLLED if jax.default_backend() == "cpu" else SCANNED
 
 
-def chosen(loop: Loop | None) -> Loop:
-    """`loop`, or the backend's where none is given; to be called as late as an estimate is made."""
-    return default_loop() if loop is None else loop
-
-
 UNROLLED = Loop(list, _python_scan, lambda ys: ys[-1], _python_repeat)
 SCANNED = Loop(
     lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees),
@@ -76,3 +73,15 @@ SCANNED = Loop(
     lambda ys: jax.tree.map(lambda y: y[-1], ys),
     repeat_while,
 )
+_BACKENDS = Loop(
+    lambda trees: default_loop().stack(trees),
+    lambda *args, **options: default_loop().scan(*args, **options),
+    lambda ys: default_loop().last(ys),
+    lambda *args: default_loop().repeat(*args),
+)
+"""`default_loop()` as it is when it runs: to make an estimator does not start a backend."""
+
+
+def chosen(loop: Loop | None) -> Loop:
+    """`loop`, or the one that suits the backend where it is None."""
+    return _BACKENDS if loop is None else loop

@@ -57,11 +57,11 @@ def by_descent(
     """
     check_least(1, terms=terms, steps=steps)
     check_positive(scale=scale)
+    loop = chosen(loop)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
-        run = chosen(loop)
-        trained = run.stack(inner_batches[:steps])
-        new, inner_aux = inner_run(problem, state, hyper, trained, steps, run)
+        trained = loop.stack(inner_batches[:steps])
+        new, inner_aux = inner_run(problem, state, hyper, trained, steps, loop)
         (loss, outer_aux), b = problem.outer_gradient(new, hyper, outer_batch)
         b = widened(b)
 
@@ -69,7 +69,7 @@ def by_descent(
             return quadratic_step(problem, new, hyper, batch, v, b, scale, damping), None
 
         v = carry if warm else optax.tree.scale(scale, b)
-        v, _ = run.scan(term, v, run.stack(inner_batches[steps:]), length=terms)
+        v, _ = loop.scan(term, v, loop.stack(inner_batches[steps:]), length=terms)
         h = response(problem, new, new, hyper, inner_batches[-1], outer_batch, v)
         return Estimate(h, loss, new, (inner_aux, outer_aux), v if warm else carry)
 

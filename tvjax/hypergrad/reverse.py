@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from tvjax.hypergrad.checks import check_least
-from tvjax.hypergrad.loops import UNROLLED, Loop
+from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.pullback import step_pullback
 from tvjax.hypergrad.trees import floats, merge
 from tvjax.types import PyTree
 
 
-def reverse(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
+def reverse(steps: int, *, loop: Loop | None = None) -> Estimator:
     """The exact derivative through K steps, by backpropagation with rematerialisation.
 
         H = dL_out(theta_K)/dhyper,   theta_{k+1} = theta_k + step(grad L_in(theta_k, hyper))
@@ -44,12 +44,13 @@ def reverse(steps: int, *, loop: Loop = UNROLLED) -> Estimator:
 
     Args:
       steps: K >= 1.
-      loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
+      loop: `UNROLLED` or `SCANNED`; None: what suits the backend.
 
     Raises:
       ValueError: for steps below 1.
     """
     check_least(1, steps=steps)
+    loop = chosen(loop)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         batches = loop.stack(inner_batches)

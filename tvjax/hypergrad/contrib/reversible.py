@@ -15,7 +15,7 @@ from tvjax.hypergrad.checks import check_least, check_positive
 from tvjax.hypergrad.contrib.fixed_point import HeavyBall, to_float
 from tvjax.hypergrad.degenerate import optimizer_at
 from tvjax.hypergrad.dependence import shapes
-from tvjax.hypergrad.loops import UNROLLED, Loop
+from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import gradient_pullback, outer_pullback
 from tvjax.hypergrad.trees import zeros
@@ -27,7 +27,7 @@ def reversible(
     learning_rate: float | Callable[[PyTree], Any],
     momentum: float,
     *,
-    loop: Loop = UNROLLED,
+    loop: Loop | None = None,
 ) -> Estimator:
     """The exact derivative through K steps of heavy ball, without a stored trajectory.
 
@@ -61,13 +61,14 @@ def reversible(
       steps: K >= 1.
       learning_rate: eta, the optimiser's; where it is learned, the function of `hyper` that it is.
       momentum: gamma, the optimiser's; between 0 and 1, a fraction of denominator up to 1000.
-      loop: `UNROLLED` or `SCANNED`; see `tvjax.hypergrad.loops`.
+      loop: `UNROLLED` or `SCANNED`; None: what suits the backend.
 
     Raises:
       ValueError: for steps below 1, a learning rate that is not positive, another momentum, and
         when called with another optimiser.
     """
     check_least(1, steps=steps)
+    loop = chosen(loop)
     if not callable(learning_rate):
         check_positive(learning_rate=learning_rate)
     fraction = Fraction(momentum).limit_denominator(1000)
