@@ -84,7 +84,7 @@ def make_steps():
         own = two if name == "exact_with_decay" else problem
         bilevel = steps.bilevel_step(own, regularizer, estimator, optimizer)
         step = layout.compile(lambda s, _, t, v, bilevel=bilevel: bilevel(s, t, v))
-        made[name] = step, estimator, (train[: estimator.steps], val)
+        made[name] = step, estimator, (train[: estimator.batches], val)
     states = {
         name: (start_two if name == "exact_with_decay" else start)(made[name][1], optimizer)
         for name in made

@@ -102,8 +102,8 @@ def _estimator(method: str, steps: int, inner_optimizer: Mapping[str, Any]) -> E
         "paper": lambda: hypergrad.paper(rate),
         "preconditioned": lambda: hypergrad.preconditioned(rate, scaling=scaling),
         "darts": lambda: hypergrad.darts(rate),
-        "reverse": lambda: hypergrad.reverse(steps, loop=hypergrad.default_loop()),
-        "forward": lambda: hypergrad.forward(steps, loop=hypergrad.default_loop()),
+        "reverse": lambda: hypergrad.reverse(steps),
+        "forward": lambda: hypergrad.forward(steps),
         "forward_online": hypergrad.forward_online,
         "training_loss": hypergrad.training_loss,
     }
