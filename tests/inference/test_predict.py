@@ -386,7 +386,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, name):
         with disk_of(size), pytest.raises(UserError, match=f"--out={out} cannot be written") as e:
             writing.predict_images(images, out, net, options=options)
         assert "\n" not in str(e.value) and len(seen) <= 1
-        assert {path.name for path in out.iterdir()} <= {"a.geojson"}  # which is complete
+        assert {path.name for path in out.glob("*")} <= {"a.geojson"}  # which is complete
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -12,7 +12,7 @@ from tvjax.inference.resample import Axis
 __all__ = ["Raster", "check_scale", "from_array", "open_raster", "scaled"]
 
 
-LEAST_SCALE, MOST_SCALE = 0.01, 100.0
+LEAST_SCALE, MOST_SCALE = 0.001, 1000.0
 """The range of scales: at others an image would be a pixel, or its work without end."""
 
 

@@ -183,7 +183,8 @@ def _compare(
         if found.get(field) != wanted.get(field) and not field.startswith(may_change):
             raise UserError(
                 f"{workdir} holds a run with {field[:80]}={short(found.get(field))}, this config "
-                f"has {short(wanted.get(field))}; use another --workdir, or set the field as it was"
+                f"has {short(wanted.get(field))}; use another --workdir, or "
+                f"--config.{field[:80]}={str(found.get(field))[:80]}"
             )
 
 
