@@ -112,6 +112,9 @@ def _parse(argv: list[str], words: int = 0) -> list[str]:
     if usage.ASKS.intersection(argv[1:]):
         print(usage.text())
         sys.exit(0)
+    file = dict(_typed(argv)).get("config", "").partition(":")[0]
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise UserError(f"--config: {file} is no file")
     try:
         rest = flags.FLAGS(argv)
         config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None

@@ -86,6 +86,8 @@ MISTAKES = {
     "--config=configs/lunet_bilevel.py:papr": "configs/lunet_bilevel.py:papr: there is no preset",
     "--config=configs/unet.py --config.train.log_every=0": "train.log_every=0 must be an integer",
     "--config=BROKEN": "SyntaxError",
+    "--config=/dev/zero": "--config: /dev/zero is no file",
+    "--config=configs": "--config: configs is no file",
     "--config=configs/unet.py fast": "unexpected argument 'fast'",
     "--config.train.steps=3": "--config is missing",
     "": "--config is missing",
