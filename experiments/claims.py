@@ -114,7 +114,7 @@ def gain_over_selection(f: Findings) -> Claim:
     unets, number = list(f.trainings("unet").values()), len(f.weights())
     d = selection(unets, f.swept(), number)
     return Claim(
-        f"the same over the best of {_number(f)} plain U-Nets by validation IoU", "not measured",
+        f"the same, less what choosing the best of {_number(f)} plain U-Nets gains", "not measured",
         points(d), gains(d, 2.2),
         "too few U-Nets" if d is None else f"{d.seeds} seeds against {len(unets)} U-Nets",
     )  # fmt: skip

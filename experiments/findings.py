@@ -114,23 +114,34 @@ def of_numbers(each: Sequence[float]) -> Difference | None:
 
 
 def selection(unets: Sequence[Member], chosen: Sequence[Member], of: int) -> Difference | None:
-    """Test IoU of nets chosen among several weights less that of the best of as many U-Nets.
+    """What nets gain that were chosen among several weights, less what choosing alone gains.
 
-    Both sides were chosen by validation IoU; the expected best of `of` U-Nets is the mean over all
-    choices of so many, its variance the jackknife's.
+    (chosen - U-Net, paired by seed) - (expected best of `of` U-Nets by validation IoU - their mean)
+
+    in points of test IoU. The second part's variance is the jackknife's; seeds that only the
+    U-Nets have count there alone, so that no side is lucky in its seeds.
     """
-    if len(unets) <= of or len(chosen) < 2:
+    base, picked = _common(unets, chosen)
+    if len(unets) <= of or len(picked) < 2:
         return None
+    pairs = zip(base, picked, strict=True)
+    each = 100 * np.array(
+        [b["scores"]["test"]["iou"] - a["scores"]["test"]["iou"] for a, b in pairs]
+    )
     val, test = (100 * np.array([m["scores"][s]["iou"] for m in unets]) for s in ("val", "test"))
-    best, n, everything = best_of(val, test, of), len(unets), np.arange(len(unets))
-    left = [best_of(val[k], test[k], of) for i in range(n) for k in [np.delete(everything, i)]]
-    spread = (n - 1) / n * float(((np.array(left) - np.mean(left)) ** 2).sum())
-    ours = 100 * np.array([m["scores"]["test"]["iou"] for m in chosen])
-    parts = [methods.Part(float(ours.var(ddof=1)) / len(ours), len(ours) - 1),
+    n = len(unets)
+    everything = np.arange(n)
+    left = np.array([_gain(val, test, np.delete(everything, i), of) for i in range(n)])
+    spread = (n - 1) / n * float(((left - left.mean()) ** 2).sum())
+    parts = [methods.Part(float(each.var(ddof=1)) / len(each), len(each) - 1),
              methods.Part(spread, n - 1)]  # fmt: skip
-    found = float(ours.mean()) - best
-    shown = detectable(float(ours.std(ddof=1)), len(ours))
-    return Difference(found, *methods.interval(found, parts, 0.95), len(ours), shown)
+    found = float(each.mean()) - _gain(val, test, everything, of)
+    shown = detectable(float(each.std(ddof=1)), len(each))
+    return Difference(found, *methods.interval(found, parts, 0.95), len(each), shown)
+
+
+def _gain(val: np.ndarray, test: np.ndarray, kept: np.ndarray, of: int) -> float:
+    return best_of(val[kept], test[kept], of) - float(test[kept].mean())
 
 
 def average(members: Sequence[Member], split: str, score: str, factor: float = 1.0) -> Mean | None:

@@ -57,7 +57,8 @@ RULES = (
     "0; an equality holds where the interval lies "
     f"within {claims.MARGIN:g} point of 0 and does not where it lies outside; all else is "
     "**undecided**. `N points show`: the difference that so many seeds would have shown with 80 % "
-    "power at the 5 % level, by their spread."
+    "power at the 5 % level, by their spread. Of so many intervals one or the other misses by "
+    "chance."
 )
 
 

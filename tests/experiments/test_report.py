@@ -9,6 +9,7 @@ from devices import Pixels
 from programs import ROOT
 
 from experiments import claims, document, findings, report, run, runs
+from experiments.lambda_claims import best_of
 from experiments.trainer import Trainer, load, save, summary
 from tvjax import models
 from tvjax.data import pipeline, sets
@@ -161,10 +162,17 @@ def test_choosing_among_equal_nets_is_no_gain_over_choosing_among_seeds():
     rng, hits = np.random.default_rng(1), 0
     for _ in range(60):
         test = rng.normal(0.6, 0.04, 12)
-        grid = rng.normal(0.6, 0.04, (4, 5))  # four weights that do nothing
+        grid = rng.normal(0.6, 0.04, (4, 8))  # four weights that do nothing
         found = findings.selection(members(test), members(grid.max(0)), 4)
         hits += found is not None and found.low <= 0 <= found.high
     assert hits >= 54
+
+
+def test_luck_in_the_seeds_of_one_side_is_no_gain():
+    test = np.array([0.6, 0.61, 0.6, 0.61, 0.5, 0.51, 0.5, 0.51])  # bad luck after the fourth seed
+    found = findings.selection(members(test), members(test[:4] + 0.02), 2)
+    alone = best_of(test, test, 2) - test.mean()
+    assert found is not None and found.value == pytest.approx(2 - 100 * alone)
 
 
 def test_the_lambdas_of_the_readings_weigh_as_the_readings_do():
