@@ -30,8 +30,8 @@ def binary_cross_entropy(logits: Images, mask: Images) -> Float[Array, "..."]:
       mask: `[..., H, W, C]`, 0 or 1, or a probability between them; of any number type.
 
     Returns:
-      `[...]`, in nats per pixel, in float32 if less precise. NaN of traced logits that are not
-      finite and of a traced mask beyond [0, 1].
+      `[...]`, in nats per pixel, in float32 if less precise. NaN or infinity of traced
+      logits that are not finite, NaN of a traced mask beyond [0, 1].
 
     Raises:
       ValueError: the shapes differ or hold no pixel, the logits are complex, booleans or not
@@ -66,8 +66,8 @@ def focal(
         by 1.
 
     Returns:
-      `[...]`, in nats per pixel, in float32 if less precise. NaN of traced arguments that cannot be
-      so.
+      `[...]`, in nats per pixel, in float32 if less precise. NaN or infinity of traced logits that
+      are not finite, NaN of other traced arguments that cannot be so.
 
     Raises:
       ValueError: the shapes differ or hold no pixel, the logits are complex, booleans or not
@@ -112,7 +112,8 @@ def dice(
       >>> dice(jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1)))  # p = 1 / 2: 1 - 17 / 25
       Array(0.32, dtype=float32)
     """
-    z, y = _pair("logits", _logits(logits), arguments.share("mask", mask))
+    z = arguments.finite("logits", _logits(logits))  # a sigmoid would hide infinity
+    z, y = _pair("logits", z, arguments.share("mask", mask))
     return _dice(jax.nn.sigmoid(z), y, smoothing)
 
 
@@ -158,8 +159,11 @@ def _dice(p: jax.Array, y: jax.Array, smoothing: Any) -> jax.Array:
 
 def _logits(x: Any) -> jax.Array:
     """Finite numbers; booleans are a mask, whose sigmoid would be 0.5 and 0.73."""
-    if arguments.real("logits", x).dtype == jnp.bool_:
+    array = arguments.real("logits", x)
+    if array.dtype == jnp.bool_:
         raise ValueError("logits must be real numbers; got bool, which a mask is")
+    if isinstance(x, jax.core.Tracer):
+        return array  # what is not finite gives NaN or infinity by itself
     return arguments.finite("logits", x)
 
 
