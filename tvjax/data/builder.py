@@ -28,6 +28,7 @@ from tvjax.data import (
     duplicates,
     given,
     identity,
+    left_out,
     manifest,
     masks,
     plausible,
@@ -109,6 +110,7 @@ def build(
     split_file: str | Path | None = None,
     group: str | None = None,
     map_tiles: bool = True,
+    leave_out: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Builds the records; does nothing if `out` already holds the same.
@@ -134,6 +136,7 @@ def build(
         `groups.label`.
       map_tiles: whether tiles whose names say that they are of one ground stay together, see
         `map_tiles.ground`.
+      leave_out: list of tiles that are left out, see `left_out.read`; before the draw of `limit`.
       progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -150,7 +153,7 @@ def build(
     asked = manifest.request(
         files, size=size, limit=limit, seed=seed, split=split, categories=categories,
         split_file=None if split_file is None else Path(split_file), group=group,
-        map_tiles=map_tiles,
+        map_tiles=map_tiles, leave_out=None if leave_out is None else Path(leave_out),
     )  # fmt: skip
     sources = Sources(files[0], root)
     if manifest.is_built(out, asked, sources, skip_bad=skip_bad):
@@ -163,7 +166,8 @@ def build(
         group=group, map_tiles=map_tiles, fractions=split, seed=seed,
     )  # fmt: skip
     total = len(found) + len(faults.reasons)
-    tiles = _check_sizes(_subset(found, limit, seed, files[0]), size, faults)
+    kept = found if leave_out is None else _kept(found, root, Path(leave_out), faults)
+    tiles = _check_sizes(_subset(kept, limit, seed, files[0]), size, faults)
     if not tiles:
         faults.check(total)
     arrange.check([os.path.relpath(tile.file, root) for tile in tiles])
@@ -217,8 +221,7 @@ def _write(
     labels, assigned, notes = arrange.assign(names, twins)
     for note in notes:
         print(escaped(note), file=sys.stderr)
-    # Records hold text; a name may hold bytes that are none.
-    names = [os.fsencode(name).decode(errors="backslashreplace") for name in names]
+    names = [_text(name) for name in names]
     _write_records(out, tiles, names, arrays, assigned)
     content = {
         "request": asked,
@@ -279,6 +282,19 @@ def _read(annotations: Path, images: Path, faults: Faults, categories: Sequence[
     if annotations.is_dir():
         return masks.read(images, annotations, faults, categories)
     return coco.read(annotations, images, faults, categories)
+
+
+def _kept(tiles: list[Any], root: Path, leave_out: Path, faults: Faults) -> list[Any]:
+    """The tiles that the list does not leave out."""
+    names = [_text(os.path.relpath(tile.file, root)) for tile in tiles]
+    faulty = {_text(os.path.relpath(file, root)) for file in faults.reasons}
+    ids = [tile.id for tile in tiles]
+    return left_out.without(tiles, ids, names, leave_out, unknown=faulty)
+
+
+def _text(name: str) -> str:
+    """A name as records hold it, which is text; it may hold bytes that are none."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _subset(tiles: list[Tile], limit: int | None, seed: int, annotations: Path) -> list[Tile]:

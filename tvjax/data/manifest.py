@@ -37,6 +37,7 @@ def request(
     split_file: Path | None = None,
     group: str | None = None,
     map_tiles: bool = True,
+    leave_out: Path | None = None,
 ) -> dict[str, Any]:
     """What the caller of a build asks for, in the form that is stored and compared.
 
@@ -44,7 +45,7 @@ def request(
 
     Raises:
       UserError: the annotations (a COCO file or one per split, or a directory of masks) or the
-        file of splits cannot be read.
+        file of splits or the list of tiles to leave out cannot be read.
     """
     labels: dict[str, Any] = {"labels": "masks"}  # files, which `sources` compares
     if not annotations[0].is_dir():
@@ -65,6 +66,7 @@ def request(
         "split_file_sha256": None if split_file is None else _sha256(split_file),
         "group": group,
         "map_tiles": map_tiles,
+        "leave_out_sha256": None if leave_out is None else _sha256(leave_out),
     }
 
 

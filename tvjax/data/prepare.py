@@ -77,6 +77,11 @@ _LIMIT = flags.DEFINE_integer(
     "limit", None, "Number of tiles, drawn at random, e.g. 5000; default: all."
 )
 _SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Whether to leave out images that cannot be used.")
+_LEAVE_OUT = flags.DEFINE_string(
+    "leave_out", None,
+    "A CSV file of images to leave out, e.g. FAULTS/worst.csv: the id of each, and after it, if at "
+    "all, its file's name.",
+)  # fmt: skip
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draw and of the splits, e.g. 1.")
 
 
@@ -149,6 +154,7 @@ def main(argv: list[str]) -> None:
             split_file=_SPLIT_FILE.value,
             group=_GROUP.value,
             map_tiles=_MAP_TILES.value,
+            leave_out=_LEAVE_OUT.value,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written") from None
