@@ -121,6 +121,7 @@ def main(argv: list[str]) -> None:
     one, two = runs[: len(first)], runs[len(first) :]
     blocks = neighbours.find([r["name"] for r in rows[0]], [r["id"] for r in rows[0]], clusters)
     compared = claims.compare(one, two, rows, blocks=blocks, score=reports[0]["score"])
+    interruption.check()
     warnings = sides.warn(one, two)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -223,6 +224,7 @@ def _score(
     if one.out:
         with workspace.beside(one.out / "scores.json") as work, files.writing("out", one.out):
             keep(work, examples, one.net, tiling, result, report)
+            interruption.check()
             for name in KEPT:
                 (work / name).replace(one.out / name)
     return report, result

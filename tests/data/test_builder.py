@@ -148,6 +148,7 @@ def test_bad_input_leaves_no_trace(source, tmp_path):
         ({"size": 31}, r"size=31x31 .* is larger than .*\.png, which is 30x30"),
         ({"size": (10, 15)}, "has another aspect ratio"),
         ({"size": 0}, "size="),
+        ({"size": 1}, "size=.*at least 2 pixels"),
         ({"limit": 25}, "limit=25: .*annotation.json has 24 images"),
         ({"limit": 2}, "2 tiles in 2 clusters"),
     ):

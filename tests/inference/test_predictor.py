@@ -78,7 +78,7 @@ def test_a_denoising_is_one_number(predictor, weight):
     [
         ("size", (0, -1, 32.5, "64", True, 99999999999, [64])),
         ("batch", (0, -1, 1.5, "2", False, 99999999999)),
-        ("platforms", ([], (), "cpu", ["gpu"], None, [None], [["cpu"]], ["cpu", "x"])),
+        ("platforms", ([], (), "cpu", ["gpu"], None, [None], [["cpu"]], ["cpu", "x"], ["cpu"] * 2)),
     ],
 )
 def test_an_export_that_cannot_be_names_the_argument(predictor, name, values):

@@ -20,6 +20,7 @@ MISTAKES = {
     "export --out=net --batch=1_0": "--batch=1_0: write numbers",
     "export --out=net --batch=-1": "--batch must be at least 1; got -1",
     "export --out=net --platforms=": "--platforms must be one or more of cpu, ",
+    "export --out=net --platforms=cpu,cpu": "--platforms must be one or more of cpu, ",
     "export --out=net --checkpoint=٣": "checkpoint=٣: ",
     "evaluate --out=run": "run holds a run",
     "evaluate --out=tiles": "tiles holds prepared tiles",
@@ -31,6 +32,7 @@ MISTAKES = {
     "predict --out=out --batch=10000000000": "--batch=10000000000 --tile=512: these tiles need",
     "data.prepare --annotations=a --images=. --out=out --size=١٦": "--size=١٦: give a number of",
     f"main --config={ROOT}/configs/unet.py --workdir=tiles": "tiles holds prepared tiles; use ano",
+    "evaluate --workdir=linked": "linked/checkpoints/8 is a link",
     # A flipped bit in a small file of the run.
     "export --workdir=other_net --out=net": "config.json has model.momentum=0.8",
     "export --workdir=no_net --out=net": "config.json is damaged",
@@ -47,6 +49,9 @@ USES = {
     "full in export": {"argv": [*EXPORT, "--out=new/full.net"], "kilobytes": 1},
     "struck while scoring": {
         "argv": [*EVALUATE, "--out=new/struck"], "strike": "tvjax.scoring.scores:write_csv"
+    },
+    "struck while drawing": {
+        "argv": [*EVALUATE, "--out=new/drawn"], "strike": "tvjax.training.figures:save"
     },
     "struck in export": {"argv": [*EXPORT, "--out=new/net"], "strike": "jax.export:export"},
 }  # fmt: skip
@@ -77,8 +82,10 @@ def place(tiles, tmp_path_factory):
     [(status, _, errors)] = use_all(["train", str(tiles), str(folder)])
     assert status == 0, errors
     shutil.copytree(tiles, folder / "tiles")
-    for name in ("other_net", "no_net", "damaged"):
+    for name in ("other_net", "no_net", "damaged", "linked"):
         shutil.copytree(folder / "run", folder / name)
+    shutil.move(folder / "linked/checkpoints/8", folder / "8")
+    (folder / "linked/checkpoints/8").symlink_to("../../8")
     flip(folder / "other_net" / "config.json", b'"momentum": 0.9', b'"momentum": 0.8')
     flip(folder / "no_net" / "config.json", b'"model": {', b'"model": [')
     arrays = max((folder / "damaged" / NET / "d").glob("*"), key=lambda path: path.stat().st_size)
@@ -144,7 +151,7 @@ def test_a_full_disk_and_a_signal_leave_nothing_behind(place, outcomes):
         status, out, errors = outcomes[name]
         assert status == 74 and not out and errors.count("\n") == 1, (name, errors)
         assert "cannot be written: File too large" in errors
-    for name in ("struck while scoring", "struck in export"):
+    for name in ("struck while scoring", "struck while drawing", "struck in export"):
         status, out, errors = outcomes[name]
         assert status == 130 and not out
         assert errors.splitlines()[-1].startswith("interrupted; run the same"), (name, errors)

@@ -251,6 +251,13 @@ def test_no_link_of_a_run_s_folder_leads_to_what_is_written(run, tmp_path):
         with pytest.raises(UserError, match=f"{name} is a link"):
             rundir.check(run, unet_tv.get_config())
         (run / name).unlink()
+    (run / "checkpoints" / "5").mkdir(parents=True)
+    for name in ("4", "5/state"):
+        (run / "checkpoints" / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match=f"{name} is a link"):
+            rundir.check(run, unet_tv.get_config())
+        (run / "checkpoints" / name).unlink()
+    shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="runs is a link"):
         (run / "summary.json").unlink()
         (run / "runs").symlink_to(tmp_path / "elsewhere")

@@ -34,13 +34,10 @@ class Arrangement(NamedTuple):
         """Refuses, before anything is decoded, what `assign` would.
 
         Raises:
-          UserError: the group is no regular expression or is in no name, or given splits lack a
-            name or are empty.
+          UserError: the group is no regular expression, is in no name or in all, or given splits
+            lack a name or are empty.
         """
-        if self.group is not None:
-            groups.label(names, self.group)
-        if self.splits is not None:
-            given.assign(names, self.splits, self.where)
+        self.assign(names, np.arange(len(names)))  # as if no two were near-duplicates
 
     def assign(
         self, names: Sequence[str], twins: np.ndarray

@@ -201,8 +201,8 @@ def _check(files: list[Path], folders: list[Path], split_file: Any, seed: int) -
 
 def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    if min(size) <= 0:
-        raise UserError(f"size={size}: a positive number of pixels is needed")
+    if min(size) < 2:
+        raise UserError(f"size={size}: at least 2 pixels are needed, for one to have a neighbour")
     return size
 
 

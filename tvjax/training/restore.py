@@ -106,10 +106,11 @@ def open_state(workdir: Path, like: TrainState, checkpoint: str | int = "newest"
       checkpoint: see `Checkpoints.choose`.
 
     Raises:
-      UserError: there is no such checkpoint.
+      UserError: there is no such checkpoint, or a link among them.
     """
     interruption.check()
     folder, restored = workdir / "checkpoints", None
+    rundir.check_links(workdir)
     if folder.is_dir():  # nothing is made where nothing was: orbax would create the folder
         with Checkpoints(folder, read_only=True) as checkpoints:
             restored = checkpoints.restore(like, checkpoint)

@@ -164,6 +164,22 @@ def _check_place(workdir: Path) -> None:
                 f"{place} is a link, and a run writes in its own folder only; remove it (the "
                 "whole --workdir may be a link)"
             )
+    check_links(workdir)
+
+
+def check_links(workdir: Path) -> None:
+    """Refuses links among a run's checkpoints, which would lead to what is read and removed.
+
+    Raises:
+      UserError: naming the first one.
+    """
+    for folder, folders, names in os.walk(workdir / "checkpoints"):
+        for name in sorted(folders + names):
+            if os.path.islink(place := os.path.join(folder, name)):
+                raise UserError(
+                    f"{place} is a link, and a run's checkpoints are its own; remove it, or put "
+                    "what it leads to in its place"
+                )
 
 
 def _compare(
