@@ -1,10 +1,28 @@
-"""A convex solver's answer, refined until it is good to rounding."""
+"""A convex solver's answer, of an interior point method, and refined until it is good to rounding."""
 
+import cvxpy
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+
+
+def variation(u, kind):
+    """TV of a `[H, W]` variable."""
+    dy, dx = u[1:] - u[:-1], u[:, 1:] - u[:, :-1]
+    if kind == "anisotropic":
+        return cvxpy.sum(cvxpy.abs(dy)) + cvxpy.sum(cvxpy.abs(dx))
+    inner = [cvxpy.vec(d, order="C") for d in (dy[:, :-1], dx[:-1])]
+    corner = cvxpy.sum(cvxpy.abs(dy[:, -1])) + cvxpy.sum(cvxpy.abs(dx[-1]))
+    return cvxpy.sum(cvxpy.norm(cvxpy.vstack(inner), 2, axis=0)) + corner
+
+
+def minimise(cost, constraints=(), *, tolerance):
+    """Gives the variables of a cost the values of its minimum."""
+    tight = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+    problem = cvxpy.Problem(cvxpy.Minimize(cost), list(constraints))
+    problem.solve(solver=cvxpy.CLARABEL, **tight)
 
 
 def tied_regions(u, kind, threshold):
