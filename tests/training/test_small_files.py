@@ -10,6 +10,7 @@ from configs import base, unet_tv
 from tvjax import program, sweep
 from tvjax.data import builder, identity, manifest, records, sets
 from tvjax.data.embedded import synthetic
+from tvjax.data.origins import Images
 from tvjax.data.sources import Sources
 from tvjax.errors import UserError
 from tvjax.training import restore, rundir
@@ -176,8 +177,9 @@ def test_what_lies_beside_prepared_tiles(coco, prepared, tmp_path, name):
     tiles = tmp_path / "tiles"
     shutil.copytree(prepared, tiles)
     asked = manifest.request(
-        [coco / "annotation.json"], size=(16, 16), limit=None, seed=0, split=(0.8, 0.1, 0.1)
-    )
+        Images(coco / "annotation.json", coco / "images").describe(),
+        size=(16, 16), limit=None, seed=0, split=(0.8, 0.1, 0.1),
+    )  # fmt: skip
     sources = Sources(coco / "annotation.json", coco / "images")
     sha256 = identity.of(tiles)
 

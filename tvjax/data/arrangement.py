@@ -30,23 +30,24 @@ class Arrangement(NamedTuple):
     seed: int
     """Seed of a draw."""
 
-    def check(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str], near: np.ndarray | None = None) -> None:
         """Refuses, before anything is decoded, what `assign` would.
 
         Raises:
           UserError: the group is no regular expression, is in no name or in all, or given splits
             lack a name or are empty.
         """
-        self.assign(names, np.arange(len(names)))  # as if no two were near-duplicates
+        self.assign(names, np.arange(len(names)), near)  # as if no two were near-duplicates
 
     def assign(
-        self, names: Sequence[str], twins: np.ndarray
+        self, names: Sequence[str], twins: np.ndarray, near: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """The splits of tiles.
 
         Args:
           names: names of the tiles.
           twins: labels `[N]`, equal for near-duplicates.
+          near: labels `[N]`, equal for tiles that are too near each other; None: it is not known.
 
         Returns:
           Labels of what stays together, `[N]`; the split of each tile, `[N]`; and lines to be told.
@@ -57,7 +58,9 @@ class Arrangement(NamedTuple):
         kept, notes = {"near-duplicates": twins}, []
         if self.group is not None:
             kept[f"--group={self.group}"] = groups.label(names, self.group)
-        places = map_tiles.read(names) if self.map_tiles else None
+        if near is not None:
+            kept["neighbours"] = near
+        places = map_tiles.read(names) if self.map_tiles and near is None else None
         if places is not None and self.splits is not None:
             kept["ground that overlaps or touches"] = map_tiles.touching(places)
         elif places is not None:

@@ -24,7 +24,6 @@ from tvjax import interruption
 from tvjax.data import (
     area,
     arrangement,
-    coco,
     duplicates,
     given,
     identity,
@@ -37,10 +36,9 @@ from tvjax.data import (
 )
 from tvjax.data.arrangement import Arrangement
 from tvjax.data.faults import Faults
+from tvjax.data.origins import Images, Origin, Tile
 from tvjax.data.sources import Sources
 from tvjax.errors import UserError, escaped
-
-Tile = coco.Tile | masks.Tile
 
 
 class Tiles(tfds.core.GeneratorBasedBuilder):
@@ -113,12 +111,52 @@ def build(
     leave_out: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Builds the records; does nothing if `out` already holds the same.
+    """Builds the records of a COCO file or of masks; see `build_from`.
 
     Args:
       annotations: the COCO file, see `coco.read`, or three of them, of training, validation and
         test; or a directory of mask PNGs, see `masks.read`.
       images: the directory of its images, or of three files one each.
+      out: see `build_from`, as all others.
+      size: side of the tiles, or height and width.
+      limit: number of tiles.
+      seed: seed of all draws.
+      split: fractions of the splits.
+      skip_bad: whether to leave out what cannot be used.
+      categories: categories of a COCO file, see `coco.read`; values of masks that are object, see
+        `masks`.
+      split_file: file of splits.
+      group: pattern of names that stay together.
+      map_tiles: whether names of map tiles count.
+      leave_out: list of tiles that are left out.
+      progress: whether to show a bar.
+    """
+    return build_from(
+        Images(annotations, images, categories), out, size=size, limit=limit, seed=seed,
+        split=split, skip_bad=skip_bad, split_file=split_file, group=group, map_tiles=map_tiles,
+        leave_out=leave_out, progress=progress,
+    )  # fmt: skip
+
+
+def build_from(
+    origin: Origin,
+    out: str | Path,
+    *,
+    size: int | tuple[int, int],
+    limit: int | None = None,
+    seed: int = 0,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    skip_bad: bool = False,
+    split_file: str | Path | None = None,
+    group: str | None = None,
+    map_tiles: bool = True,
+    leave_out: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Builds the records; does nothing if `out` already holds the same.
+
+    Args:
+      origin: where tiles come from.
       out: the directory to make.
       size: pixels of the records: height and width, or the side of a square. Tiles are shrunk
         to it by area mean, masks by majority.
@@ -128,8 +166,6 @@ def build(
       skip_bad: leaves out images that cannot be used: files that are missing or cannot be decoded,
         faulty regions, images smaller than `size` or of another shape. Else one error tells of
         all of them.
-      categories: categories of a COCO file, see `coco.read`; values of masks that are object, see
-        `masks`.
       split_file: gives the splits, see `given.read`; None, unless there are three COCO files: they
         are drawn, see `splits.draw`, and near-duplicates stay together.
       group: a regular expression; tiles in whose names it finds the same stay together, see
@@ -137,61 +173,63 @@ def build(
       map_tiles: whether tiles whose names say that they are of one ground stay together, see
         `map_tiles.ground`.
       leave_out: list of tiles that are left out, see `left_out.read`; before the draw of `limit`.
+      leave_out: list of tiles that are left out, see `left_out.read`; before the draw of `limit`.
       progress: whether to show a progress bar on stderr.
 
     Returns:
       The content of `source.json`; its `left_out` tells the number of those images, and why.
 
     Raises:
-      UserError: bad input (see `coco`, `masks`), images that cannot be used, too few tiles, no
+      UserError: bad input (see `origins`), images that cannot be used, too few tiles, no
         background or no object in all of them, or an `out` that holds anything else. `out` is then
         as it was before.
     """
-    files, folders, out = _listed(annotations), _listed(images), Path(out)
-    root, size = _root(files, folders), _height_and_width(size)
-    _check(files, [out, *folders], split_file, seed)
+    out, size = Path(out), _height_and_width(size)
+    _check([out, *origin.folders], seed)
+    if origin.gives_splits and split_file is not None:
+        raise UserError("three COCO files give the splits, and so does split_file; leave one out")
     asked = manifest.request(
-        files, size=size, limit=limit, seed=seed, split=split, categories=categories,
+        origin.describe(), size=size, limit=limit, seed=seed, split=split,
         split_file=None if split_file is None else Path(split_file), group=group,
         map_tiles=map_tiles, leave_out=None if leave_out is None else Path(leave_out),
     )  # fmt: skip
-    sources = Sources(files[0], root)
+    sources = Sources(origin.labels, origin.root, origin.listed)
     if manifest.is_built(out, asked, sources, skip_bad=skip_bad):
         return manifest.read(out)
     faults = Faults()
-    found, own = _read_all(files, folders, root, faults, categories)
+    found = origin.read(faults, split, limit, split_file is not None)
     arrange = Arrangement(
-        splits=own if split_file is None else given.read(Path(split_file)),
+        splits=origin.splits() if split_file is None else given.read(Path(split_file)),
         where="--annotations" if split_file is None else f"--split_file={split_file}",
         group=group, map_tiles=map_tiles, fractions=split, seed=seed,
     )  # fmt: skip
     total = len(found) + len(faults.reasons)
-    kept = found if leave_out is None else _kept(found, root, Path(leave_out), faults)
-    tiles = _check_sizes(_subset(kept, limit, seed, files[0]), size, faults)
+    kept = found if leave_out is None else _kept(found, origin, Path(leave_out), faults)
+    tiles = _check_sizes(_subset(kept, limit, seed, origin.labels), size, faults)
     if not tiles:
         faults.check(total)
-    arrange.check([os.path.relpath(tile.file, root) for tile in tiles])
+    arrange.check([origin.name(tile) for tile in tiles], origin.places(tiles))
     with workspace.beside(out) as work:
         # Written, and mapped when it is complete: a file mapped before would, on a full disk, end
         # the process by SIGBUS.
-        with open(work / "arrays", "wb") as rows:
+        with open(work / "arrays", "wb") as rows, contextlib.closing(origin):
             tiles, hashes = _decode(tiles, size, rows, faults, sources, skip_bad, progress)
         if not skip_bad or not tiles:
             faults.check(total)
+        if not tiles:
+            raise UserError(f"{origin.root}: no tile of its images has data")
         arrays = np.memmap(work / "arrays", np.uint8, "r", shape=(len(tiles), *size, 4))
-        for note in plausible.check(tiles, arrays[..., 3], files[0]):
+        for note in plausible.check(tiles, arrays[..., 3], origin.labels):
             print(f"note: {escaped(note)}", file=sys.stderr)
         finished = work / "finished"
-        _write(finished, root, asked, tiles, arrays, duplicates.clusters(hashes), arrange, faults)
+        _write(finished, origin, asked, tiles, arrays, duplicates.clusters(hashes), arrange, faults)
         sources.write(finished, (f for tile in found for f in tile.files), faults.reasons.keys())
         if not workspace.move(finished, out):
             manifest.is_built(out, asked, sources, skip_bad=skip_bad)  # refuses what is other
     return manifest.read(out)
 
 
-def _check(files: list[Path], folders: list[Path], split_file: Any, seed: int) -> None:
-    if len(files) > 1 and split_file is not None:
-        raise UserError("three COCO files give the splits, and so does split_file; leave one out")
+def _check(folders: list[Path], seed: int) -> None:
     for folder in folders:  # array_record and GDAL take none but these
         if os.fsencode(folder).decode(errors="ignore") != str(folder):
             raise UserError(f"{folder}: the bytes of its name are no UTF-8; rename it")
@@ -208,7 +246,7 @@ def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _write(
     out: Path,
-    root: Path,
+    origin: Origin,
     asked: dict[str, Any],
     tiles: list[Tile],
     arrays: np.ndarray,
@@ -217,15 +255,15 @@ def _write(
     faults: Faults,
 ) -> None:
     """Assigns tiles to splits, writes their records, and beside these what they were made from."""
-    names = [os.path.relpath(tile.file, root) for tile in tiles]
-    labels, assigned, notes = arrange.assign(names, twins)
+    names = [origin.name(tile) for tile in tiles]
+    labels, assigned, notes = arrange.assign(names, twins, origin.places(tiles))
     for note in notes:
         print(escaped(note), file=sys.stderr)
     names = [_text(name) for name in names]
     _write_records(out, tiles, names, arrays, assigned)
     content = {
         "request": asked,
-        "images": str(root.resolve()),
+        "images": str(origin.root.resolve()),
         "package_version": importlib.metadata.version("tvjax"),
         "left_out": {"images": len(faults.reasons), "reasons": list(faults.reasons.values())},
         "near_duplicate_clusters": len(np.unique(twins)),
@@ -242,52 +280,10 @@ def _write(
     identity.write(out, identity.digest(_pairs(arrays, assigned)))
 
 
-def _listed(places: str | Path | Sequence[str | Path]) -> list[Path]:
-    one = isinstance(places, (str, Path))
-    return [Path(place) for place in ([places] if one else places)]
-
-
-def _root(files: list[Path], folders: list[Path]) -> Path:
-    """The folder that tiles' names are relative to."""
-    if len(files) not in (1, 3) or len(folders) not in (1, len(files)):
-        raise UserError(
-            f"{len(files)} annotations and {len(folders)} directories of images: give one of each, "
-            "or three COCO files (of train, val and test) with one directory or three"
-        )
-    if len(folders) == 1:
-        return folders[0]
-    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
-
-
-def _read_all(
-    files: list[Path], folders: list[Path], root: Path, faults: Faults, categories: Sequence[int]
-) -> tuple[list[Any], dict[str, int] | None]:
-    """The tiles of all files, and by their names the splits that three files give."""
-    if len(files) == 1:
-        return _read(files[0], folders[0], faults, categories), None
-    found, own = [], {}
-    for k, file in enumerate(files):
-        tiles = coco.read(file, folders[k % len(folders)], faults, categories)
-        for tile in tiles:
-            name = os.path.relpath(tile.file, root)
-            if own.setdefault(name, k) != k:
-                raise UserError(
-                    f"{tile.file}: is in {files[own[name]]} and in {file}; an image has one split"
-                )
-        found += tiles
-    return found, own
-
-
-def _read(annotations: Path, images: Path, faults: Faults, categories: Sequence[int]) -> list[Any]:
-    if annotations.is_dir():
-        return masks.read(images, annotations, faults, categories)
-    return coco.read(annotations, images, faults, categories)
-
-
-def _kept(tiles: list[Any], root: Path, leave_out: Path, faults: Faults) -> list[Any]:
+def _kept(tiles: list[Any], origin: Origin, leave_out: Path, faults: Faults) -> list[Any]:
     """The tiles that the list does not leave out."""
-    names = [_text(os.path.relpath(tile.file, root)) for tile in tiles]
-    faulty = {_text(os.path.relpath(file, root)) for file in faults.reasons}
+    names = [_text(origin.name(tile)) for tile in tiles]
+    faulty = {_text(os.path.relpath(file, origin.root)) for file in faults.reasons}
     ids = [tile.id for tile in tiles]
     return left_out.without(tiles, ids, names, leave_out, unknown=faulty)
 
@@ -358,13 +354,15 @@ def _decode(
         for file in tile.files:
             sources.read(file)
         try:
-            image, mask = tile.load()
+            loaded = tile.load()
             for file in tile.files:
                 sources.check_unchanged(file)
         except UserError as error:
+            loaded = None
             faults.add(tile.file, error)
-        if faults.reasons and (not skip_bad or tile.file in faults.reasons):
+        if loaded is None or (faults.reasons and (not skip_bad or tile.file in faults.reasons)):
             continue  # nothing will be built: only look for more
+        image, mask = loaded
         k = len(good)
         hashes[k] = duplicates.hashes(image)
         shrunk = area.shrink_image(image, size), area.shrink_mask(mask, size)

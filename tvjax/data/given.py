@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from tvjax.data.splits import NAMES
 from tvjax.errors import UserError
+
+_PART = re.compile(r"@x\d+y\d+$")
+"""What a tile's name adds to that of its image."""
 
 
 def read(file: Path) -> dict[str, int]:
@@ -53,13 +57,14 @@ def assign(names: Sequence[str], splits: Mapping[str, int], where: str) -> np.nd
 
     Args:
       names: names of the tiles.
-      splits: indices by name, or by name without its ending; names of no tile do not matter.
+      splits: indices by name, by name without its ending, or by that of the large image of which a
+        tile is a part (`NAME@x0y512`); names of no tile do not matter.
       where: what says so, for the message.
 
     Raises:
       UserError: a tile has no split, or a split no tile.
     """
-    found = [splits.get(name, splits.get(os.path.splitext(name)[0])) for name in names]
+    found = [_find(name, splits) for name in names]
     lacking = [name for name, split in zip(names, found, strict=True) if split is None]
     if lacking:
         more = f" and {len(lacking) - 1} more" * (len(lacking) > 1)
@@ -69,6 +74,12 @@ def assign(names: Sequence[str], splits: Mapping[str, int], where: str) -> np.nd
     if empty:
         raise UserError(f"{where}: no image is in {empty[0]}; each of {', '.join(NAMES)} needs one")
     return assigned
+
+
+def _find(name: str, splits: Mapping[str, int]) -> int | None:
+    image = _PART.sub("", name)
+    forms = name, os.path.splitext(name)[0], image, os.path.splitext(image)[0]
+    return next((splits[form] for form in forms if form in splits), None)
 
 
 def warn(assigned: np.ndarray, kept: dict[str, np.ndarray]) -> list[str]:

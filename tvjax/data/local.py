@@ -1,5 +1,6 @@
 """Where files may lie, and what may be opened: regular files, in the folder that was named."""
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -32,6 +33,20 @@ def check_regular(path: str | Path) -> None:
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "something else")
         raise UserError(f"{path}: cannot be read, it is {kind} and no file")
+
+
+def sha256(file: Path) -> str:
+    """The digest of a regular file.
+
+    Raises:
+      UserError: it is none, or cannot be read.
+    """
+    check_regular(file)
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def wrong_name(name: str) -> str | None:

@@ -1,8 +1,6 @@
 """`source.json` beside the records: what they were built from, and what came out."""
 
-import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,12 @@ class Differs(UserError):
 
 
 def request(
-    annotations: Sequence[Path],
+    labels: dict[str, Any],
     *,
     size: tuple[int, int],
     limit: int | None,
     seed: int,
     split: tuple[float, ...],
-    categories: Sequence[int] = (),
     split_file: Path | None = None,
     group: str | None = None,
     map_tiles: bool = True,
@@ -41,19 +38,11 @@ def request(
 ) -> dict[str, Any]:
     """What the caller of a build asks for, in the form that is stored and compared.
 
-    Images and masks are compared by `sources`.
+    Images and masks are compared by `sources`, the labels by what is said of them in `labels`.
 
     Raises:
-      UserError: the annotations (a COCO file or one per split, or a directory of masks) or the
-        file of splits or the list of tiles to leave out cannot be read.
+      UserError: the file of splits or the list of tiles to leave out cannot be read.
     """
-    labels: dict[str, Any] = {"labels": "masks"}  # files, which `sources` compares
-    if not annotations[0].is_dir():
-        digests = [_sha256(file) for file in annotations]
-        labels = {
-            "labels": "COCO file" if len(digests) == 1 else "COCO files",
-            "annotations_sha256": digests[0] if len(digests) == 1 else digests,
-        }
     return {
         "layout_version": VERSION,
         "builder": BUILDER,
@@ -62,21 +51,11 @@ def request(
         "limit": limit,
         "seed": seed,
         "split": list(split),
-        "categories": sorted(set(categories)),
-        "split_file_sha256": None if split_file is None else _sha256(split_file),
+        "split_file_sha256": None if split_file is None else local.sha256(split_file),
         "group": group,
         "map_tiles": map_tiles,
-        "leave_out_sha256": None if leave_out is None else _sha256(leave_out),
+        "leave_out_sha256": None if leave_out is None else local.sha256(leave_out),
     }
-
-
-def _sha256(file: Path) -> str:
-    local.check_regular(file)
-    try:
-        with open(file, "rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def is_built(

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tvjax.data import coco, mask_files, masks
+from tvjax.data import mask_files, masks
+from tvjax.data.origins import Tile
 from tvjax.errors import UserError
 
 MANY = 0.95
 """Share of the pixels that are object, from which on it is worth a note."""
 
 
-def check(
-    tiles: Sequence[coco.Tile | masks.Tile], shrunk: np.ndarray, annotations: Path
-) -> list[str]:
+def check(tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path) -> list[str]:
     """Looks at all masks at once.
 
     Args:
@@ -52,8 +51,8 @@ def check(
     return notes
 
 
-def _values(tiles: Sequence[coco.Tile | masks.Tile]) -> str:
-    """The values of masks and what to do about them; nothing of a COCO file."""
+def _values(tiles: Sequence[Tile]) -> str:
+    """The values of masks and what to do about them; nothing of other labels."""
     first = tiles[0]
     if not isinstance(first, masks.Tile):
         return ""

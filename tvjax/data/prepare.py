@@ -1,12 +1,22 @@
-r"""Prepares a COCO file, or images with mask PNGs of the same names, for training.
+r"""Prepares images with labels for training: COCO files, masks, or polygons on a map.
 
     python -m tvjax.data.prepare --annotations=annotation.json --images=images --out=DATA_DIR
-    python -m tvjax.data.prepare --masks=masks --images=images --out=DATA_DIR
     python -m tvjax.data.prepare --annotations=train.json --annotations=val.json \
         --annotations=test.json --images=images --out=DATA_DIR
+    python -m tvjax.data.prepare --masks=masks --images=images --out=DATA_DIR
+    python -m tvjax.data.prepare --labels=roofs.geojson --images=town.tif --out=DATA_DIR \
+        --tile=256 --resolution=0.3
 
 Images are read by the rules of `tvjax.data.pictures`, as in prediction. Masks hold 0 and one other
 value, which is the objects'; if they hold more, `--category=VALUE` says which values are objects.
+
+Polygons on a map (`--labels`: GeoJSON, GeoPackage or Shapefile, with the extra `geo`) need images
+with a place on a map, of any size, such as GeoTIFFs: those are cut into tiles of `--tile` pixels,
+at `--resolution` metres per pixel, and polygons reprojected to each image's coordinate system.
+Tiles that no polygon touches are left out: nobody knows whether the labels are complete there.
+`--extent=FILE` says where they are: tiles within it are kept, others left out. `--keep_empty` says
+that they are complete in all images. Tiles of which more than half has no data are left out.
+Images are cut into blocks with `--gap` pixels between them, and each block falls into one split.
 
 What a COCO file names lies in the folder of images: a `file_name` or a link that leads out of it is
 refused (the folder itself may be a link). Files of the two folders may be links to anywhere with
@@ -32,6 +42,7 @@ from absl import flags
 
 from tvjax import program
 from tvjax.data import builder, manifest
+from tvjax.data.origins import Images, Origin
 from tvjax.errors import UserError
 
 _ANNOTATIONS = flags.DEFINE_multi_string(
@@ -52,9 +63,40 @@ _CATEGORY = flags.DEFINE_multi_integer(
     "the only one, of masks the only value besides 0.",
 )
 _IMAGES = flags.DEFINE_multi_string(
-    "images", None, "The directory of images, e.g. images; or one for each of three COCO files.",
+    "images", None,
+    "The directory of images, e.g. images; or one for each of three COCO files; with --labels also "
+    "image files, repeatable.",
     required=True,
 )  # fmt: skip
+_LABELS = flags.DEFINE_string(
+    "labels", None,
+    "Instead of a COCO file, polygons on a map, e.g. roofs.geojson, roofs.gpkg or roofs.shp.",
+)  # fmt: skip
+_WHERE = flags.DEFINE_multi_string(
+    "where", [],
+    "The polygons of --labels that are objects, e.g. building=yes, or building for any value; "
+    "repeatable.",
+)  # fmt: skip
+_LAYER = flags.DEFINE_string(
+    "layer", None, "The layer of a GeoPackage, e.g. roofs; default: the only one."
+)
+_EXTENT = flags.DEFINE_string(
+    "extent", None, "A file of polygons within which --labels are complete, e.g. extent.geojson."
+)
+_KEEP_EMPTY = flags.DEFINE_bool(
+    "keep_empty", False,
+    "Whether tiles that no polygon of --labels touches are kept, as background.",
+)  # fmt: skip
+_TILE = flags.DEFINE_integer(
+    "tile", 256, "Side, in pixels, of the tiles that images are cut into, with --labels."
+)
+_RESOLUTION = flags.DEFINE_float(
+    "resolution", None,
+    "Metres per pixel of the tiles, with --labels, e.g. 0.3; default: each image's own.",
+)  # fmt: skip
+_GAP = flags.DEFINE_integer(
+    "gap", 64, "Pixels between tiles of one image that fall into different splits, with --labels."
+)
 _SPLIT_FILE = flags.DEFINE_string(
     "split_file", None,
     "A CSV file that gives the splits, e.g. splits.csv: an image's name, and train, val or test.",
@@ -129,33 +171,57 @@ def summary(content: dict[str, Any], out: str) -> str:
     return "\n".join(lines)
 
 
+def find_origin() -> tuple[Origin, tuple[int, int]]:
+    """Where the tiles come from, by the flags, and their height and width.
+
+    Raises:
+      UserError: the flags contradict each other, or name what is not there.
+    """
+    given = [flag.name for flag in (_ANNOTATIONS, _MASKS, _LABELS) if flag.value]
+    if len(given) != 1:
+        raise UserError(
+            "give either --annotations (a COCO file), --masks (a directory) or --labels (polygons)"
+        )
+    _check_flags(given[0])
+    if _LABELS.value:
+        from tvjax.data.vector import Request, Scenes
+
+        extent = None if _EXTENT.value is None else Path(_EXTENT.value)
+        asked = Request(
+            _IMAGES.value, Path(_LABELS.value), _TILE.value, _RESOLUTION.value, _GAP.value,
+            _WHERE.value, _LAYER.value, extent, _KEEP_EMPTY.value,
+        )  # fmt: skip
+        return Scenes(asked), (_TILE.value, _TILE.value)
+    masks = _MASKS.value
+    if masks and not Path(masks).is_dir():
+        raise UserError(f"--masks={masks}: no such directory")
+    if masks and any(os.path.realpath(x) == os.path.realpath(masks) for x in _IMAGES.value):
+        raise UserError(f"--masks={masks}: is the directory of the images too")
+    labels = [masks] if masks else _ANNOTATIONS.value
+    return Images(labels, _IMAGES.value, _CATEGORY.value), parse_size(_SIZE.value)
+
+
+def _check_flags(kind: str) -> None:
+    """Refuses flags that would not matter with labels of a kind."""
+    of_maps = _WHERE, _LAYER, _EXTENT, _KEEP_EMPTY, _TILE, _RESOLUTION, _GAP
+    useless = (_SIZE, _CATEGORY) if kind == "labels" else of_maps
+    for name in (flag.name for flag in useless):
+        if flags.FLAGS[name].present:
+            instead = {"size": "; give --tile", "category": "; give --where"}.get(name, "")
+            raise UserError(f"--{name}: does not go with --{kind}{instead}")
+
+
 def main(argv: list[str]) -> None:
     """Reads the flags, builds and prints the summary."""
     del argv
-    annotations = [_MASKS.value] if _MASKS.value else _ANNOTATIONS.value
-    if not annotations or (_MASKS.value and _ANNOTATIONS.value):
-        raise UserError("give either --annotations (a COCO file) or --masks (a directory)")
-    if _MASKS.value and not Path(_MASKS.value).is_dir():
-        raise UserError(f"--masks={_MASKS.value}: no such directory")
-    if _MASKS.value and any(
-        os.path.realpath(x) == os.path.realpath(_MASKS.value) for x in _IMAGES.value
-    ):
-        raise UserError(f"--masks={_MASKS.value}: is the directory of the images too")
+    origin, size = find_origin()
     try:
-        content = builder.build(
-            annotations,
-            _IMAGES.value,
-            _OUT.value,
-            size=parse_size(_SIZE.value),
-            limit=_LIMIT.value,
-            seed=_SEED.value,
-            skip_bad=_SKIP_BAD.value,
-            categories=_CATEGORY.value,
-            split_file=_SPLIT_FILE.value,
-            group=_GROUP.value,
+        content = builder.build_from(
+            origin, _OUT.value, size=size, limit=_LIMIT.value, seed=_SEED.value,
+            skip_bad=_SKIP_BAD.value, split_file=_SPLIT_FILE.value, group=_GROUP.value,
             map_tiles=_MAP_TILES.value,
             leave_out=_LEAVE_OUT.value,
-        )
+        )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written") from None
     print(summary(content, _OUT.value))

@@ -5,11 +5,11 @@ missing or could not be opened; `passed_over` are those that `limit` left out: t
 """
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from tvjax import files
-from tvjax.data import masks, stamps
+from tvjax.data import stamps
 from tvjax.data.stamps import Stamp
 from tvjax.errors import UserError
 
@@ -17,15 +17,25 @@ FILE = "sources.json"
 
 
 class Sources:
-    """The files of a build: a COCO file's images, or all images and masks of two folders."""
+    """The files of a build.
 
-    def __init__(self, annotations: Path, images: Path):
-        self._annotations, self._images = annotations, images
+    Args:
+      labels: the file of labels, or a directory of such.
+      images: the folder of all images.
+      listed: gives all files that count, sound or not, unless the labels name them.
+    """
+
+    def __init__(
+        self, labels: Path, images: Path, listed: Callable[[], Iterable[Path]] = lambda: ()
+    ):
+        self._labels, self._images, self._listed = labels, images, listed
         self._stamps: dict[str, Stamp | None] = {}
 
     def read(self, file: Path) -> None:
-        """Notes a file that is about to be read, or cannot be."""
-        self._stamps[self._name(file)] = stamps.take(file)
+        """Notes a file that is about to be read, or cannot be; of one that was noted, nothing."""
+        name = self._name(file)
+        if name not in self._stamps:
+            self._stamps[name] = stamps.take(file)
 
     def check_unchanged(self, file: Path) -> None:
         """Checks that a file that has been read is still the one that was noted.
@@ -75,19 +85,14 @@ class Sources:
             removed=[name for name in other if not today[name]] + gone,
         )
 
-    def _listed(self) -> Iterable[Path]:
-        if not self._annotations.is_dir():
-            return ()
-        return masks.listed(self._images, self._annotations)
-
     def _name(self, file: Path) -> str:
-        if file.parent == self._annotations:
+        if file.parent == self._labels:
             return f"masks/{file.name}"
         return f"images/{os.path.relpath(file, self._images)}"
 
     def _path(self, name: str) -> Path:
         kind, _, rest = name.partition("/")
-        return (self._annotations if kind == "masks" else self._images) / rest
+        return (self._labels if kind == "masks" else self._images) / rest
 
 
 def _read(directory: Path) -> tuple[dict[str, Stamp | None], list[str]]:

@@ -4,46 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tvjax.data import area
 from tvjax.data.pictures import Raster, open_raster
-from tvjax.errors import UserError
-from tvjax.inference.resample import Axis
+from tvjax.data.scaling import check_scale, scaled
 
 __all__ = ["Raster", "check_scale", "from_array", "open_raster", "scaled"]
-
-
-LEAST_SCALE, MOST_SCALE = 0.001, 1000.0
-"""The range of scales: at others an image would be a pixel, or its work without end."""
-
-
-def check_scale(scale: float) -> None:
-    """Refuses a scale that no image can have.
-
-    Raises:
-      UserError: it is not in [`LEAST_SCALE`, `MOST_SCALE`].
-    """
-    if not LEAST_SCALE <= scale <= MOST_SCALE:
-        raise UserError(f"scale={scale} must be in [{LEAST_SCALE:g}, {MOST_SCALE:g}]")
-
-
-def scaled(raster: Raster, scale: float) -> Raster:
-    """The image at `scale` times its resolution, resized as training tiles were (by area).
-
-    Raises:
-      UserError: see `check_scale`.
-    """
-    check_scale(scale)
-    if scale == 1:
-        return raster
-    rows = Axis.scaled(raster.height, scale)
-    columns = Axis.scaled(raster.width, scale)
-
-    def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        block = raster.read(*rows.source(top, bottom), *columns.source(left, right))
-        weights = rows.weights(top, bottom), columns.weights(left, right)
-        return area.mean(block, *weights, rows.total * columns.total)
-
-    return raster._replace(height=rows.new, width=columns.new, read=read, valid=None)
 
 
 def from_array(

@@ -1,11 +1,11 @@
-"""Resizing along one axis, window by window, so that no window depends on where others are cut."""
+"""Resizing of images that come as strips, by the axes of `tvjax.data.scaling`."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data.area import overlaps, span, weigh
+from tvjax.data.area import weigh
+from tvjax.data.scaling import Axis
 
 MOST_COLUMNS = 1024
 """Columns of new pixels whose weights are made at once."""
@@ -17,50 +17,6 @@ STRIP = 1 << 18
 def strip_rows(width: int) -> int:
     """The rows of a strip of full width."""
     return max(1, STRIP // width)
-
-
-class Axis(NamedTuple):
-    """Makes `new` pixels of `old` ones by weights that are whole numbers: sums have no rounding.
-
-    Shrinking takes the mean of the pixels under each new pixel, as `tvjax.data.area` shrinks
-    training tiles; enlarging interpolates linearly between the centres of pixels.
-    """
-
-    old: int
-    new: int
-
-    @classmethod
-    def scaled(cls, old: int, scale: float) -> "Axis":
-        """The axis to `scale` times as many pixels, at least one."""
-        return cls(old, max(1, round(old * scale)))
-
-    def source(self, start: int, stop: int) -> tuple[int, int]:
-        """The old pixels `[lo, hi)` on which the new pixels `[start, stop)` depend."""
-        if self.new <= self.old:
-            return span(self.old, self.new, start, stop)
-        first, last = (self._centre(k) // (2 * self.new) for k in (start, stop - 1))
-        return max(0, first), min(self.old, last + 2)
-
-    def weights(self, start: int, stop: int) -> np.ndarray:
-        """Whole numbers `[stop - start, hi - lo]`, float64: what each source weighs of `total`."""
-        if self.new <= self.old:
-            return overlaps(self.old, self.new, start, stop)
-        low, high = self.source(start, stop)
-        # Beyond the last centre its value holds.
-        centres = np.clip(
-            self._centre(np.arange(start, stop)[:, None]), 0, 2 * self.new * (self.old - 1)
-        )
-        shared = 2 * self.new - np.abs(centres - 2 * self.new * np.arange(low, high))
-        return np.maximum(shared, 0).astype(np.float64)
-
-    @property
-    def total(self) -> int:
-        """The sum of a new pixel's weights."""
-        return self.old if self.new <= self.old else 2 * self.new
-
-    def _centre(self, new: Any) -> Any:
-        """Where the centre of a new pixel lies between those of the old, times `2 new`."""
-        return (2 * new + 1) * self.old - self.new
 
 
 def resample_strips(

@@ -1,0 +1,408 @@
+"""Large images and polygons on a map: pixels, coordinates, splits by place, and mistakes named."""
+
+import itertools
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+
+rasterio = pytest.importorskip("rasterio")
+shapely = pytest.importorskip("shapely")
+pyogrio = pytest.importorskip("pyogrio")
+import towns  # noqa: E402
+
+from tvjax.data import builder, pictures, places, records, scaling, splits, vector_files  # noqa: E402
+from tvjax.data.vector import Request, Scenes  # noqa: E402
+from tvjax.data.vector_files import Wanted  # noqa: E402
+from tvjax.errors import UserError  # noqa: E402
+
+HEIGHT, WIDTH, TILE = 260, 330, 48
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    """A GeoTIFF in UTM, its roofs in degrees, and the polygons."""
+    folder = tmp_path_factory.mktemp("town")
+    shapes = towns.roofs(HEIGHT, WIDTH)
+    towns.write_tif(folder / "town.tif", HEIGHT, WIDTH, shapes)
+    degrees = [towns.in_degrees(shape) for shape in shapes]
+    towns.write_geojson(folder / "roofs.geojson", degrees, kinds=("yes", "no", "hut"))
+    return folder, degrees
+
+
+def build(folder, out, *, images=("town.tif",), labels="roofs.geojson", tile=TILE, **options):
+    kept = {name: options.pop(name) for name in ("split_file", "seed", "limit") if name in options}
+    if "extent" in options:
+        options["extent"] = folder / options["extent"]
+    images = [str(folder / name) for name in images]
+    origin = Scenes(Request(images, folder / labels, tile, **options))
+    builder.build_from(origin, out, size=tile, progress=False, **kept)
+    return {
+        record["file"]: record | {"split": name}
+        for name in splits.NAMES
+        for split in [records.open_split(out, name)]
+        for record in split.__getitems__(range(len(split)))
+    }
+
+
+def corner(name):
+    """Row and column of a tile by its name."""
+    x, y = name.rpartition("@x")[2].split("y")
+    return int(y), int(x)
+
+
+def truth(degrees, rows, columns, metres=towns.METRES, crs=towns.UTM):
+    """By each pixel's centre, taken from the raster's map to the labels': the other way around."""
+    x = towns.TOP_LEFT[0] + (columns + 0.5) * metres
+    y = towns.TOP_LEFT[1] - (rows + 0.5) * metres
+    xs, ys = np.meshgrid(x, y)
+    lon, lat = rasterio.warp.transform(crs, towns.DEGREES, xs.ravel(), ys.ravel())
+    inside = shapely.contains_xy(shapely.union_all(degrees), lon, lat)
+    return inside.reshape(xs.shape)
+
+
+def test_tiles_hold_the_pixels_of_the_image_and_the_polygons(town, tmp_path):
+    folder, degrees = town
+    found = build(folder, tmp_path / "out")
+    whole = pictures.read_image(folder / "town.tif")
+    inside = truth(degrees, np.arange(HEIGHT), np.arange(WIDTH))
+    assert len(found) >= 12
+    for name, record in found.items():
+        top, left = corner(name)
+        window = slice(top, top + TILE), slice(left, left + TILE)
+        np.testing.assert_array_equal(record["image"], whole[window])
+        np.testing.assert_array_equal(record["mask"][..., 0], inside[window])
+
+
+def test_a_resolution_is_metres_per_pixel(town, tmp_path):
+    folder, degrees = town
+    found = build(folder, tmp_path / "out", resolution=0.6, tile=24, gap=8)
+    with pictures.open_raster(folder / "town.tif") as raster:
+        small = scaling.scaled(raster, 0.5)
+        whole = small.read(0, small.height, 0, small.width)
+    inside = truth(degrees, np.arange(HEIGHT // 2), np.arange(WIDTH // 2), 0.6)
+    for name, record in found.items():
+        top, left = corner(name)
+        window = slice(top, top + 24), slice(left, left + 24)
+        np.testing.assert_array_equal(record["image"], whole[window])
+        np.testing.assert_array_equal(record["mask"][..., 0], inside[window])
+
+
+def test_metres_are_those_on_the_ground(tmp_path):
+    """Web Mercator's are twice as long at 60 degrees north; those of UTM are taken as they are."""
+    from tvjax.data import scenes
+
+    for crs, transform, metres in (
+        ("EPSG:3857", rasterio.Affine(1, 0, 0, 0, -1, 8_399_737.9), 0.5),
+        ("EPSG:4326", rasterio.Affine(2e-5, 0, 10, 0, -1e-5, 60), 1.112),
+        ("EPSG:32633", rasterio.Affine(0.25, 0, 500_000, 0, -0.25, 5_400_000), 0.25),
+        ("EPSG:2263", rasterio.Affine(1, 0, 1_000_000, 0, -1, 200_000), 0.3048006),
+    ):
+        raster = pictures.Raster(
+            tmp_path, 20, 20, lambda *_: None, transform, rasterio.CRS.from_string(crs)
+        )
+        assert scenes.metres_per_pixel(raster) == pytest.approx(metres, rel=2e-3), crs
+
+
+def distance(one, two, tile):
+    """Pixels between two tiles, 0 where they touch, less where they overlap."""
+    return max(abs(a - b) for a, b in zip(one, two, strict=True)) - tile
+
+
+def check_apart(found, gap, tile, offset):
+    """Every two tiles of different splits are `gap` apart; `offset` places each image."""
+    spots = [
+        (np.add(corner(name), offset[name.partition("@")[0]]), record["split"])
+        for name, record in found.items()
+    ]
+    nearest = min(
+        distance(a, b, tile) for a, one in spots for b, two in spots if one != two
+    )  # fmt: skip
+    assert nearest >= gap
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_splits_are_apart(town, tmp_path, seed):
+    found = build(town[0], tmp_path / "out", tile=24, gap=10, seed=seed)
+    check_apart(found, 10, 24, {"town.tif": (0, 0)})
+    assert {record["split"] for record in found.values()} == set(splits.NAMES)
+
+
+def test_images_that_overlap_are_one_place(town, tmp_path):
+    """A second image of the same ground, in other pixels, and one that lies beside both."""
+    folder, _ = town
+    shapes = towns.roofs(HEIGHT, WIDTH)
+    offsets = {"town.tif": (0, 0), "late.tif": (101, 37), "east.tif": (0, WIDTH)}
+    towns.write_tif(folder / "late.tif", 120, 130, shapes, corner=(101, 37), seed=1)
+    towns.write_tif(folder / "east.tif", 120, 130, shapes, corner=(0, WIDTH), seed=2)
+    found = build(folder, tmp_path / "out", images=tuple(offsets), tile=24, gap=10, keep_empty=True)
+    check_apart(found, 10, 24, offsets)
+    assert {name.partition("@")[0] for name in found} == set(offsets)
+
+
+@pytest.mark.parametrize(
+    "length, gap, block", [(500, 10, 3), (499, 0, 2), (64, 5, 1), (700, 9, None)]
+)
+def test_cuts_of_an_axis(length, gap, block):
+    found = places.cut(length, 64, gap, block)
+    starts = [start for start, _ in found]
+    assert starts[0] == 0 and starts[-1] + 64 <= length and starts == sorted(set(starts))
+    assert length - starts[-1] - 64 < max(32, gap + 32)
+    for (one, a), (two, b) in itertools.pairwise(found):
+        assert two - one >= 64 + gap if a != b else two - one <= 64
+    assert places.cut(63, 64, gap, block) == []
+
+
+def test_labels_of_three_formats_are_the_same(town, tmp_path):
+    folder, _ = town
+    frame = pytest.importorskip("geopandas").read_file(folder / "roofs.geojson")
+    frame = frame[frame.geom_type == "Polygon"]
+    frame.to_file(tmp_path / "roofs.shp")
+    frame.to_crs(3857).to_file(tmp_path / "roofs.gpkg", layer="houses")
+    frame.iloc[:3].to_file(tmp_path / "roofs.gpkg", layer="three")
+    wanted = Wanted(vector_files.parse_where(["building=yes", "building=hut", "levels=1"]))
+    one = vector_files.read(folder / "roofs.geojson", wanted)
+    chosen = frame.building.isin(["yes", "hut"]) & (frame.levels == 1)
+    assert 0 < len(one.polygons) == chosen.sum() < len(frame)
+    for name in ("roofs.shp", "roofs.gpkg"):
+        two = vector_files.read(tmp_path / name, wanted._replace(layer="houses"))
+        for a, b in zip(one.polygons, two.polygons, strict=True):
+            assert shapely.hausdorff_distance(in_crs(a, one.crs, two.crs), b) < 1e-6
+    with pytest.raises(UserError, match=r"has the layers 'houses', 'three'; choose one by --layer"):
+        vector_files.read(tmp_path / "roofs.gpkg", wanted)
+
+
+def in_crs(shape, one, two):
+    return shapely.transform(
+        shape, lambda points: np.stack(rasterio.warp.transform(one, two, *points.T), axis=1)
+    )
+
+
+def test_tiles_are_kept_where_labels_are_complete(town, tmp_path):
+    folder, degrees = town
+    x, y = towns.TOP_LEFT
+    part = shapely.box(x, y - 150 * towns.METRES, x + 200 * towns.METRES, y)
+    towns.write_geojson(folder / "part.geojson", [towns.in_degrees(part)])
+    few = [s for s in degrees if towns_row(s) > 100]
+    towns.write_geojson(folder / "few.geojson", few)
+    options = {"labels": "few.geojson", "tile": 16, "gap": 2}
+    inside = build(folder, tmp_path / "inside", extent="part.geojson", **options)
+    corners = [corner(name) for name in inside]
+    assert max(r for r, _ in corners) <= 134 and max(c for _, c in corners) <= 184
+    assert any(record["mask"].max() == 0 for record in inside.values())
+    touched = build(folder, tmp_path / "touched", **options)
+    rows = np.array([corner(name)[0] for name in touched])
+    assert rows.min() > 60
+    every = build(folder, tmp_path / "every", keep_empty=True, **options)
+    assert len(every) > len(touched) and min(corner(name) for name in every) == (0, 0)
+
+
+def towns_row(shape):
+    lon, lat = shape.centroid.coords[0]
+    _, y = rasterio.warp.transform(towns.DEGREES, towns.UTM, [lon], [lat])
+    return (towns.TOP_LEFT[1] - y[0]) / towns.METRES
+
+
+def test_no_objects_and_no_tiles_where_there_is_no_data(town, tmp_path):
+    folder, _ = town
+    shapes = towns.roofs(HEIGHT, WIDTH)
+    towns.write_tif(tmp_path / "town.tif", HEIGHT, WIDTH, shapes, nodata=0)
+    with rasterio.open(tmp_path / "town.tif", "r+") as file:
+        image = file.read()
+        image[:, :, :110] = 0
+        file.write(image)
+    (tmp_path / "roofs.geojson").write_bytes((folder / "roofs.geojson").read_bytes())
+    found = build(tmp_path, tmp_path / "out", tile=24, gap=8)
+    columns = {corner(name)[1] for name in found}
+    assert columns and min(columns) >= 110 - 12
+    for name, record in found.items():
+        hole = max(0, 110 - corner(name)[1])
+        assert not record["mask"][:, :hole].any()
+
+
+def test_the_same_command_again_sees_what_changed(town, tmp_path):
+    folder, degrees = town
+    build(folder, tmp_path / "out")
+    build(folder, tmp_path / "out")
+    with pytest.raises(UserError, match="gap=64, now asked for 32"):
+        build(folder, tmp_path / "out", gap=32)
+    towns.write_geojson(tmp_path / "roofs.geojson", degrees[1:])
+    with pytest.raises(UserError, match="annotations_sha256"):
+        build(folder, tmp_path / "out", labels=tmp_path / "roofs.geojson")
+
+
+def test_splits_can_be_given_by_image(town, tmp_path):
+    folder, _ = town
+    shapes = towns.roofs(HEIGHT, WIDTH)
+    lines = ["file,split"]
+    for number, split in enumerate(splits.NAMES):
+        towns.write_tif(tmp_path / f"{split}.tif", 100, 100, shapes, corner=(0, 110 * number))
+        lines.append(f"{split}.tif,{split}")
+    (tmp_path / "splits.csv").write_text("\n".join(lines))
+    (tmp_path / "roofs.geojson").write_bytes((folder / "roofs.geojson").read_bytes())
+    found = build(
+        tmp_path, tmp_path / "out", images=(".",), tile=25, split_file=tmp_path / "splits.csv",
+        keep_empty=True,
+    )  # fmt: skip
+    assert len(found) == 48
+    assert all(name.startswith(record["split"]) for name, record in found.items())
+
+
+def collection(*features, **more):
+    return json.dumps({"type": "FeatureCollection", "features": list(features), **more})
+
+
+def square(lon=15.0, lat=48.75, **properties):
+    ring = [[lon, lat], [lon + 1e-4, lat], [lon + 1e-4, lat + 1e-4], [lon, lat]]
+    shape = {"type": "Polygon", "coordinates": [ring]}
+    return {"type": "Feature", "properties": properties, "geometry": shape}
+
+
+MISTAKES = {
+    "no json": ("{", "is no GeoJSON, GeoPackage or Shapefile"),
+    "a list": ("[1]", "no object with a 'type'"),
+    "virtual": ("<OGRVRTDataSource/>", "is no GeoJSON, GeoPackage or Shapefile"),
+    "address": ('"http://localhost/a.json"', "is no GeoJSON"),
+    "deep": ("[" * 100_000, "is no GeoJSON, GeoPackage or Shapefile"),
+    "coco": ('{"images": [], "annotations": []}', "is a COCO file; give it by --annotations"),
+    "empty": (collection(), "holds no geometries"),
+    "no features": ('{"type": "FeatureCollection", "features": 3}', "its 'features' are no list"),
+    "no object": (collection(3), "feature 1 is no JSON object"),
+    "no geometry": (collection(square() | {"geometry": None}), "none of its 1 features has a geo"),
+    "points": (
+        collection(square() | {"geometry": {"type": "Point", "coordinates": [1, 2]}}),
+        r"has no polygons \(1 Point\); objects are areas",
+    ),
+    "half a ring": (
+        collection(square() | {"geometry": {"type": "Polygon", "coordinates": [[[1, 2]]]}}),
+        "feature 1 has a malformed geometry",
+    ),
+    "no number": (collection(square(lon=float("inf"))), "feature 1 has coordinates that are no nu"),
+    "other crs": (
+        collection(square(), crs={"type": "link", "properties": {"href": "http://a/b"}}),
+        "its crs is None, which is none by EPSG's number",
+    ),
+    "unknown crs": (
+        collection(square(), crs={"properties": {"name": "EPSG:999999"}}),
+        "EPSG:999999 is not known",
+    ),
+    "elsewhere": (
+        collection(square(building="yes", lon=48.0, lat=15.0)),
+        r"no polygon lies in any image; in EPSG:4326 the polygons span x 48 to 48\.0001, y 15 ",
+    ),
+    "many points": (
+        collection(square() | {"geometry": {"type": "Polygon", "coordinates": [
+            [[15 + 1e-9 * k, 48.75] for k in range(1 << 18)] + [[15.1, 48.8], [15, 48.75]]
+        ]}}), "feature 1 has more than 262144 points",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_mistakes_in_labels_are_named(town, tmp_path, kind):
+    text, words = MISTAKES[kind]
+    (tmp_path / "roofs.geojson").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        build(town[0], tmp_path / "out", labels=tmp_path / "roofs.geojson")
+    assert "\n" not in str(error.value) and str(tmp_path / "roofs.geojson") in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "where, words",
+    [
+        (["kind=yes"], r"has no attribute 'kind' \(--where\); there are 'building', 'levels'"),
+        (["building=roof"], r"no feature has 'building=roof' .* are 'yes' \(\d+\), 'no' \(\d+\), "),
+        (["building=yes", "levels=7"], "no feature has 'levels=7'"),
+        (["=yes"], "--where==yes: give ATTRIBUTE=VALUE"),
+        (["building", "building=yes"], "--where=building=yes: give ATTRIBUTE=VALUE"),
+    ],
+)
+def test_conditions_that_nothing_meets_are_named(town, tmp_path, where, words):
+    with pytest.raises(UserError, match=words):
+        build(town[0], tmp_path / "out", where=where)
+
+
+def test_mistakes_in_images_are_named(town, tmp_path):
+    folder, _ = town
+    shapes = towns.roofs(HEIGHT, WIDTH)
+    towns.write_tif(tmp_path / "small.tif", 30, 30, shapes)
+    towns.write_tif(tmp_path / "nowhere.tif", 60, 60, shapes, crs=None)
+    from PIL import Image
+
+    Image.new("RGB", (60, 60)).save(tmp_path / "plain.png")
+    labels = folder / "roofs.geojson"
+    for name, words in (
+        ("small.tif", "is 30x30 pixels, smaller than --tile=48"),
+        ("nowhere.tif", "its georeference names no coordinate system; give it one"),
+        ("plain.png", "has no georeference, so that labels on a map cannot be placed"),
+        ("none.tif", "none.tif: cannot be read"),
+        (str(tmp_path / ".."), "holds no images"),
+    ):
+        with pytest.raises(UserError, match=words):
+            build(tmp_path, tmp_path / "out", images=(name,), labels=labels)
+
+
+def package(path, sql):
+    """A GeoPackage of one layer that SQL makes."""
+    with sqlite3.connect(path) as database:
+        database.executescript(
+            "CREATE TABLE gpkg_contents (table_name, data_type);"
+            "CREATE TABLE gpkg_geometry_columns (table_name, column_name, srs_id);"
+            "CREATE TABLE gpkg_spatial_ref_sys (srs_id, organization, organization_coordsys_id, "
+            "definition);"
+            "INSERT INTO gpkg_spatial_ref_sys VALUES (1, 'EPSG', 4326, '');"
+            "INSERT INTO gpkg_contents VALUES ('a', 'features');"
+            f"INSERT INTO gpkg_geometry_columns VALUES ('a', 'geom', 1); {sql}"
+        )
+    return path
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS geom FROM n"
+PACKAGES = {
+    "view": (f"CREATE VIEW a AS {ENDLESS};", "its layer 'a' is no table"),
+    "nothing": ("", "its layer 'a' is no table"),
+    "text": ("CREATE TABLE a (geom); INSERT INTO a VALUES ('POINT');", "row 1 has no geometry of"),
+    "cut off": (
+        "CREATE TABLE a (geom); INSERT INTO a VALUES (x'4750000100000000');", "row 1 has a malform"
+    ),
+    "no column": ("CREATE TABLE a (b);", "has no column of geometries"),
+    "two layers": ("INSERT INTO gpkg_contents VALUES ('b', 'features');", "the layers 'a', 'b'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_a_geopackage_of_anybody(tmp_path, kind):
+    sql, words = PACKAGES[kind]
+    with pytest.raises(UserError, match=words):
+        vector_files.read(package(tmp_path / "a.gpkg", sql), Wanted())
+
+
+def test_broken_files_are_refused_in_one_line(town, tmp_path):
+    folder, _ = town
+    frame = pytest.importorskip("geopandas").read_file(folder / "roofs.geojson")
+    frame = frame[frame.geom_type == "Polygon"]
+    frame.to_file(tmp_path / "a.shp")
+    frame.to_file(tmp_path / "a.gpkg")
+    for name in ("a.shp", "a.shx", "a.dbf", "a.gpkg"):
+        whole = (tmp_path / name).read_bytes()
+        for size in (100, len(whole) // 2):
+            (tmp_path / name).write_bytes(whole[:size] + b"\xff" * 40)
+            target = tmp_path / (name if name == "a.gpkg" else "a.shp")
+            try:
+                assert len(vector_files.read(target, Wanted()).polygons) <= len(frame)
+            except UserError as error:
+                assert "\n" not in str(error)
+        (tmp_path / name).write_bytes(whole)
+    (tmp_path / "a.shx").unlink()
+    with pytest.raises(UserError, match=r"its \.shx is missing"):
+        vector_files.read(tmp_path / "a.shp", Wanted())
+
+
+def test_the_extra_is_named_where_it_is_absent(town, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "shapely", None)
+    with pytest.raises(UserError, match=r"needs rasterio, shapely and pyogrio: pip install 'tvjax"):
+        build(town[0], tmp_path / "out")

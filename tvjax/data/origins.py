@@ -1,0 +1,193 @@
+"""What a set of tiles is made of: whole images with labels in pixels, or what else is an `Origin`.
+
+`Images` are a COCO file, three of them, or a directory of masks; `tvjax.data.vector.Scenes` large
+images with polygons on a map.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tvjax.data import coco, local, masks
+from tvjax.data.faults import Faults
+from tvjax.errors import UserError
+
+
+class Tile(Protocol):
+    """An image with its mask, not yet decoded."""
+
+    @property
+    def id(self) -> int:
+        """Number of the tile in the set."""
+        ...
+
+    @property
+    def file(self) -> Path:
+        """The image file."""
+        ...
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What `load` reads."""
+        ...
+
+    def load(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Image, uint8 `[H, W, 3]`, and mask, bool `[H, W]`; None: nothing is to be seen there."""
+        ...
+
+
+class Origin(Protocol):
+    """Where the tiles of a set come from."""
+
+    labels: Path
+    """The file or directory of labels, for messages."""
+    root: Path
+    """The folder that names are relative to."""
+    folders: list[Path]
+    """All folders of images."""
+    gives_splits: bool
+    """Whether the labels say which tile is in which split."""
+
+    def describe(self) -> dict[str, Any]:
+        """What is asked for, as it is stored and compared."""
+        ...
+
+    def listed(self) -> Iterable[Path]:
+        """All files that count, sound or not, unless the labels name them."""
+        ...
+
+    def read(
+        self, faults: Faults, fractions: Sequence[float], limit: int | None, are_given: bool
+    ) -> list[Any]:
+        """The tiles, not decoded.
+
+        Args:
+          faults: takes the images that cannot be used.
+          fractions: shares of the splits.
+          limit: number of tiles that will be drawn.
+          are_given: whether the splits are given.
+        """
+        ...
+
+    def name(self, tile: Any) -> str:
+        """Name of a tile in `splits.csv`."""
+        ...
+
+    def splits(self) -> dict[str, int] | None:
+        """The splits that the labels give, by names; None: none."""
+        ...
+
+    def places(self, tiles: Sequence[Any]) -> np.ndarray | None:
+        """Labels `[N]` of what is too near each other for two splits; None: it is not known."""
+        ...
+
+    def close(self) -> None:
+        """Closes what was opened."""
+        ...
+
+
+class Images:
+    """Whole images, each a tile, of COCO files or with masks.
+
+    Args:
+      annotations: the COCO file or three of them, or the directory of masks.
+      images: the directory of images, or three.
+      categories: see `coco.read` and `masks.read`.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path | Sequence[str | Path],
+        images: str | Path | Sequence[str | Path],
+        categories: Sequence[int] = (),
+    ):
+        self._files, self.folders = _listed(annotations), _listed(images)
+        self.labels, self.root = self._files[0], _root(self._files, self.folders)
+        self._categories = categories
+        self.gives_splits = len(self._files) > 1
+        self._own: dict[str, int] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What is asked for; masks are files, which `sources` compares."""
+        categories = {"categories": sorted(set(self._categories))}
+        if self.labels.is_dir():
+            return {"labels": "masks", **categories}
+        digests = list(map(local.sha256, self._files))
+        several = len(digests) > 1
+        return {
+            "labels": "COCO files" if several else "COCO file",
+            "annotations_sha256": digests if several else digests[0],
+            **categories,
+        }
+
+    def listed(self) -> Iterable[Path]:
+        """All images and masks; of a COCO file none but those that it names count."""
+        return masks.listed(self.root, self.labels) if self.labels.is_dir() else ()
+
+    def name(self, tile: Tile) -> str:
+        """The path of the image in the folder of all."""
+        return os.path.relpath(tile.file, self.root)
+
+    def read(
+        self, faults: Faults, fractions: Sequence[float], limit: int | None, are_given: bool
+    ) -> list[Any]:
+        """The tiles of all files."""
+        del fractions, limit, are_given
+        if self.labels.is_dir():
+            return masks.read(self.folders[0], self.labels, faults, self._categories)
+        if len(self._files) == 1:
+            return coco.read(self.labels, self.folders[0], faults, self._categories)
+        found, own = [], {}
+        for k, file in enumerate(self._files):
+            tiles = coco.read(file, self.folders[k % len(self.folders)], faults, self._categories)
+            for tile in tiles:
+                name = self.name(tile)
+                if own.setdefault(name, k) != k:
+                    raise UserError(
+                        f"{tile.file}: is in {self._files[own[name]]} and in {file}; an image has "
+                        "one split"
+                    )
+            found += tiles
+        self._own = own
+        return found
+
+    def splits(self) -> dict[str, int] | None:
+        """The splits that three files give, when they have been read."""
+        return self._own
+
+    def places(self, tiles: Sequence[Tile]) -> None:
+        """Nothing is known of where images lie, but by their names."""
+        del tiles
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def _listed(places: str | Path | Sequence[str | Path]) -> list[Path]:
+    one = isinstance(places, (str, Path))
+    return [Path(place) for place in ([places] if one else places)]
+
+
+def _root(files: list[Path], folders: list[Path]) -> Path:
+    """The folder that tiles' names are relative to."""
+    if len(files) not in (1, 3) or len(folders) not in (1, len(files)):
+        raise UserError(
+            f"{len(files)} annotations and {len(folders)} directories of images: give one of each, "
+            "or three COCO files (of train, val and test) with one directory or three"
+        )
+    if len(folders) == 1:
+        return folders[0]
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))

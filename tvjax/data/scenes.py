@@ -1,0 +1,171 @@
+"""Large images with a place on a map, at the resolution at which they are cut into tiles."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tvjax.data import pictures, scaling, vrt
+from tvjax.data.pictures import Raster
+from tvjax.errors import UserError
+
+AGREE = 0.02
+"""Share by which a map's metres may differ from those on the ground and still be taken for them:
+those of UTM and its like, but not Web Mercator's, which are longer the further from the equator."""
+
+EARTH = 6_371_008.8
+"""Mean radius of the earth, in metres."""
+
+BORDER = 33
+"""Points along each side of an image by which its outline on another map is found."""
+
+
+class Scene(NamedTuple):
+    """An image with a place on a map."""
+
+    path: Path
+    name: str
+    """The path in the folder that all images have in common."""
+    scale: float
+    """Pixels of tiles per pixel of the file."""
+    height: int
+    """Height in pixels at that scale."""
+    width: int
+    """Width in pixels at that scale."""
+    transform: Any
+    """`affine.Affine` from (column, row) at that scale to the map."""
+    crs: Any
+    """`rasterio.crs.CRS` of the map."""
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Raster]:
+        """Opens it at its scale."""
+        with pictures.open_raster(self.path) as raster:
+            small = scaling.scaled(raster, self.scale)
+            if (small.height, small.width) != (self.height, self.width):
+                raise UserError(f"{self.path}: was changed while it was read")
+            yield small
+
+    def files(self, top: int, bottom: int, left: int, right: int) -> tuple[Path, ...]:
+        """The files that a window is read from."""
+        del top, bottom, left, right
+        return (self.path, *(vrt.sources(self.path) if vrt.is_named(self.path) else ()))
+
+    def outline(self, crs: Any) -> np.ndarray:
+        """Points of its border on another map, `[P, 2]`.
+
+        Raises:
+          UserError: it does not lie there.
+        """
+        steps = np.linspace(0, 1, BORDER)
+        zeros, ones = np.zeros(BORDER), np.ones(BORDER)
+        across = np.concatenate([steps, steps, zeros, ones]) * self.width
+        down = np.concatenate([zeros, ones, steps, steps]) * self.height
+        border = apply(self.transform, np.stack([across, down], axis=1))
+        points = convert(border, self.crs, crs)
+        if not np.isfinite(points).all():
+            raise UserError(
+                f"{self.path}: does not lie where the coordinate system {crs} is defined; is its "
+                "georeference right?"
+            )
+        return points
+
+
+def find(images: Sequence[str]) -> list[Path]:
+    """Image files of directories and file names, each once.
+
+    Raises:
+      UserError: one of them is none, or a directory holds none.
+    """
+    found: dict[str, Path] = {}
+    for place in map(Path, images):
+        inside = [place]
+        if place.is_dir():
+            inside = sorted(p for p in place.iterdir() if p.suffix.lower() in pictures.SUFFIXES)
+            inside = [path for path in inside if not path.name.startswith(".")]
+            if not inside:
+                raise UserError(f"--images={place}: holds no images")
+        for path in inside:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
+
+
+def look(path: Path, name: str, resolution: float | None) -> Scene:
+    """What is known of an image without its pixels.
+
+    Args:
+      path: path of the file.
+      name: see `Scene.name`.
+      resolution: metres per pixel of tiles; None: the file's own.
+
+    Raises:
+      UserError: it cannot be read, or has no place on a map.
+    """
+    with pictures.open_raster(path) as raster:
+        if raster.transform is None:
+            raise UserError(
+                f"{path}: has no georeference, so that labels on a map cannot be placed in it; "
+                "give a GeoTIFF, or labels in pixels (--annotations, --masks)"
+            )
+        if not raster.crs:
+            raise UserError(
+                f"{path}: its georeference names no coordinate system; give it one "
+                "(gdal_edit -a_srs EPSG:NUMBER, or gdal_translate -a_srs EPSG:NUMBER IN OUT.tif)"
+            )
+        scale = 1.0 if resolution is None else metres_per_pixel(raster) / resolution
+        scale = 1.0 if abs(scale - 1) < 1e-3 else scale
+        try:
+            small = scaling.scaled(raster, scale)
+        except UserError as error:
+            raise UserError(f"{path}: at --resolution={resolution} its {error}") from error
+        return Scene(path, name, scale, small.height, small.width, small.transform, small.crs)
+
+
+def metres_per_pixel(raster: Raster) -> float:
+    """Side of a pixel on the ground, the geometric mean of its two sides, in the image's middle.
+
+    By the map's own unit where that agrees with the ground within `AGREE`.
+
+    Raises:
+      UserError: the image does not lie on the earth.
+    """
+    from rasterio.crs import CRS
+
+    middle = np.array([raster.width / 2, raster.height / 2])
+    corners = middle + np.array([[0, 0], [1, 0], [0, 1]])
+    points = convert(apply(raster.transform, corners), raster.crs, CRS.from_epsg(4326))
+    lon, lat = np.radians(points).T
+    across = np.stack([(lon[1:] - lon[0]) * np.cos(lat[0]), lat[1:] - lat[0]]) * EARTH
+    ground = abs(np.linalg.det(across)) ** 0.5
+    if not 0 < ground < np.inf:
+        raise UserError(f"{raster.path}: its georeference is of no place on the earth")
+    if raster.crs.is_projected:
+        own = abs(raster.transform.determinant) ** 0.5 * raster.crs.linear_units_factor[1]
+        if abs(own / ground - 1) < AGREE:
+            return own
+    return float(ground)
+
+
+def apply(transform: Any, points: np.ndarray) -> np.ndarray:
+    """Points `[P, 2]`, moved by an `affine.Affine`."""
+    a, b, c, d, e, f = transform[:6]
+    return points @ np.array([[a, d], [b, e]]) + (c, f)
+
+
+def convert(points: np.ndarray, source: Any, target: Any) -> np.ndarray:
+    """Coordinates `[P, 2]` on another map, longitude before latitude; infinite where undefined."""
+    if source == target:
+        return points
+    from rasterio.errors import RasterioError
+    from rasterio.warp import transform
+
+    try:
+        x, y = transform(source, target, points[:, 0].tolist(), points[:, 1].tolist())[:2]
+    except (RasterioError, ValueError) as error:
+        raise UserError(
+            f"coordinates cannot be converted from {source} to {target} ({error})"
+        ) from error
+    return np.stack([np.array(x, float), np.array(y, float)], axis=1)

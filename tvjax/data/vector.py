@@ -1,0 +1,366 @@
+"""Large images and polygons on a map as tiles.
+
+Images are cut at the resolution that is asked for, polygons reprojected to each image's coordinate
+system. A pixel is object where its centre lies in a polygon, and background elsewhere: so polygons
+must be complete wherever tiles are kept. An extent says where they are; without one, tiles that
+no polygon touches are left out unless it is said that they are background.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tvjax import interruption
+from tvjax.data import local, places, scenes, splits, vector_files
+from tvjax.data.faults import Faults
+from tvjax.data.scenes import Scene
+from tvjax.data.vector_files import Layer, Wanted
+from tvjax.errors import UserError
+
+LEAST_DATA = 0.5
+"""Share of a tile's pixels that must have data, or the tile is left out."""
+
+MARGIN = 0.05
+"""Share of an image's size by which polygons are sought around it: its outline is curved on their
+map."""
+
+SLACK = 0.5
+"""Pixels by which a tile may leave the extent: two files seldom agree to the last digit."""
+
+MOST_TILES = 1 << 22
+"""Tiles of an image."""
+
+
+class Request(NamedTuple):
+    """What is asked for."""
+
+    images: Sequence[str]
+    """Image files, and directories of such."""
+    labels: Path
+    """File of polygons, see `vector_files`."""
+    tile: int
+    """Side of the tiles, in pixels."""
+    resolution: float | None = None
+    """Metres per pixel of the tiles; None: each image's own."""
+    gap: int = 64
+    """Pixels between tiles of one image that may fall into different splits."""
+    where: Sequence[str] = ()
+    """Conditions that polygons must meet, see `vector_files.parse_where`."""
+    layer: str | None = None
+    """Name of the layer of a GeoPackage."""
+    extent: Path | None = None
+    """File of polygons in which the labels are complete."""
+    keep_empty: bool = False
+    """Whether tiles without any polygon are background where there is no extent."""
+
+
+class Labels(NamedTuple):
+    """The polygons of objects, and those within which they are complete."""
+
+    layer: Layer
+    tree: Any
+    """`shapely.STRtree` of the polygons, as `extent_tree` is of the extent's."""
+    extent: Layer | None
+    extent_tree: Any
+
+    @classmethod
+    def read(cls, asked: Request, where: Mapping[str, frozenset[str] | None]) -> "Labels":
+        """Reads the files that are asked for."""
+        layer = vector_files.read(asked.labels, Wanted(where, asked.layer))
+        import shapely
+
+        if asked.extent is None:
+            return cls(layer, shapely.STRtree(layer.polygons), None, None)
+        extent = vector_files.read(asked.extent, Wanted(flag="extent"))
+        trees = shapely.STRtree(layer.polygons), shapely.STRtree(extent.polygons)
+        return cls(layer, trees[0], extent, trees[1])
+
+
+class Outlines(NamedTuple):
+    """Polygons in the pixels of a scene."""
+
+    polygons: np.ndarray
+    tree: Any
+
+    @classmethod
+    def of(cls, layer: Layer, tree: Any, scene: Scene) -> "Outlines":
+        """The polygons of a layer, whose `STRtree` is given, that may lie in a scene."""
+        import shapely
+
+        border = scene.outline(layer.crs)
+        low, high = border.min(axis=0), border.max(axis=0)
+        margin = MARGIN * (high - low)
+        chosen = tree.query(shapely.box(*(low - margin), *(high + margin)))
+        inverse = ~scene.transform
+
+        def pixels(points: np.ndarray) -> np.ndarray:
+            there = scenes.convert(points, layer.crs, scene.crs)
+            return scenes.apply(inverse, there)
+
+        found = shapely.transform(layer.polygons[np.sort(chosen)], pixels)
+        if not np.isfinite(shapely.bounds(found)).all():
+            raise UserError(
+                f"{scene.path}: a polygon near it reaches to where its coordinate system "
+                f"{scene.crs} is not defined; cut the polygon"
+            )
+        return cls(found, shapely.STRtree(found))
+
+    def fill(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """Bool `[h, w]`, the pixels of a window whose centre lies in a polygon."""
+        import shapely
+        from rasterio import Affine
+        from rasterio.features import rasterize
+
+        box = shapely.box(left, top, right, bottom)
+        found = self.polygons[self.tree.query(box, predicate="intersects")]
+        size = bottom - top, right - left
+        if not len(found):
+            return np.zeros(size, bool)
+        shapes = ((polygon, 1) for polygon in found)
+        corner = Affine.translation(left, top)
+        return np.asarray(rasterize(shapes, size, transform=corner, dtype=np.uint8)) > 0
+
+
+class Shelf:
+    """The scene that is open; another is opened in its place when a tile of it is read."""
+
+    def __init__(self, labels: Labels):
+        self._labels = labels
+        self._stack = contextlib.ExitStack()
+        self._scene: Scene | None = None
+        self._opened: Any = None
+
+    def get(self, scene: Scene) -> tuple[scenes.Raster, Outlines]:
+        """The scene's pixels and its polygons."""
+        if scene is not self._scene:
+            self.close()
+            raster = self._stack.enter_context(scene.open())
+            self._opened = raster, Outlines.of(self._labels.layer, self._labels.tree, scene)
+            self._scene = scene
+        return self._opened
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._scene = self._opened = None
+        self._stack.close()
+
+
+class Tile(NamedTuple):
+    """A window of a scene, not yet decoded."""
+
+    id: int
+    """Number of the tile in the set."""
+    scene: Scene
+    top: int
+    left: int
+    height: int
+    width: int
+    block: tuple[int, int, int]
+    """Numbers of the scene and of the block's row and column."""
+    shelf: Shelf
+
+    @property
+    def file(self) -> Path:
+        """The image file."""
+        return self.scene.path
+
+    @property
+    def name(self) -> str:
+        """What `splits.csv` names it by: its image, and its left and top pixel."""
+        return f"{self.scene.name}@x{self.left}y{self.top}"
+
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        """Top, bottom, left and right in the pixels of the scene."""
+        return self.top, self.top + self.height, self.left, self.left + self.width
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What `load` reads."""
+        return self.scene.files(*self.window)
+
+    def load(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Decodes the tile, as `coco.Tile.load` does; None: too little of it has data.
+
+        Raises:
+          UserError: the image cannot be decoded.
+        """
+        raster, outlines = self.shelf.get(self.scene)
+        valid = None if raster.valid is None else raster.valid(*self.window)
+        if valid is not None and valid.mean() < LEAST_DATA:
+            return None
+        mask = outlines.fill(*self.window)
+        return raster.read(*self.window), mask if valid is None else mask & valid
+
+
+class Scenes:
+    """Images and polygons that a set is made of; `read` finds its tiles."""
+
+    def __init__(self, request: Request):
+        if request.tile < 1:
+            raise UserError(f"--tile={request.tile}: a positive number of pixels is needed")
+        if request.gap < 0:
+            raise UserError(f"--gap={request.gap}: must not be negative")
+        if request.resolution is not None and not 0 < request.resolution < np.inf:
+            raise UserError(f"--resolution={request.resolution}: must be positive and finite")
+        self._request = request
+        self.labels = request.labels
+        self.files = scenes.find(request.images)
+        folders = [os.path.dirname(os.path.abspath(file)) for file in self.files]
+        self.root = Path(os.path.commonpath(folders))
+        self.folders, self.gives_splits = [self.root], False
+        self._where = vector_files.parse_where(request.where)
+        self._shelf: Shelf | None = None
+
+    def listed(self) -> list[Path]:
+        """All files that tiles are cut from."""
+        return self.files
+
+    def name(self, tile: Tile) -> str:
+        """Name of a tile in `splits.csv`."""
+        return tile.name
+
+    def describe(self) -> dict[str, Any]:
+        """What is asked for, as it is stored and compared."""
+        asked = self._request
+        extent = None if asked.extent is None else vector_files.files(asked.extent)
+        return {
+            "labels": "polygons on a map",
+            "annotations_sha256": list(map(local.sha256, vector_files.files(asked.labels))),
+            "extent_sha256": extent and list(map(local.sha256, extent)),
+            "resolution": asked.resolution,
+            "gap": asked.gap,
+            "where": sorted(asked.where),
+            "layer": asked.layer,
+            "keep_empty": asked.keep_empty,
+        }
+
+    def read(
+        self, faults: Faults, fractions: Sequence[float], limit: int | None, are_given: bool
+    ) -> list[Tile]:
+        """Finds the tiles; nothing is decoded.
+
+        Args:
+          faults: takes the images that cannot be used.
+          fractions: shares of the splits, whose smallest bounds the size of a block.
+          limit: number of tiles that will be drawn of them.
+          are_given: whether splits are given, so that there need be no gaps.
+
+        Raises:
+          UserError: the polygons cannot be read, or none lies in an image.
+        """
+        asked = self._request
+        labels = Labels.read(asked, self._where)
+        self._shelf = Shelf(labels)
+        found: list[tuple[Scene, np.ndarray]] = []
+        for file in self.files:
+            interruption.check()
+            try:
+                scene = scenes.look(file, os.path.relpath(file, self.root), asked.resolution)
+                found.append((scene, self._kept(scene, labels, None, 0)))
+            except UserError as error:
+                faults.add(file, error)
+        number = sum(len(kept) for _, kept in found)
+        side = places.block_side(min(number, limit or number), fractions)
+        tiles: list[Tile] = []
+        for k, (scene, kept) in enumerate(found):
+            if len(kept):
+                kept = self._kept(scene, labels, side, 0 if are_given else asked.gap)
+            for top, left, row, column in kept.tolist():
+                place = top, left, asked.tile, asked.tile, (k, row, column)
+                tiles.append(Tile(len(tiles), scene, *place, self._shelf))
+        if not tiles and not faults.reasons:
+            raise UserError(self._nothing(labels, [scene for scene, _ in found]))
+        return tiles
+
+    def splits(self) -> None:
+        """Polygons say nothing of splits."""
+
+    def places(self, tiles: Sequence[Tile]) -> np.ndarray:
+        """Labels `[N]` of what stays together, see `tvjax.data.places`."""
+        number = np.array([tile.block for tile in tiles])
+        _, blocks = np.unique(number, axis=0, return_inverse=True)
+        boxes, distances = self._boxes(tiles)
+        pairs = places.near(boxes, distances)
+        # Blocks of one image are as far apart as they shall be, on its own map.
+        pairs = pairs[number[pairs[:, 0], 0] != number[pairs[:, 1], 0]]
+        return splits.join(len(tiles), np.concatenate([splits.edges(blocks.ravel()), pairs]))
+
+    def _boxes(self, tiles: Sequence[Tile]) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes of all tiles on the first one's map, `[N, 4]`, and there the length of the gap."""
+        crs = tiles[0].scene.crs
+        boxes, gaps = np.empty((len(tiles), 4)), np.empty(len(tiles))
+        for k, tile in enumerate(tiles):
+            interruption.check()
+            top, bottom, left, right = tile.window
+            corners = np.array([(left, top), (right, top), (left, bottom), (right, bottom)], float)
+            there = scenes.apply(tile.scene.transform, corners)
+            there = scenes.convert(there, tile.scene.crs, crs)
+            boxes[k] = *there.min(axis=0), *there.max(axis=0)
+            gaps[k] = self._request.gap * np.ptp(there, axis=0).max() / tile.width
+        if not np.isfinite(boxes).all():
+            raise UserError(
+                f"{tiles[0].file}: the other images do not lie where its coordinate system {crs} "
+                "is defined; prepare them apart"
+            )
+        return boxes, gaps
+
+    def _kept(self, scene: Scene, labels: Labels, side: int | None, gap: int) -> np.ndarray:
+        """Top, left, and numbers of block row and column of the tiles of a scene, int `[N, 4]`."""
+        import shapely
+
+        tile = self._request.tile
+        rows, columns = (places.cut(n, tile, gap, side) for n in (scene.height, scene.width))
+        if not rows or not columns:
+            raise UserError(
+                f"{scene.path}: is {scene.width}x{scene.height} pixels"
+                f"{' at this resolution' * (scene.scale != 1)}, smaller than --tile={tile}"
+            )
+        if len(rows) * len(columns) > MOST_TILES:
+            raise UserError(
+                f"{scene.path}: makes {len(rows) * len(columns)} tiles, more than {MOST_TILES}; "
+                "take larger ones (--tile) or a coarser --resolution"
+            )
+        grid = np.array([(r, c, i, j) for r, i in rows for c, j in columns])
+        boxes = shapely.box(grid[:, 1], grid[:, 0], grid[:, 1] + tile, grid[:, 0] + tile)
+        if labels.extent is not None:
+            inside = Outlines.of(labels.extent, labels.extent_tree, scene).polygons
+            known = shapely.buffer(shapely.union_all(inside), SLACK, join_style="mitre")
+            shapely.prepare(known)
+            return grid[shapely.covers(known, boxes)]
+        if self._request.keep_empty:
+            return grid
+        outlines = Outlines.of(labels.layer, labels.tree, scene)
+        return grid[np.unique(outlines.tree.query(boxes, predicate="intersects")[0])]
+
+    def _nothing(self, labels: Labels, found: Sequence[Scene]) -> str:
+        """Why there is no tile, in one line."""
+        import shapely
+
+        asked, crs = self._request, labels.layer.crs
+        if not found:
+            return f"--images={asked.images[0]}: holds no image that can be cut into tiles"
+        span = shapely.total_bounds(labels.layer.polygons)
+        border = found[0].outline(crs)
+        there = (*border.min(axis=0), *border.max(axis=0))
+        what = "no polygon lies in any image"
+        if asked.extent is not None:
+            what = f"no tile of {asked.tile} pixels lies in {asked.extent} whole"
+        return (
+            f"{asked.labels}: {what}; in {crs} the polygons span {_span(span)}, and "
+            f"{found[0].path} {_span(there)}"
+        )
+
+    def close(self) -> None:
+        """Closes the file that was read last."""
+        if self._shelf is not None:
+            self._shelf.close()
+
+
+def _span(bounds: Iterable[float]) -> str:
+    left, low, right, high = (f"{x:.10g}" for x in bounds)
+    return f"x {left} to {right}, y {low} to {high}"

@@ -1,0 +1,446 @@
+"""Polygons with attributes from GeoJSON, GeoPackage and Shapefile, whichever the content is.
+
+Files may come from anybody, and GDAL would take a text for an address, a database's view for a
+table, and more. So GeoJSON is read as JSON, a GeoPackage by SQLite, read-only and from tables
+alone, and pyogrio gets nothing but what begins like a Shapefile.
+"""
+
+import contextlib
+import json
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from tvjax import interruption
+from tvjax.data import local
+from tvjax.errors import UserError, short
+
+NEEDS_GEO = "needs rasterio, shapely and pyogrio: pip install 'tvjax[geo]'"
+
+MOST_BYTES = 1 << 31
+"""Size of a file: in memory it takes several times as many. A country's roofs have some 2^30."""
+
+MOST_POINTS = 1 << 18
+"""Points of one polygon: each tile that it touches looks at all of them."""
+
+MOST_OPERATIONS = 5_000
+"""Millions of SQLite's operations, a minute or two: 100 million polygons."""
+
+LISTED = 8
+"""Attributes, values or layers that a message lists."""
+
+ENVELOPES = (0, 32, 48, 48, 64)
+"""Bytes of the box before a GeoPackage's geometry, by its kind."""
+
+Row = tuple[Any, dict[str, Any], Any]
+"""A name for messages, attributes, and a geometry: a shapely object, WKB, a GeoJSON dict, None."""
+
+
+class Layer(NamedTuple):
+    """Polygons of a file, in its coordinates."""
+
+    polygons: np.ndarray
+    """Shapely polygons, without parts and heights, valid: object `[N]`."""
+    crs: Any
+    """`rasterio.crs.CRS`."""
+
+
+class Wanted(NamedTuple):
+    """Which rows of a file count."""
+
+    where: Mapping[str, frozenset[str] | None] = {}
+    """The values that an attribute may have; None: any but none."""
+    layer: str | None = None
+    """Name of the layer of a GeoPackage; None: the only one."""
+    flag: str = "labels"
+    """What names the file, for messages."""
+
+
+def parse_where(conditions: Sequence[str]) -> dict[str, frozenset[str] | None]:
+    """Reads "building=yes" (this value) and "building" (any value), each as often as need be.
+
+    Raises:
+      UserError: an attribute's name is missing, or it is given with and without a value.
+    """
+    found: dict[str, frozenset[str] | None] = {}
+    for condition in conditions:
+        name, has_value, value = condition.partition("=")
+        before = found.get(name, frozenset())
+        if not name or (name in found and (before is None) == bool(has_value)):
+            raise UserError(f"--where={condition}: give ATTRIBUTE=VALUE, or ATTRIBUTE for any")
+        found[name] = before | {value} if has_value and before is not None else None
+    return found
+
+
+def read(file: Path, wanted: Wanted) -> Layer:
+    """Reads the polygons of a file.
+
+    Raises:
+      UserError: it cannot be read, has no polygon that is wanted, or none at all, or no coordinate
+        system, or a package is missing.
+    """
+    try:
+        import rasterio.crs  # noqa: F401
+        import shapely  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--{wanted.flag}={file}: {NEEDS_GEO}") from error
+    local.check_regular(file)
+    if file.stat().st_size > MOST_BYTES:
+        raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; cut it up by place")
+    with open(file, "rb") as opened:
+        begin = opened.read(16)
+    if begin == b"SQLite format 3\0":
+        with _open_package(file) as database:
+            layer = _layer(file, database, wanted)
+            crs = _package_crs(file, database, layer)
+            return Layer(_polygons(file, _package_rows(file, database, layer, wanted), wanted), crs)
+    if begin[:4] == b"\x00\x00\x27\x0a":
+        rows, crs = _read_shapefile(file, wanted)
+    else:
+        content = _read_json(file)
+        rows, crs = _json_rows(file, content), _json_crs(file, content)
+    return Layer(_polygons(file, rows, wanted), crs)
+
+
+def files(file: Path) -> list[Path]:
+    """A file and those that belong to it: a Shapefile has several."""
+    parts = [file.with_suffix(end) for end in (".shx", ".dbf", ".prj", ".cpg")]
+    is_shape = file.suffix.lower() == ".shp"
+    return [file, *(part for part in parts if is_shape and part.is_file())]
+
+
+def _polygons(file: Path, rows: Iterator[Row], wanted: Wanted) -> np.ndarray:
+    """The parts of the wanted rows that are areas."""
+    import shapely
+
+    met = {name: Counter[str]() for name in wanted.where}
+    names, found = [], []
+    seen: Counter[str] = Counter()
+    known: set[str] = set()
+    for number, (name, attributes, geometry) in enumerate(rows):
+        if number % 1024 == 0:
+            interruption.check()
+        if len(known) < 256:
+            known.update(attributes)
+        if not _is_wanted(attributes, wanted.where, met):
+            seen["others"] += 1
+        elif geometry is None:
+            seen["without a geometry"] += 1
+        else:
+            names.append(name)
+            found.append(_geometry(file, name, geometry))
+    _check_found(file, len(found), seen, known, met, wanted)
+    shapes = shapely.force_2d(np.array(found, object))
+    parts, owners = shapely.get_parts(shapes, return_index=True)
+    parts, inner = shapely.get_parts(parts, return_index=True)  # of collections
+    owners = owners[inner]
+    if np.any(shapely.get_type_id(parts) == 7):  # collections in collections
+        raise UserError(f"{file}: has collections of collections of geometries; split them up")
+    keep = shapely.get_type_id(parts) == 3
+    parts, owners = parts[keep], owners[keep]
+    if not len(parts):
+        kinds = Counter(str(kind.geom_type) for kind in found)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(LISTED))
+        raise UserError(f"{file}: has no polygons ({listed}); objects are areas, buffer them first")
+    return _sound(file, parts, [names[k] for k in owners])
+
+
+def _sound(file: Path, parts: np.ndarray, names: list[Any]) -> np.ndarray:
+    """Polygons that are valid, all with finite coordinates and not too many of them."""
+    import shapely
+
+    counts = shapely.get_num_coordinates(parts)
+    bounds = shapely.bounds(parts)
+    for wrong, words in (
+        (counts > MOST_POINTS, f"has more than {MOST_POINTS} points; cut it up"),
+        (~np.isfinite(bounds).all(axis=1) & (counts > 0), "has coordinates that are no numbers"),
+    ):
+        if wrong.any():
+            raise UserError(f"{file}: the polygon of {names[int(np.argmax(wrong))]} {words}")
+    invalid = ~shapely.is_valid(parts)
+    if invalid.any():  # outlines that cross themselves
+        inner = shapely.get_parts(shapely.get_parts(shapely.make_valid(parts[invalid])))
+        parts = np.concatenate([parts[~invalid], inner[shapely.get_type_id(inner) == 3]])
+    return parts[~shapely.is_empty(parts)]
+
+
+def _check_found(
+    file: Path,
+    number: int,
+    seen: Counter[str],
+    known: set[str],
+    met: dict[str, Counter[str]],
+    wanted: Wanted,
+) -> None:
+    """Refuses a file of which nothing is left, and says what there is."""
+    if number:
+        return
+    if not seen:
+        raise UserError(f"{file}: holds no geometries")
+    if not seen["others"]:
+        raise UserError(f"{file}: none of its {seen.total()} features has a geometry")
+    for name, values in met.items():
+        if name not in known:
+            listed = ", ".join(map(short, sorted(known)[:LISTED])) or "none"
+            more = f" and {len(known) - LISTED} more" * (len(known) > LISTED)
+            raise UserError(
+                f"{file}: has no attribute {short(name)} (--where); there are {listed}{more}"
+            )
+        listed = ", ".join(f"{short(v)} ({n})" for v, n in values.most_common(LISTED)) or "none"
+        more = f" and {len(values) - LISTED} more" * (len(values) > LISTED)
+        given = wanted.where[name]
+        asked = name if given is None else f"{name}={' or '.join(sorted(given))}"
+        if given is None or not given & values.keys():
+            raise UserError(
+                f"{file}: no feature has {short(asked)} (--where); values of {short(name)} are "
+                f"{listed}{more}"
+            )
+    raise UserError(f"{file}: no feature meets all conditions of --where at once")
+
+
+def _is_wanted(
+    attributes: dict[str, Any],
+    where: Mapping[str, frozenset[str] | None],
+    met: dict[str, Counter[str]],
+) -> bool:
+    found = True
+    for name, values in where.items():
+        text = _text(attributes.get(name))
+        if text is not None and (len(met[name]) < 1024 or text in met[name]):
+            met[name][text] += 1
+        found &= text is not None and (values is None or text in values)
+    return found
+
+
+def _text(value: Any) -> str | None:
+    """A value as it is written behind `--where=ATTRIBUTE=`; None of no value."""
+    if value is None or value != value or value == "":
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value)).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _geometry(file: Path, name: Any, geometry: Any) -> Any:
+    import shapely
+    from shapely.geometry import shape
+
+    try:
+        if isinstance(geometry, dict):
+            return shape(geometry)
+        return shapely.from_wkb(geometry) if isinstance(geometry, bytes) else geometry
+    except Exception as error:  # shapely raises almost anything of malformed ones
+        reason = str(error).partition("\n")[0][:160]
+        raise UserError(f"{file}: {name} has a malformed geometry ({reason})") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: is no GeoJSON, GeoPackage or Shapefile (as JSON: {error})"
+        ) from error
+    if isinstance(content, dict) and "annotations" in content:
+        raise UserError(f"{file}: is a COCO file; give it by --annotations")
+    if not isinstance(content, dict) or not isinstance(content.get("type"), str):
+        raise UserError(f"{file}: is no GeoJSON (no object with a 'type')")
+    return content
+
+
+def _json_rows(file: Path, content: dict[str, Any]) -> Iterator[Row]:
+    kind = content["type"]
+    features = content.get("features") if kind == "FeatureCollection" else [content]
+    if not isinstance(features, list):
+        raise UserError(f"{file}: is no GeoJSON (its 'features' are no list)")
+    for number, feature in enumerate(features, 1):
+        if not isinstance(feature, dict):
+            raise UserError(f"{file}: feature {number} is no JSON object")
+        if feature.get("type") != "Feature":
+            yield f"feature {number}", {}, feature
+            continue
+        attributes, geometry = feature.get("properties"), feature.get("geometry")
+        if not isinstance(attributes, (dict, type(None))) or not isinstance(
+            geometry, (dict, type(None))
+        ):
+            raise UserError(f"{file}: feature {number} is malformed (properties or geometry)")
+        yield f"feature {number}", attributes or {}, geometry
+
+
+def _json_crs(file: Path, content: dict[str, Any]) -> Any:
+    """Longitude and latitude, unless the file names another, as it could before RFC 7946."""
+    from rasterio.crs import CRS
+
+    named = content.get("crs")
+    if named is None:
+        return CRS.from_epsg(4326)
+    name = named.get("properties", {}).get("name") if isinstance(named, dict) else None
+    found = re.fullmatch(r"(?:urn:ogc:def:crs:)?EPSG:(?:[0-9.]*:)?([0-9]{1,6})", str(name))
+    if re.fullmatch(r"(?:urn:ogc:def:crs:)?OGC:[0-9.]*:?CRS84", str(name)):
+        return CRS.from_epsg(4326)
+    if not found:
+        raise UserError(f"{file}: its crs is {short(name)}, which is none by EPSG's number")
+    return _epsg(file, int(found[1]))
+
+
+def _epsg(file: Path, number: int) -> Any:
+    from rasterio import Env
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    try:
+        with Env():  # in which what GDAL complains of is not printed
+            return CRS.from_epsg(number)
+    except CRSError as error:
+        raise UserError(f"{file}: its coordinate system EPSG:{number} is not known") from error
+
+
+def _wkt(file: Path, text: str | None) -> Any:
+    """A coordinate system by its text, which is no name that could be an address."""
+    from rasterio import Env
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    found = re.fullmatch(r"EPSG:([0-9]{1,6})", text or "")
+    if found:
+        return _epsg(file, int(found[1]))
+    try:
+        with Env():
+            return CRS.from_wkt(text or "")
+    except CRSError as error:
+        raise UserError(
+            f"{file}: says no coordinate system that is known; save it anew with one"
+        ) from error
+
+
+def _read_shapefile(file: Path, wanted: Wanted) -> tuple[Iterator[Row], Any]:
+    try:
+        import pyogrio
+        from pyogrio.raw import read as read_raw
+    except ImportError as error:
+        raise UserError(f"--{wanted.flag}={file}: {NEEDS_GEO}") from error
+    if file.suffix.lower() != ".shp":
+        raise UserError(f"{file}: is a Shapefile; its name must end in .shp")
+    for part in files(file):
+        local.check_regular(part)
+    if not file.with_suffix(".shx").is_file():
+        raise UserError(f"{file}: its .shx is missing; copy all files of the name")
+    pyogrio.set_gdal_config_options(
+        {"GDAL_DISABLE_READDIR_ON_OPEN": True, "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}"}
+    )
+    try:
+        meta, _, shapes, columns = read_raw(file.absolute(), force_2d=True)
+    except Exception as error:  # of a broken file pyogrio raises several kinds
+        reason = str(error).partition("\n")[0][:160]
+        raise UserError(f"{file}: cannot be read as a Shapefile ({reason})") from error
+    names = [str(name) for name in meta["fields"]]
+    attributes = list(zip(names, columns, strict=True))
+
+    def rows() -> Iterator[Row]:
+        for k, shape in enumerate(shapes):
+            yield f"feature {k + 1}", {n: _plain(c[k]) for n, c in attributes}, shape
+
+    return rows(), _wkt(file, meta["crs"])
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+@contextlib.contextmanager
+def _open_package(file: Path) -> Iterator[sqlite3.Connection]:
+    """Opens a GeoPackage as nothing but a file that does not change."""
+    journal = Path(f"{file}-wal")
+    if journal.is_file() and journal.stat().st_size:
+        raise UserError(
+            f"{file}: has changes beside it ({journal.name}) that are not in it yet; close the "
+            "program that edits it"
+        )
+    count = 0
+
+    def check() -> int:
+        nonlocal count
+        count += 1
+        return int(count > MOST_OPERATIONS)
+
+    where = f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(where, uri=True)) as database:
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1 << 28)
+            database.set_progress_handler(check, 1_000_000)
+            database.execute("PRAGMA trusted_schema=OFF")
+            database.text_factory = lambda text: text.decode(errors="replace")
+            yield database
+    except (sqlite3.Error, OverflowError) as error:
+        raise UserError(f"{file}: cannot be read as a GeoPackage ({error})") from error
+
+
+def _layer(file: Path, database: sqlite3.Connection, wanted: Wanted) -> str:
+    """The layer that is meant, which must be a table."""
+    found = database.execute("SELECT table_name FROM gpkg_contents WHERE data_type='features'")
+    names = [str(name) for (name,) in found.fetchmany(1000)]
+    listed = ", ".join(map(short, names[:LISTED])) or "none"
+    if wanted.layer is not None and wanted.layer not in names:
+        raise UserError(f"{file}: has no layer --layer={wanted.layer}; there are {listed}")
+    if wanted.layer is None and len(names) != 1:
+        raise UserError(f"{file}: has the layers {listed}; choose one by --layer=NAME")
+    layer = names[0] if wanted.layer is None else wanted.layer
+    made = database.execute("SELECT type, sql FROM sqlite_master WHERE name=?", (layer,)).fetchone()
+    virtual = made and re.match(r"\s*create\s+virtual", str(made[1]), re.IGNORECASE)
+    if not made or made[0] != "table" or virtual:
+        raise UserError(f"{file}: its layer {short(layer)} is no table; save it as one")
+    return layer
+
+
+def _package_crs(file: Path, database: sqlite3.Connection, layer: str) -> Any:
+    row = database.execute(
+        "SELECT s.organization, s.organization_coordsys_id, s.definition FROM "
+        "gpkg_geometry_columns AS g JOIN gpkg_spatial_ref_sys AS s ON g.srs_id = s.srs_id "
+        "WHERE g.table_name = ?",
+        (layer,),
+    ).fetchone()
+    if row and str(row[0]).upper() == "EPSG" and type(row[1]) is int and 0 < row[1] < 1_000_000:
+        return _epsg(file, row[1])
+    return _wkt(file, str(row[2]) if row else None)
+
+
+def _package_rows(
+    file: Path, database: sqlite3.Connection, layer: str, wanted: Wanted
+) -> Iterator[Row]:
+    """Rows with the attributes that are asked for."""
+    row = database.execute(
+        "SELECT column_name FROM gpkg_geometry_columns WHERE table_name = ?", (layer,)
+    ).fetchone()
+    info = database.execute(f"PRAGMA table_info({_quoted(layer)})").fetchall()
+    columns = [str(one[1]) for one in info]
+    if not row or row[0] not in columns:
+        raise UserError(f"{file}: its layer {short(layer)} has no column of geometries")
+    asked = [name for name in wanted.where if name in columns]
+    others = {name: None for name in columns}  # which are there, for messages
+    query = f"SELECT {', '.join(map(_quoted, [row[0], *asked]))} FROM {_quoted(layer)}"
+    for number, (blob, *values) in enumerate(database.execute(query), 1):
+        name = f"row {number}"
+        yield name, others | dict(zip(asked, values, strict=True)), _package_wkb(file, name, blob)
+
+
+def _package_wkb(file: Path, name: str, blob: Any) -> bytes | None:
+    if blob is None:
+        return None
+    kind = blob[3] >> 1 & 7 if isinstance(blob, bytes) and blob[:2] == b"GP" and blob[3:] else 9
+    if kind >= len(ENVELOPES):
+        raise UserError(f"{file}: {name} has no geometry of a GeoPackage")
+    return None if blob[3] & 16 else blob[8 + ENVELOPES[kind] :]
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
