@@ -53,7 +53,7 @@ def corner(name):
 
 
 def truth(degrees, rows, columns, metres=towns.METRES, crs=towns.UTM):
-    """By each pixel's centre, taken from the raster's map to the labels': the other way around."""
+    """What is roof by each pixel's centre, taken from the raster's map to the labels': the other way around."""
     x = towns.TOP_LEFT[0] + (columns + 0.5) * metres
     y = towns.TOP_LEFT[1] - (rows + 0.5) * metres
     xs, ys = np.meshgrid(x, y)
