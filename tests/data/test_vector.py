@@ -6,13 +6,15 @@ import sqlite3
 
 import numpy as np
 import pytest
+from PIL import Image
+from skimage.morphology import dilation
 
 rasterio = pytest.importorskip("rasterio")
 shapely = pytest.importorskip("shapely")
 pyogrio = pytest.importorskip("pyogrio")
 import towns  # noqa: E402
 
-from tvjax.data import builder, pictures, places, records, scaling, splits, vector_files  # noqa: E402
+from tvjax.data import builder, contact, pictures, places, records, scaling, splits, vector_files  # noqa: E402
 from tvjax.data.vector import Request, Scenes  # noqa: E402
 from tvjax.data.vector_files import Wanted  # noqa: E402
 from tvjax.errors import UserError  # noqa: E402
@@ -53,7 +55,7 @@ def corner(name):
 
 
 def truth(degrees, rows, columns, metres=towns.METRES, crs=towns.UTM):
-    """What is roof by each pixel's centre, taken from the raster's map to the labels': the other way around."""
+    """What is roof by the pixels' centres, taken from the image's map to the labels'."""
     x = towns.TOP_LEFT[0] + (columns + 0.5) * metres
     y = towns.TOP_LEFT[1] - (rows + 0.5) * metres
     xs, ys = np.meshgrid(x, y)
@@ -329,8 +331,6 @@ def test_mistakes_in_images_are_named(town, tmp_path):
     shapes = towns.roofs(HEIGHT, WIDTH)
     towns.write_tif(tmp_path / "small.tif", 30, 30, shapes)
     towns.write_tif(tmp_path / "nowhere.tif", 60, 60, shapes, crs=None)
-    from PIL import Image
-
     Image.new("RGB", (60, 60)).save(tmp_path / "plain.png")
     labels = folder / "roofs.geojson"
     for name, words in (
@@ -406,3 +406,22 @@ def test_the_extra_is_named_where_it_is_absent(town, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "shapely", None)
     with pytest.raises(UserError, match=r"needs rasterio, shapely and pyogrio: pip install 'tvjax"):
         build(town[0], tmp_path / "out")
+
+
+def test_a_shift_of_labels_is_seen_in_the_contact_sheet(town, tmp_path):
+    """Outlines run along the edges of what is red in the image, unless labels are shifted."""
+    folder, degrees = town
+    lines = {}
+    for name, shift in (("right", 0), ("shifted", 5)):
+        moved = [shapely.affinity.translate(s, shift * towns.METRES / 73_000, 0) for s in degrees]
+        towns.write_geojson(folder / f"{name}.geojson", moved)
+        build(folder, tmp_path / name, labels=f"{name}.geojson", gap=8)
+        sheet = np.asarray(Image.open(tmp_path / name / contact.FILE)).astype(int)
+        times = -(-contact.SIDE // TILE)
+        assert sheet.shape == (4 * (TILE * times + 6) + 6,) * 2 + (3,)
+        line = np.all(sheet == contact.LINE, axis=-1)
+        red = (sheet[..., 0] == 250) & (sheet[..., 1] == 60)
+        near = dilation(red & ~line, np.ones((3, 3)))
+        lines[name] = np.mean(near[line]), line.sum()
+    assert lines["right"][1] > 1000 and lines["right"][0] > 0.99
+    assert lines["shifted"][0] < 0.8

@@ -24,6 +24,7 @@ from tvjax import interruption
 from tvjax.data import (
     area,
     arrangement,
+    contact,
     duplicates,
     given,
     identity,
@@ -275,6 +276,7 @@ def _write(
             if file.is_file()
         },
     }
+    contact.write(out, arrays, asked["seed"])
     arrangement.write(out, [tile.id for tile in tiles], names, assigned, labels)
     manifest.write(out, content)
     identity.write(out, identity.digest(_pairs(arrays, assigned)))

@@ -26,7 +26,8 @@ Splits are drawn, and near-duplicates stay together, as far as hashes of the ima
 does ground that overlaps or touches, where names are those of map tiles (z/x/y, NAME-x-y-z or
 NAME_z_x_y), and what `--group` finds equal in names. Nothing knows of other ways in which images
 belong together (one roof from two sides, one town on two days): name them by `--group`, or give the
-splits by three COCO files or `--split_file`. `splits.csv` says which tile is where.
+splits by three COCO files or `--split_file`. `splits.csv` says which tile is where, and
+`contact.png` shows sixteen tiles with their labels.
 
 It may be interrupted and run again: DATA_DIR appears when it is complete, and not before. It may be
 a link: what that points to is made.
@@ -162,10 +163,12 @@ def summary(content: dict[str, Any], out: str) -> str:
         if most < BATCH:
             command += f" --config.{flag}={most}"
     clusters, twins = content["clusters"], content["near_duplicate_clusters"]
-    more = "" if clusters == twins else f" (in {clusters} that stay together, as names say)"
+    more = (
+        "" if clusters == twins else f" (in {clusters} that stay together, as names or places say)"
+    )
     lines += [
         f"{tiles} tiles in {twins} clusters of near-duplicates{more}, in {out}; splits.csv says "
-        "which is where",
+        "which is where, contact.png shows sixteen with their labels",
         f"train on them: {command}",
     ]
     return "\n".join(lines)
