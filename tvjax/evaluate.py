@@ -36,6 +36,7 @@ from absl import flags
 
 from tvjax import files, interruption, program
 from tvjax.data import arrangement, coco, workspace
+from tvjax.data.reading import Reading
 from tvjax.errors import UserError
 from tvjax.inference import reader, tiles
 from tvjax.inference.predictor import Predictor
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> None:
     opened = [_open(*pair) for pair in zip([*first, *second], places, strict=True)]
     runs = [one.run for one in opened]
     sides.check(runs[: len(first)], runs[len(first) :])
-    examples, source, clusters = _open_examples(opened[0])
+    examples, source, clusters = _open_examples(opened)
     found = [_score(one, examples, source, category) for one in opened]
     reports = [report for report, _ in found]
     if not second:
@@ -192,16 +193,30 @@ def open_net(workdir: Path) -> tuple[Predictor, Config]:
     return net, restore.read_config(workdir)
 
 
-def _open_examples(first: Opened) -> tuple[Examples, dict[str, Any], dict[int, int]]:
+def _open_examples(opened: list[Opened]) -> tuple[Examples, dict[str, Any], dict[int, int]]:
     """What is scored, what says so in the reports, and which tiles are known to be neighbours."""
     if _ANNOTATIONS.value and _IMAGES.value:
-        examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value)
+        reading = _reading([Path(one.run.workdir) for one in opened])
+        examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value, reading)
         return examples, {"annotations": _ANNOTATIONS.value}, {}
+    first = opened[0]
     splits, data = restore.open_data(first.config, _DATA.value)
     check_data(Path(first.run.workdir), data)
     split = splits[_SPLIT.value]
     clusters = arrangement.read_clusters(split.directory)
     return Examples.of_split(split), {"split": _SPLIT.value, "data": data}, clusters
+
+
+def _reading(workdirs: list[Path]) -> Reading:
+    """How the images of a COCO file are read, as those of the runs' tiles were."""
+    first, *others = (rundir.read_images_of(workdir)[0] for workdir in workdirs)
+    for workdir, other in zip(workdirs[1:], others, strict=True):
+        if other != first:
+            raise UserError(
+                f"{workdir} was trained on images that were read otherwise than those of "
+                f"{workdirs[0]} (--bands, --black or --white); score them one by one"
+            )
+    return first
 
 
 def _settings(net: Predictor | None) -> dict[str, Any]:

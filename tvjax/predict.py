@@ -14,11 +14,17 @@ image ids count the images from 1 in the order of their paths, or are those of `
 so is the category, unless `--category` says otherwise. Images of 2^32 pixels and more have no
 entries there.
 
-The net knows objects at the size that they had in its training tiles. If those were shrunk from
-300 to 100 pixels, images of the same sharpness need `--scale=0.3333`; what is written has the
-images' size all the same. Images of 16 bits per channel need `--white`, the value that becomes 255.
-Where an image has no data (alpha 0, its nodata value or its mask) the probability is 0. Images are
-read by the rules of `tvjax.data.pictures`, as training tiles are.
+A directory of map tiles (z/x/y.png, or NAME-x-y-z.png and nothing else) is one image in Web
+Mercator, or several if it has parts that do not touch, named DIRECTORY-x-y-z; `--tms` says that y
+counts from the south, `--nomap_tiles` takes each tile as a picture.
+
+The net knows objects at the size that they had in its training tiles. If those were cut from images
+on a map by `prepare --resolution`, images on a map are scaled to it. Otherwise `--scale` says how:
+if tiles were shrunk from 300 to 100 pixels, images of the same sharpness need `--scale=0.3333`;
+what is written has the images' size all the same. Where an image has no data (alpha 0, its nodata
+value or its mask) the probability is 0. Images are read as the run's training tiles were, by the
+rules of `tvjax.data.pictures` and with the `--bands`, `--black` and `--white` that were given to
+`prepare`; images of 16 bits per channel of another white need `--white`.
 
 Images are read by tiles, and results written by rows: memory is flat in an image's height and
 width, but for the outlines of objects that are not complete yet. Files appear when they are
@@ -40,6 +46,7 @@ from tvjax.data import coco
 from tvjax.errors import UserError
 from tvjax.inference import reader, writing
 from tvjax.inference.predictor import Predictor
+from tvjax.training import rundir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/roofs.")
 _IMAGES = flags.DEFINE_multi_string(
@@ -48,10 +55,14 @@ _IMAGES = flags.DEFINE_multi_string(
 _OUT = flags.DEFINE_string("out", None, "Folder of the results, e.g. OUT.")
 _SCALE = flags.DEFINE_float(
     "scale",
-    1.0,
+    None,
     "The net's pixels per pixel of the images, by side, e.g. 0.3333 where tiles were shrunk "
-    "from 300 to 100.",
+    "from 300 to 100; default: by the resolution of the run's tiles if both are on a map, else 1.",
 )
+_MAP_TILES = flags.DEFINE_bool(
+    "map_tiles", True, "Whether directories of map tiles are images on the map."
+)
+_TMS = flags.DEFINE_bool("tms", False, "Whether the y of map tiles counts from the south.")
 _THRESHOLD = flags.DEFINE_float(
     "threshold", 0.5, "Probability above which a pixel is an object's, e.g. 0.4."
 )
@@ -70,7 +81,9 @@ _MIN_AREA = flags.DEFINE_integer(
     "min_area", 1, "Pixels of the smallest object that has a polygon, e.g. 20."
 )
 _WHITE = flags.DEFINE_float(
-    "white", None, "The value that is white in images of 16 bits per channel, e.g. 10000."
+    "white",
+    None,
+    "The value that is white in images of 16 bits per channel, e.g. 10000; default: the run's own.",
 )
 _ANNOTATIONS = flags.DEFINE_string(
     "annotations", None, "A COCO file with the images' ids, e.g. annotation.json."
@@ -97,7 +110,8 @@ def main(argv: list[str]) -> None:
     if not (workdir and out and _IMAGES.value):
         raise UserError("--workdir, --images and --out are needed, see --help")
     folder = Path(os.path.realpath(out))  # of a link, what it points to
-    reader.check_scale(_SCALE.value)
+    if _SCALE.value is not None:
+        reader.check_scale(_SCALE.value)
     if _WHITE.value is not None and not 0 < _WHITE.value < math.inf:
         raise UserError(f"--white={_WHITE.value} must be positive and finite")
     for flag in (_THRESHOLD, _DENOISE, _SIMPLIFY):
@@ -107,23 +121,25 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--threshold={_THRESHOLD.value} must be a probability, at most 1")
     if _MIN_AREA.value < 0:
         raise UserError(f"--min_area={_MIN_AREA.value} must not be negative")
-    paths = writing.find_images(_IMAGES.value)
-    if any(path.parent.resolve() == folder for path in paths):
+    places = writing.find_images(_IMAGES.value, as_map=_MAP_TILES.value, is_tms=_TMS.value)
+    if any(reader.path_of(place).parent.resolve() == folder for place in places):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
     files.check_folder("out", Path(out))
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
+    reading, resolution = rundir.read_images_of(Path(workdir))
     options = writing.Options(
-        _SCALE.value, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value, _MIN_AREA.value,
-        _WHITE.value, coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value),
+        _SCALE.value or 1.0, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value,
+        _MIN_AREA.value, _WHITE.value, coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value),
+        reading, resolution if _SCALE.value is None else None,
     )  # fmt: skip
     try:
         objects, skipped = writing.predict_images(
-            writing.number_images(paths, _ANNOTATIONS.value), folder, net,
+            writing.number_images(places, _ANNOTATIONS.value), folder, net,
             options=options, tile=_TILE.value, batch=_BATCH.value,
         )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt("complete images stay") from None
-    done = len(paths) - len(skipped)
+    done = len(places) - len(skipped)
     found = {"images": done, "skipped": len(skipped), "objects": objects, "out": out}
     print(json.dumps(found | {"step": int(net.state.step)}))
     sys.exit(1 if skipped else 0)

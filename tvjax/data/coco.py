@@ -22,6 +22,7 @@ import numpy as np
 from tvjax import interruption
 from tvjax.data import local, pictures, regions, vrt
 from tvjax.data.faults import Faults
+from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError, short
 
 MOST_BYTES = 1 << 31
@@ -61,6 +62,8 @@ class Tile(NamedTuple):
     """The regions of its annotations; each has passed `regions.check`."""
     crowds: tuple[bool, ...]
     """Whether each annotation marks a crowd of objects (`iscrowd`)."""
+    reading: Reading = AS_NAMED
+    """How the image is read."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -82,7 +85,7 @@ class Tile(NamedTuple):
 
     def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Decodes the tile, as `load` does, with bool `[H, W]`, where the image has data."""
-        with pictures.open_raster(self.file) as raster:
+        with pictures.open_raster(self.file, self.reading) as raster:
             if (raster.height, raster.width) != (self.height, self.width):
                 raise UserError(
                     f"{self.file}: is {raster.width}x{raster.height} pixels"
@@ -99,6 +102,7 @@ def read(
     images: str | Path,
     faults: Faults | None = None,
     categories: Sequence[int] = (),
+    reading: Reading = AS_NAMED,
 ) -> list[Tile]:
     """Reads a COCO file and checks all that can be checked without decoding an image.
 
@@ -108,6 +112,7 @@ def read(
       faults: takes the images whose file is missing or one of whose segmentations is malformed,
         which are then left out; None: they are an error.
       categories: ids of those whose annotations are foreground; none: the only one that there is.
+      reading: how images are read.
 
     Returns:
       The tiles, by ascending image id.
@@ -156,7 +161,7 @@ def read(
             tiles.append(
                 Tile(
                     image_id, file, *size,
-                    tuple(regions_of.segmentations), tuple(regions_of.crowds),
+                    tuple(regions_of.segmentations), tuple(regions_of.crowds), reading,
                 )
             )  # fmt: skip
     if faults is None:

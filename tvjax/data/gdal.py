@@ -16,6 +16,7 @@ import numpy as np
 
 from tvjax.data import local, orientation, pillow, vrt
 from tvjax.data.orientation import Read
+from tvjax.data.reading import MOST_BANDS, Reading
 from tvjax.errors import UserError
 
 CACHE_MEGABYTES = 64
@@ -42,9 +43,6 @@ MOST_BESIDE = 1 << 24
 MOST_BLOCK = 1 << 28
 """Bytes of a block of pixels, which GDAL decodes at once."""
 
-MOST_BANDS = 1 << 10
-"""Bands of an image, whose names are looked at one by one; instruments have up to some 500."""
-
 LISTED = 12
 """Names of bands that a message lists."""
 
@@ -57,10 +55,12 @@ class Layout(NamedTuple):
     bands: tuple[int, ...]
     """Numbers of the bands that are red, green and blue, or of the one that is grey."""
     dtype: str
-    """Type of all bands: uint8 or uint16."""
+    """Type of the bands: uint8 or uint16."""
     table: np.ndarray | None
     """Uint8 `[256, C]`, colours of numbers: C = 4 with alpha, of a palette; 1 of fewer bits than 8,
     and where 0 is white; None: numbers are colours."""
+    takes_alpha: bool
+    """Whether a band that the file names alpha was chosen as a colour."""
 
 
 @contextlib.contextmanager
@@ -161,13 +161,13 @@ def _check_dataset(path: Path, dataset: Any) -> None:
         )
 
 
-def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
+def read_layout(path: Path, dataset: Any, reading: Reading) -> Layout:
     """What the numbers in a file mean.
 
     Args:
       path: path of the file.
       dataset: the opened file.
-      white: the value of 16-bit pixels that becomes 255; None: they are refused.
+      reading: what is chosen of it.
 
     Raises:
       UserError: they mean nothing that is red, green, blue or grey, or it cannot be told.
@@ -180,33 +180,35 @@ def read_layout(path: Path, dataset: Any, white: float | None) -> Layout:
     space = structure.get("SOURCE_COLOR_SPACE", "RGB")
     if space not in ("RGB", "YCbCr", "CMYK"):
         raise UserError(f"{path}: has pixels of kind {space}; convert it to RGB")
-    bands = _bands(path, names)
-    dtype = next((kind for kind in dataset.dtypes if kind != "uint8"), "uint8")
+    bands = _chosen(path, names, reading.bands) if reading.bands else _bands(path, names)
+    dtypes = [dataset.dtypes[band - 1] for band in bands] if reading.bands else dataset.dtypes
+    dtype = next((kind for kind in dtypes if kind != "uint8"), "uint8")
     inverted = structure.get("MINISWHITE") == "YES"
     if dtype == "uint16" and not inverted and names[0] != "palette":
-        if white is None:
+        if reading.white is None:
             raise UserError(
-                f"{path}: has 16 bits per channel (uint16), and no file says which value is white; "
-                "tvjax.predict takes it as --white=VALUE, and for training convert the file: "
-                "gdal_translate -ot Byte -scale 0 VALUE 0 255"
+                f"{path}: has 16 bits per channel (uint16), and no file says which value is "
+                "white; give it by --white=VALUE, to tvjax.data.prepare for training, and to "
+                "tvjax.predict where the run was trained on others"
             )
     elif dtype != "uint8":
         raise UserError(
             f"{path}: has pixels of type {dtype}{' where 0 is white' * inverted}; convert it to 8 "
             "bits per channel (gdal_translate -ot Byte -scale)"
         )
-    return Layout(bands, dtype, _table(dataset, names[0], inverted))
+    takes_alpha = any(names[band - 1] == "alpha" for band in bands)
+    return Layout(bands, dtype, _table(dataset, names[0], inverted), takes_alpha)
 
 
-def read_windows(path: Path, dataset: Any, layout: Layout, white: float | None) -> Read:
+def read_windows(path: Path, dataset: Any, layout: Layout, reading: Reading) -> Read:
     """Gives windows, uint8 `[h, w, 3]`; see `read_layout`."""
     table = layout.table
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         with pillow.decoding(path):
             block = dataset.read(layout.bands, window=((top, bottom), (left, right)))
-        if layout.dtype == "uint16" and white is not None:
-            block = np.rint(np.minimum(block * (255 / white), 255)).astype(np.uint8)
+        if layout.dtype == "uint16":
+            block = reading.shrunk(block)
         if table is not None and table.shape[1] == 4:
             return table[block[0], :3]
         block = block if table is None else table[block, 0]
@@ -218,10 +220,13 @@ def read_windows(path: Path, dataset: Any, layout: Layout, white: float | None) 
 def read_valid(path: Path, dataset: Any, layout: Layout) -> Read | None:
     """Gives windows, bool `[h, w]`, of where the file has data; None: everywhere.
 
-    It has none where its nodata value, alpha 0 or its mask says so.
+    It has none where its nodata value, alpha 0 or its mask says so. Alpha that was chosen as a
+    band is none.
     """
     from rasterio.enums import MaskFlags
 
+    if layout.takes_alpha:
+        return _read_known(path, dataset, layout)
     alpha = None if layout.table is None or layout.table.shape[1] < 4 else layout.table[:, 3]
     opaque = alpha is None or bool(np.all(alpha > 0))
     if opaque and all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums):
@@ -234,6 +239,20 @@ def read_valid(path: Path, dataset: Any, layout: Layout) -> Read | None:
                 found = dataset.read_masks(layout.bands[0], window=window) > 0
                 return found & (alpha[dataset.read(layout.bands[0], window=window)] > 0)
             return dataset.dataset_mask(window=window) > 0
+
+    return valid
+
+
+def _read_known(path: Path, dataset: Any, layout: Layout) -> Read | None:
+    """Where any of the chosen bands has another value than the file's nodata value."""
+    nothing = dataset.nodata
+    if nothing is None:
+        return None
+
+    def valid(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        with pillow.decoding(path):
+            block = dataset.read(layout.bands, window=((top, bottom), (left, right)))
+        return np.any(block != nothing, axis=0)
 
     return valid
 
@@ -275,6 +294,18 @@ def georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
     return transform, crs
 
 
+def _chosen(path: Path, names: list[str], bands: tuple[int, ...]) -> tuple[int, ...]:
+    """The bands that were chosen, if the file has them."""
+    if names[0] == "palette":
+        raise UserError(f"{path}: has a palette and no bands of which --bands could choose")
+    if max(bands) > len(names):
+        wanted = ",".join(map(str, bands))
+        raise UserError(
+            f"{path}: has {len(names)} bands ({_listed(names)}), and not --bands={wanted}"
+        )
+    return bands
+
+
 def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
     """Numbers of the bands that are red, green and blue, or of the one that is grey.
 
@@ -289,8 +320,8 @@ def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
         return 1, 2, 3
     raise UserError(
         f"{path}: has {len(names)} bands ({_listed(names)}), of which none, or not "
-        "all, are named red, green and blue; name them (gdal_edit -colorinterp_1 red ...), or "
-        "choose three (gdal_translate -b)"
+        "all, are named red, green and blue; choose three by --bands=1,2,3, or name them "
+        "(gdal_edit -colorinterp_1 red ...)"
     )
 
 

@@ -153,6 +153,17 @@ def _is_sound(content: dict[str, Any]) -> bool:
     return whole and sides and all(type(x) in (int, float) for x in shares)
 
 
+def read_request(directory: Path) -> dict[str, Any]:
+    """What prediction needs to know of the request that records were made by, if it was given:
+    `reading` (see `tvjax.data.reading`) and `resolution`, in metres per pixel.
+
+    Raises:
+      UserError: see `read`.
+    """
+    asked = read(directory)["request"]
+    return {name: asked[name] for name in ("reading", "resolution") if asked.get(name)}
+
+
 def write(directory: Path, content: dict[str, Any]) -> None:
     """Writes `source.json`."""
     (directory / FILE).write_text(json.dumps(content, indent=2) + "\n")

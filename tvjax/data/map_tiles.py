@@ -31,17 +31,20 @@ class Ground(NamedTuple):
 def read(names: Sequence[str]) -> np.ndarray | None:
     """Zoom, x and y of each tile, int `[N, 3]`; None unless all names read so.
 
-    Of three numbers that may stand in either order, zoom is the one with fewer values.
+    Of three numbers that may stand in either order, zoom is the one with fewer values, and where
+    both have as many, the last one between hyphens and the first one between underscores.
     """
     stems = [name.rpartition(".")[0] or name for name in names]
     found = [[int(n) for n in m.groups()] for s in stems if (m := _PATH.search(s))]
     if len(found) == len(stems):
         return _sound(found)
-    parts = [m.group(1, 3, 4) for s in stems if (m := _STEM.search(s.rpartition("/")[2]))]
-    if len(parts) < len(stems):
+    parts = [m.groups() for s in stems if (m := _STEM.search(s.rpartition("/")[2]))]
+    if len(parts) < len(stems) or not parts:
         return None
-    numbers = [tuple(map(int, part)) for part in parts]
+    numbers = [(int(a), int(b), int(c)) for a, _, b, c in parts]
     orders = [_sound(numbers), _sound([(z, x, y) for x, y, z in numbers])]
+    if parts[0][1] == "-":
+        orders.reverse()
     fits = [order for order in orders if order is not None]
     return min(fits, key=lambda tiles: len(np.unique(tiles[:, 0])), default=None)
 

@@ -16,6 +16,7 @@ import numpy as np
 from tvjax import interruption
 from tvjax.data import mask_files, pictures
 from tvjax.data.faults import Faults
+from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError
 
 MASK_SUFFIXES = (".png",)
@@ -39,6 +40,8 @@ class Tile(NamedTuple):
     """The values that are object; none: the only one besides 0."""
     met: Counter[int | str]
     """Values of all masks of the set that have been loaded, with their numbers of pixels."""
+    reading: Reading = AS_NAMED
+    """How the image is read."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -52,7 +55,7 @@ class Tile(NamedTuple):
           UserError: one of the files cannot be decoded, or it cannot be told which of the mask's
             values are object.
         """
-        with pictures.open_raster(self.file) as raster:
+        with pictures.open_raster(self.file, self.reading) as raster:
             image, valid = pictures.read_whole(raster)
         mask = mask_files.read_mask(self.mask, self.objects, self.met)
         return image, mask if valid is None else mask & valid
@@ -63,6 +66,7 @@ def read(
     masks: str | Path,
     faults: Faults | None = None,
     objects: Sequence[int] = (),
+    reading: Reading = AS_NAMED,
 ) -> list[Tile]:
     """Pairs the files and compares their sizes; nothing is decoded.
 
@@ -72,6 +76,7 @@ def read(
       faults: takes the images without a mask, the masks without an image, and pairs that differ in
         size or cannot be read, which are then left out; None: they are an error.
       objects: the values that are object; none: the only one besides 0.
+      reading: how images are read.
 
     Returns:
       The tiles, by stem in order.
@@ -96,8 +101,9 @@ def read(
         if file in collected.reasons:
             continue
         try:
-            size = _common_size(file, masks_by_stem[stem])
-            tiles.append(Tile(number, file, *size, masks_by_stem[stem], tuple(objects), met))
+            mask = masks_by_stem[stem]
+            size = _common_size(file, mask, reading)
+            tiles.append(Tile(number, file, *size, mask, tuple(objects), met, reading))
         except UserError as error:
             collected.add(file, error)
     if faults is None:
@@ -105,8 +111,8 @@ def read(
     return tiles
 
 
-def _common_size(file: Path, mask: Path) -> tuple[int, int]:
-    (height, width), size = pictures.read_size(file), mask_files.read_size(mask)
+def _common_size(file: Path, mask: Path, reading: Reading) -> tuple[int, int]:
+    (height, width), size = pictures.read_size(file, reading), mask_files.read_size(mask)
     if size != (height, width):
         raise UserError(
             f"{mask}: is {size[1]}x{size[0]} pixels, but its image {file} is {width}x{height}"

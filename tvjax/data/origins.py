@@ -13,6 +13,7 @@ import numpy as np
 
 from tvjax.data import coco, local, masks
 from tvjax.data.faults import Faults
+from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError
 
 
@@ -106,6 +107,7 @@ class Images:
       annotations: the COCO file or three of them, or the directory of masks.
       images: the directory of images, or three.
       categories: see `coco.read` and `masks.read`.
+      reading: how images are read.
     """
 
     def __init__(
@@ -113,24 +115,28 @@ class Images:
         annotations: str | Path | Sequence[str | Path],
         images: str | Path | Sequence[str | Path],
         categories: Sequence[int] = (),
+        reading: Reading = AS_NAMED,
     ):
         self._files, self.folders = _listed(annotations), _listed(images)
         self.labels, self.root = self._files[0], _root(self._files, self.folders)
-        self._categories = categories
+        self._categories, self._reading = categories, reading
         self.gives_splits = len(self._files) > 1
         self._own: dict[str, int] | None = None
 
     def describe(self) -> dict[str, Any]:
         """What is asked for; masks are files, which `sources` compares."""
-        categories = {"categories": sorted(set(self._categories))}
+        chosen = {
+            "categories": sorted(set(self._categories)),
+            "reading": self._reading.as_json(),
+        }
         if self.labels.is_dir():
-            return {"labels": "masks", **categories}
+            return {"labels": "masks", **chosen}
         digests = list(map(local.sha256, self._files))
         several = len(digests) > 1
         return {
             "labels": "COCO files" if several else "COCO file",
             "annotations_sha256": digests if several else digests[0],
-            **categories,
+            **chosen,
         }
 
     def listed(self) -> Iterable[Path]:
@@ -146,13 +152,14 @@ class Images:
     ) -> list[Any]:
         """The tiles of all files."""
         del fractions, limit, are_given
+        chosen = faults, self._categories, self._reading
         if self.labels.is_dir():
-            return masks.read(self.folders[0], self.labels, faults, self._categories)
+            return masks.read(self.folders[0], self.labels, *chosen)
         if len(self._files) == 1:
-            return coco.read(self.labels, self.folders[0], faults, self._categories)
+            return coco.read(self.labels, self.folders[0], *chosen)
         found, own = [], {}
         for k, file in enumerate(self._files):
-            tiles = coco.read(file, self.folders[k % len(self.folders)], faults, self._categories)
+            tiles = coco.read(file, self.folders[k % len(self.folders)], *chosen)
             for tile in tiles:
                 name = self.name(tile)
                 if own.setdefault(name, k) != k:

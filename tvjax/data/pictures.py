@@ -9,7 +9,8 @@ same everywhere:
 - images are upright, as viewers show them: EXIF's and TIFF's orientation counts;
 - grey, palettes, fewer bits than 8, and 0 for white become what a viewer shows; colour profiles and
   gammas are ignored;
-- bands are red, green and blue by their names, whatever their order; others stay unread;
+- bands are red, green and blue by their names, whatever their order, unless they are chosen (see
+  `reading`); others stay unread;
 - there is no data where alpha is 0 (also in pictures), or where a nodata value or a mask says so;
 - what cannot be told, or is no colour, is refused in one line: LAB, floats, several bands without
   names, several pictures in a file, 16 bits without the value of white.
@@ -24,6 +25,7 @@ import numpy as np
 
 from tvjax.data import gdal, orientation, pillow
 from tvjax.data.orientation import Read
+from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError
 
 SUFFIXES = (*pillow.SUFFIXES, ".tif", ".tiff")
@@ -66,25 +68,31 @@ class Raster(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_raster(path: Path, *, white: float | None = None) -> Iterator[Raster]:
+def open_raster(
+    path: Path, reading: Reading = AS_NAMED, *, white: float | None = None
+) -> Iterator[Raster]:
     """Opens an image; the rules are those of this module.
 
     Args:
       path: path of the image.
-      white: the value of 16-bit pixels that becomes 255, and so does whatever is above it; 0 stays
-        0. None: 16-bit images are refused, since their brightness cannot be told from the file.
+      reading: which bands count, and the values of 16-bit pixels that become 0 and 255, and so does
+        whatever is below and above them. Without these 16-bit images are refused, since their
+        brightness cannot be told from the file.
+      white: in place of the reading's.
 
     Raises:
       UserError: it cannot be read, has other pixels, or needs rasterio and there is none.
     """
+    if white is not None:
+        reading = reading._replace(white=(white,))
     header = pillow.read_header(path)
     with gdal.opening(path) as dataset:
         if dataset is None:
-            raster = _open_whole(path, header or _plain_tiff(path))
+            raster = _open_whole(path, header or _plain_tiff(path), reading)
         elif header is None or _is_for_gdal(header):
-            raster = _open_windows(path, dataset, header, white)
+            raster = _open_windows(path, dataset, header, reading)
         else:
-            raster = _open_whole(path, header)
+            raster = _open_whole(path, header, reading)
         turned = header.orientation if header else 1
         if dataset is not None:
             with pillow.decoding(path):
@@ -94,15 +102,15 @@ def open_raster(path: Path, *, white: float | None = None) -> Iterator[Raster]:
         yield _upright(raster, turned)
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: Path, reading: Reading = AS_NAMED) -> tuple[int, int]:
     """Height and width of an image file, as it is shown; see `open_raster`."""
-    with open_raster(path) as raster:
+    with open_raster(path, reading) as raster:
         return raster.height, raster.width
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, reading: Reading = AS_NAMED) -> np.ndarray:
     """Decodes an image file, uint8 `[H, W, 3]`; see `open_raster` and `read_whole`."""
-    with open_raster(path) as raster:
+    with open_raster(path, reading) as raster:
         return read_whole(raster)[0]
 
 
@@ -147,8 +155,14 @@ def _plain_tiff(path: Path) -> pillow.Header:
     return header
 
 
-def _open_whole(path: Path, header: pillow.Header) -> Raster:
+def _open_whole(path: Path, header: pillow.Header, reading: Reading) -> Raster:
     """Decodes the image at the first call."""
+    bands = reading.bands
+    if bands is not None and max(bands) > 3:
+        wanted = ",".join(map(str, bands))
+        raise UserError(
+            f"{path}: is a picture of three bands at most, and has not --bands={wanted}"
+        )
     if header.bits > 8:
         raise UserError(f"{path}: has 16 bits per channel, {NEEDS_RASTERIO}")
     if header.height * header.width > MOST:
@@ -163,7 +177,10 @@ def _open_whole(path: Path, header: pillow.Header) -> Raster:
         return decoded[0]
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        return get()[0][top:bottom, left:right]
+        found = get()[0][top:bottom, left:right]
+        if bands is None:
+            return found
+        return np.broadcast_to(found[..., [band - 1 for band in bands]], found.shape)
 
     def valid(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         found = get()[1]
@@ -178,13 +195,13 @@ def _open_whole(path: Path, header: pillow.Header) -> Raster:
 
 
 def _open_windows(
-    path: Path, dataset: Any, header: pillow.Header | None, white: float | None
+    path: Path, dataset: Any, header: pillow.Header | None, reading: Reading
 ) -> Raster:
     if header and not header.is_complete:  # GDAL would read the rest as anything
         raise UserError(f"{path}: cannot be decoded (it is cut off)")
     with pillow.decoding(path):
-        layout = gdal.read_layout(path, dataset, white)
-        read = gdal.read_windows(path, dataset, layout, white)
+        layout = gdal.read_layout(path, dataset, reading)
+        read = gdal.read_windows(path, dataset, layout, reading)
         valid = gdal.read_valid(path, dataset, layout)
     return Raster(path, dataset.height, dataset.width, read, valid=valid)
 

@@ -7,7 +7,9 @@ r"""Prepares images with labels for training: COCO files, masks, or polygons on 
     python -m tvjax.data.prepare --labels=roofs.geojson --images=town.tif --out=DATA_DIR \
         --tile=256 --resolution=0.3
 
-Images are read by the rules of `tvjax.data.pictures`, as in prediction. Masks hold 0 and one other
+Images are read by the rules of `tvjax.data.pictures`. `--bands` chooses among several bands, and
+`--white` (and `--black`) says which values of 16 bits per channel are white (and black). Runs
+remember it, and prediction reads images alike. Masks hold 0 and one other
 value, which is the objects'; if they hold more, `--category=VALUE` says which values are objects.
 
 Polygons on a map (`--labels`: GeoJSON, GeoPackage or Shapefile, with the extra `geo`) need images
@@ -17,6 +19,8 @@ Tiles that no polygon touches are left out: nobody knows whether the labels are 
 `--extent=FILE` says where they are: tiles within it are kept, others left out. `--keep_empty` says
 that they are complete in all images. Tiles of which more than half has no data are left out.
 Images are cut into blocks with `--gap` pixels between them, and each block falls into one split.
+Directories of map tiles (z/x/y.png, or NAME-x-y-z.png and nothing else) are images in Web Mercator;
+`--tms` says that y counts from the south.
 
 What a COCO file names lies in the folder of images: a `file_name` or a link that leads out of it is
 refused (the folder itself may be a link). Files of the two folders may be links to anywhere with
@@ -42,7 +46,7 @@ from typing import Any
 from absl import flags
 
 from tvjax import program
-from tvjax.data import builder, manifest
+from tvjax.data import builder, manifest, reading
 from tvjax.data.origins import Images, Origin
 from tvjax.errors import UserError
 
@@ -84,6 +88,9 @@ _LAYER = flags.DEFINE_string(
 _EXTENT = flags.DEFINE_string(
     "extent", None, "A file of polygons within which --labels are complete, e.g. extent.geojson."
 )
+_TMS = flags.DEFINE_bool(
+    "tms", False, "Whether the y of map tiles counts from the south, with --labels."
+)
 _KEEP_EMPTY = flags.DEFINE_bool(
     "keep_empty", False,
     "Whether tiles that no polygon of --labels touches are kept, as background.",
@@ -98,6 +105,18 @@ _RESOLUTION = flags.DEFINE_float(
 _GAP = flags.DEFINE_integer(
     "gap", 64, "Pixels between tiles of one image that fall into different splits, with --labels."
 )
+_BANDS = flags.DEFINE_string(
+    "bands", None,
+    "Numbers of the bands that are red, green and blue, e.g. 4,3,2, or of one that is grey; "
+    "default: by their names.",
+)  # fmt: skip
+_WHITE = flags.DEFINE_multi_float(
+    "white", [],
+    "The value that is white in images of 16 bits per channel, e.g. 10000; once, or once per band.",
+)  # fmt: skip
+_BLACK = flags.DEFINE_multi_float(
+    "black", [], "The value that is black in them, e.g. 200; once, or once per band. Default: 0."
+)
 _SPLIT_FILE = flags.DEFINE_string(
     "split_file", None,
     "A CSV file that gives the splits, e.g. splits.csv: an image's name, and train, val or test.",
@@ -110,7 +129,7 @@ _GROUP = flags.DEFINE_string(
 _MAP_TILES = flags.DEFINE_bool(
     "map_tiles", True,
     "Whether ground that overlaps or touches stays in one split, where all names are those of map "
-    "tiles.",
+    "tiles, and with --labels such tiles are images on the map.",
 )  # fmt: skip
 _OUT = flags.DEFINE_string("out", None, "The directory to make, e.g. TILES.", required=True)
 _SIZE = flags.DEFINE_string(
@@ -186,13 +205,15 @@ def find_origin() -> tuple[Origin, tuple[int, int]]:
             "give either --annotations (a COCO file), --masks (a directory) or --labels (polygons)"
         )
     _check_flags(given[0])
+    read_as = reading.parse(_BANDS.value, _BLACK.value, _WHITE.value)
     if _LABELS.value:
         from tvjax.data.vector import Request, Scenes
 
         extent = None if _EXTENT.value is None else Path(_EXTENT.value)
         asked = Request(
             _IMAGES.value, Path(_LABELS.value), _TILE.value, _RESOLUTION.value, _GAP.value,
-            _WHERE.value, _LAYER.value, extent, _KEEP_EMPTY.value,
+            _WHERE.value, _LAYER.value, extent, _KEEP_EMPTY.value, _MAP_TILES.value, _TMS.value,
+            read_as,
         )  # fmt: skip
         return Scenes(asked), (_TILE.value, _TILE.value)
     masks = _MASKS.value
@@ -201,12 +222,12 @@ def find_origin() -> tuple[Origin, tuple[int, int]]:
     if masks and any(os.path.realpath(x) == os.path.realpath(masks) for x in _IMAGES.value):
         raise UserError(f"--masks={masks}: is the directory of the images too")
     labels = [masks] if masks else _ANNOTATIONS.value
-    return Images(labels, _IMAGES.value, _CATEGORY.value), parse_size(_SIZE.value)
+    return Images(labels, _IMAGES.value, _CATEGORY.value, read_as), parse_size(_SIZE.value)
 
 
 def _check_flags(kind: str) -> None:
     """Refuses flags that would not matter with labels of a kind."""
-    of_maps = _WHERE, _LAYER, _EXTENT, _KEEP_EMPTY, _TILE, _RESOLUTION, _GAP
+    of_maps = _WHERE, _LAYER, _EXTENT, _KEEP_EMPTY, _TILE, _RESOLUTION, _GAP, _TMS
     useless = (_SIZE, _CATEGORY) if kind == "labels" else of_maps
     for name in (flag.name for flag in useless):
         if flags.FLAGS[name].present:

@@ -2,19 +2,26 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data import pictures, scaling, vrt
+from tvjax.data import mosaic, pictures, scaling, vrt
+from tvjax.data.mosaic import Mosaic, Place, open_place
 from tvjax.data.pictures import Raster
-from tvjax.errors import UserError
+from tvjax.data.reading import AS_NAMED, Reading
+from tvjax.data.scaling import Axis
+from tvjax.errors import UserError, escaped
 
 AGREE = 0.02
 """Share by which a map's metres may differ from those on the ground and still be taken for them:
 those of UTM and its like, but not Web Mercator's, which are longer the further from the equator."""
+
+EQUAL = 1e-3
+"""Share by which resolutions may differ and still be taken for equal."""
 
 EARTH = 6_371_008.8
 """Mean radius of the earth, in metres."""
@@ -26,7 +33,8 @@ BORDER = 33
 class Scene(NamedTuple):
     """An image with a place on a map."""
 
-    path: Path
+    place: Place
+    """The file, or the map tiles."""
     name: str
     """The path in the folder that all images have in common."""
     scale: float
@@ -39,11 +47,17 @@ class Scene(NamedTuple):
     """`affine.Affine` from (column, row) at that scale to the map."""
     crs: Any
     """`rasterio.crs.CRS` of the map."""
+    reading: Reading
+
+    @property
+    def path(self) -> Path:
+        """The path by which it is named."""
+        return mosaic.path_of(self.place)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Raster]:
         """Opens it at its scale."""
-        with pictures.open_raster(self.path) as raster:
+        with open_place(self.place, self.reading) as raster:
             small = scaling.scaled(raster, self.scale)
             if (small.height, small.width) != (self.height, self.width):
                 raise UserError(f"{self.path}: was changed while it was read")
@@ -51,7 +65,10 @@ class Scene(NamedTuple):
 
     def files(self, top: int, bottom: int, left: int, right: int) -> tuple[Path, ...]:
         """The files that a window is read from."""
-        del top, bottom, left, right
+        if isinstance(self.place, Mosaic):
+            rows = Axis.scaled(self.place.height, self.scale).source(top, bottom)
+            columns = Axis.scaled(self.place.width, self.scale).source(left, right)
+            return tuple(file for _, _, file in self.place.within(*rows, *columns))
         return (self.path, *(vrt.sources(self.path) if vrt.is_named(self.path) else ()))
 
     def outline(self, crs: Any) -> np.ndarray:
@@ -74,37 +91,53 @@ class Scene(NamedTuple):
         return points
 
 
-def find(images: Sequence[str]) -> list[Path]:
-    """Image files of directories and file names, each once.
+def find(images: Sequence[str], *, as_map: bool = True, is_tms: bool = False) -> list[Place]:
+    """Images of directories and file names, each once.
+
+    Args:
+      images: image files, and directories of such, or of map tiles.
+      as_map: whether map tiles are images on the map, or each a picture.
+      is_tms: whether their y counts from the south.
 
     Raises:
       UserError: one of them is none, or a directory holds none.
     """
-    found: dict[str, Path] = {}
-    for place in map(Path, images):
-        inside = [place]
-        if place.is_dir():
-            inside = sorted(p for p in place.iterdir() if p.suffix.lower() in pictures.SUFFIXES)
-            inside = [path for path in inside if not path.name.startswith(".")]
+    found: dict[str, Place] = {}
+    for folder in map(Path, images):
+        inside: Sequence[Place] = [folder]
+        if folder.is_dir():
+            tiles = mosaic.find(folder, is_tms=is_tms) if as_map else None
+            if tiles is None:
+                inside = _images(folder)
+            else:
+                inside, words = tiles
+                print(f"note: {escaped(words)}", file=sys.stderr)
             if not inside:
-                raise UserError(f"--images={place}: holds no images")
-        for path in inside:
-            found.setdefault(os.path.abspath(path), path)
+                raise UserError(f"--images={folder}: holds no images")
+        for place in inside:
+            found.setdefault(os.path.abspath(mosaic.path_of(place)), place)
     return list(found.values())
 
 
-def look(path: Path, name: str, resolution: float | None) -> Scene:
+def _images(folder: Path) -> list[Path]:
+    inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in pictures.SUFFIXES)
+    return [path for path in inside if not path.name.startswith(".")]
+
+
+def look(place: Place, name: str, resolution: float | None, reading: Reading = AS_NAMED) -> Scene:
     """What is known of an image without its pixels.
 
     Args:
-      path: path of the file.
+      place: the file, or the map tiles.
       name: see `Scene.name`.
       resolution: metres per pixel of tiles; None: the file's own.
+      reading: how it is read.
 
     Raises:
       UserError: it cannot be read, or has no place on a map.
     """
-    with pictures.open_raster(path) as raster:
+    path = mosaic.path_of(place)
+    with open_place(place, reading) as raster:
         if raster.transform is None:
             raise UserError(
                 f"{path}: has no georeference, so that labels on a map cannot be placed in it; "
@@ -115,13 +148,23 @@ def look(path: Path, name: str, resolution: float | None) -> Scene:
                 f"{path}: its georeference names no coordinate system; give it one "
                 "(gdal_edit -a_srs EPSG:NUMBER, or gdal_translate -a_srs EPSG:NUMBER IN OUT.tif)"
             )
-        scale = 1.0 if resolution is None else metres_per_pixel(raster) / resolution
-        scale = 1.0 if abs(scale - 1) < 1e-3 else scale
+        times = 1.0 if resolution is None else scale(raster, resolution)
         try:
-            small = scaling.scaled(raster, scale)
+            small = scaling.scaled(raster, times)
         except UserError as error:
             raise UserError(f"{path}: at --resolution={resolution} its {error}") from error
-        return Scene(path, name, scale, small.height, small.width, small.transform, small.crs)
+        size = small.height, small.width
+        return Scene(place, name, times, *size, small.transform, small.crs, reading)
+
+
+def scale(raster: Raster, resolution: float) -> float:
+    """Pixels of `resolution` metres per pixel of an image on a map; 1 if they are as good as equal.
+
+    Raises:
+      UserError: the image does not lie on the earth.
+    """
+    times = metres_per_pixel(raster) / resolution
+    return 1.0 if abs(times - 1) < EQUAL else times
 
 
 def metres_per_pixel(raster: Raster) -> float:

@@ -93,6 +93,8 @@ def absolute(place: str | None) -> str | None:
 def identify(sets: dict[str, Split], directory: str | None) -> dict[str, Any]:
     """What a run keeps of its data: `sha256` of the records' pixels, and their `directory`.
 
+    Also how their images were read, where that was chosen, see `manifest.read_request`.
+
     Args:
       sets: what `open_sets` opened.
       directory: the folder that was given to it.
@@ -100,7 +102,9 @@ def identify(sets: dict[str, Split], directory: str | None) -> dict[str, Any]:
     Raises:
       UserError: a record cannot be read.
     """
-    return {"sha256": identity.of(sets["val"].directory), "directory": absolute(directory)}
+    records = sets["val"].directory
+    known = {"sha256": identity.of(records), "directory": absolute(directory)}
+    return known | manifest.read_request(records)
 
 
 def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, seed: int) -> Path:

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvjax import interruption
-from tvjax.data import local, places, scenes, splits, vector_files
+from tvjax.data import local, mosaic, places, scenes, splits, vector_files
 from tvjax.data.faults import Faults
+from tvjax.data.mosaic import Mosaic
+from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scenes import Scene
 from tvjax.data.vector_files import Layer, Wanted
 from tvjax.errors import UserError
@@ -56,6 +58,12 @@ class Request(NamedTuple):
     """File of polygons in which the labels are complete."""
     keep_empty: bool = False
     """Whether tiles without any polygon are background where there is no extent."""
+    as_map: bool = True
+    """Whether map tiles are images on the map, see `tvjax.data.mosaic`."""
+    is_tms: bool = False
+    """Whether the y of map tiles counts from the south."""
+    reading: Reading = AS_NAMED
+    """How images are read."""
 
 
 class Labels(NamedTuple):
@@ -209,16 +217,18 @@ class Scenes:
             raise UserError(f"--resolution={request.resolution}: must be positive and finite")
         self._request = request
         self.labels = request.labels
-        self.files = scenes.find(request.images)
-        folders = [os.path.dirname(os.path.abspath(file)) for file in self.files]
+        self._places = scenes.find(request.images, as_map=request.as_map, is_tms=request.is_tms)
+        paths = map(mosaic.path_of, self._places)
+        folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
         self.root = Path(os.path.commonpath(folders))
         self.folders, self.gives_splits = [self.root], False
         self._where = vector_files.parse_where(request.where)
         self._shelf: Shelf | None = None
 
-    def listed(self) -> list[Path]:
+    def listed(self) -> Iterable[Path]:
         """All files that tiles are cut from."""
-        return self.files
+        for place in self._places:
+            yield from place.tiles.values() if isinstance(place, Mosaic) else (place,)
 
     def name(self, tile: Tile) -> str:
         """Name of a tile in `splits.csv`."""
@@ -237,6 +247,8 @@ class Scenes:
             "where": sorted(asked.where),
             "layer": asked.layer,
             "keep_empty": asked.keep_empty,
+            "tms": asked.is_tms,
+            "reading": asked.reading.as_json(),
         }
 
     def read(
@@ -257,13 +269,15 @@ class Scenes:
         labels = Labels.read(asked, self._where)
         self._shelf = Shelf(labels)
         found: list[tuple[Scene, np.ndarray]] = []
-        for file in self.files:
+        for place in self._places:
             interruption.check()
+            path = mosaic.path_of(place)
             try:
-                scene = scenes.look(file, os.path.relpath(file, self.root), asked.resolution)
+                name = os.path.relpath(path, self.root)
+                scene = scenes.look(place, name, asked.resolution, asked.reading)
                 found.append((scene, self._kept(scene, labels, None, 0)))
             except UserError as error:
-                faults.add(file, error)
+                faults.add(path, error)
         number = sum(len(kept) for _, kept in found)
         side = places.block_side(min(number, limit or number), fractions)
         tiles: list[Tile] = []

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tvjax.data.mosaic import Mosaic, Place, open_place, path_of
 from tvjax.data.pictures import Raster, open_raster
 from tvjax.data.scaling import check_scale, scaled
 
-__all__ = ["Raster", "check_scale", "from_array", "open_raster", "scaled"]
+__all__ = [
+    "Mosaic", "Place", "Raster", "check_scale", "from_array", "open_place", "open_raster",
+    "path_of", "scaled",
+]  # fmt: skip
 
 
 def from_array(

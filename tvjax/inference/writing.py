@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tvjax import files, interruption
-from tvjax.data import coco, pictures, workspace
+from tvjax.data import coco, mosaic, pictures, scenes, workspace
 from tvjax.data.pictures import Raster
+from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError, escaped
 from tvjax.inference import polygons, reader, tiles, writer
 
@@ -30,8 +31,24 @@ class Options(NamedTuple):
     simplify: float = 0.0
     min_area: int = 1
     white: float | None = None
+    """White of images of 16 bits per channel; None: the reading's."""
     category: int = 1
     """Category of all objects in the COCO results."""
+    reading: Reading = AS_NAMED
+    """How images are read."""
+    resolution: float | None = None
+    """Metres per pixel of what the net sees, of images on a map, in place of the scale."""
+
+    def open(self, place: reader.Place) -> contextlib.AbstractContextManager[Raster]:
+        """Opens an image."""
+        white = None if self.white is None else (self.white,)
+        return reader.open_place(place, self.reading._replace(white=white or self.reading.white))
+
+    def scale_of(self, raster: Raster) -> float:
+        """The net's pixels per pixel of an image."""
+        if self.resolution is None or raster.transform is None or not raster.crs:
+            return self.scale
+        return scenes.scale(raster, self.resolution)
 
 
 DEFAULTS = Options()
@@ -40,33 +57,49 @@ MOST_NAME = 255
 """Bytes of a file's name on the usual file systems."""
 
 
-def find_images(patterns: Iterable[str]) -> list[Path]:
-    """The files of directories, globs and file names, in order, each once.
+def find_images(
+    patterns: Iterable[str], *, as_map: bool = True, is_tms: bool = False
+) -> list[reader.Place]:
+    """The images of directories, globs and file names, in order, each once.
+
+    Args:
+      patterns: the names.
+      as_map: whether directories of map tiles are images on the map, see `tvjax.data.mosaic`.
+      is_tms: whether the y of map tiles counts from the south.
 
     Raises:
       UserError: one of them names nothing, or two files would be written under one name: on some
         file systems also where only case, or how accents are written, tells them apart.
     """
-    found: dict[Path, Path] = {}
+    found: dict[Path, reader.Place] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if os.path.isdir(path):  # False, too, of names that are too long
+        tiles = None
+        if as_map and os.path.isdir(path):
+            tiles = mosaic.find(path, is_tms=is_tms)
+        if tiles is not None:
+            _note(tiles[1])
+            inside = tiles[0]
+        elif os.path.isdir(path):  # False, too, of names that are too long
             inside = [p for p in path.iterdir() if p.suffix.lower() in pictures.SUFFIXES]
         else:
             inside = [path] if os.path.exists(path) else [Path(p) for p in glob.glob(pattern)]
         if not inside:
             raise UserError(f"--images={pattern}: no such image, or none in there")
-        for path in sorted(inside):
-            found.setdefault(path.parent.resolve() / path.name, path)
+        for place in sorted(inside, key=reader.path_of):
+            path = reader.path_of(place)
+            found.setdefault(path.parent.resolve() / path.name, place)
     stems: dict[str, Path] = {}
-    for path in found.values():
+    for path in map(reader.path_of, found.values()):
         other = stems.setdefault(_composed(path.stem).casefold(), path)
         if other != path:
             raise UserError(f"{other} and {path} would be written under the same name; rename one")
     return list(found.values())
 
 
-def number_images(paths: list[Path], annotations: str | None) -> list[tuple[int, Path]]:
+def number_images(
+    places: Sequence[reader.Place], annotations: str | None
+) -> list[tuple[int, reader.Place]]:
     """Ids of the images: their positions from 1, or those of a COCO file.
 
     Of its images of a path's name, the one whose folders are the path's too is meant. Where there
@@ -77,7 +110,8 @@ def number_images(paths: list[Path], annotations: str | None) -> list[tuple[int,
         be meant, or one that could mean several of them.
     """
     if annotations is None:
-        return list(enumerate(paths, 1))
+        return list(enumerate(places, 1))
+    paths = list(map(reader.path_of, places))
     named: dict[str, list[tuple[int, str]]] = {}
     content = coco.read_json(Path(annotations), ("images",))
     try:
@@ -106,7 +140,7 @@ def number_images(paths: list[Path], annotations: str | None) -> list[tuple[int,
             f"{len(elsewhere)} images are in other folders than {annotations} says, and were found "
             f"by their names alone: {elsewhere[0]}"
         )
-    return [(number, path) for (number, _), path in zip(found, paths, strict=True)]
+    return [(number, place) for (number, _), place in zip(found, places, strict=True)]
 
 
 def _record(
@@ -145,7 +179,7 @@ def _composed(name: str) -> str:
 
 
 def predict_images(
-    images: Sequence[tuple[int, Path]],
+    images: Sequence[tuple[int, reader.Place]],
     out: Path,
     net: tiles.Net,
     *,
@@ -156,7 +190,7 @@ def predict_images(
     """Writes the masks and polygons of images into a folder; see `tvjax.predict`.
 
     Args:
-      images: ids and files of the images.
+      images: ids of the images, and their files or mosaics.
       out: the folder, made if need be. What is not complete lies in a hidden folder therein, which
         is removed at the end, or, after a kill, by the next that writes there.
       net: tiles, float32 `[batch, H, W, 3]` -> probabilities `[batch, H, W, 1]`; a `Predictor`.
@@ -184,7 +218,7 @@ def predict_images(
         polygons.require_shapely()
     skipped: list[str] = []
     tiling, sizes = _plan(images, net, options, tile, batch, skipped)
-    total = sum(tiles.count(height, width, tiling) for height, width in sizes.values())
+    total = sum(tiles.count(height, width, tiling) for _, (height, width) in sizes)
     objects = 0
     with (
         workspace.beside(out / "results.json") as work,
@@ -193,14 +227,11 @@ def predict_images(
         writer.JsonList(temporary) as results,
         tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
     ):
-        for number, path in sizes:
+        for (number, place), _ in sizes:
             interruption.check()
             mark = results.mark()
             try:
-                with (
-                    _skipping(path, skipped),
-                    reader.open_raster(path, white=options.white) as raster,
-                ):
+                with _skipping(reader.path_of(place), skipped), options.open(place) as raster:
                     found = predict_raster(raster, out, work, net, tiling, options, bar.update)
                     objects += _collect(found, raster, results, number, options.category)
                     mark = results.mark()
@@ -210,32 +241,41 @@ def predict_images(
 
 
 def _plan(
-    images: Sequence[tuple[int, Path]],
+    images: Sequence[tuple[int, reader.Place]],
     net: tiles.Net,
     options: Options,
     tile: int,
     batch: int,
     skipped: list[str],
-) -> tuple[tiles.Tiling, dict[tuple[int, Path], tuple[int, int]]]:
-    """The tiling, and the sizes at which the net sees the images that can be predicted."""
-    sizes, written = {}, {}
-    for number, path in images:
+) -> tuple[tiles.Tiling, list[tuple[tuple[int, reader.Place], tuple[int, int]]]]:
+    """The tiling, and the images that can be predicted, with their sizes as the net sees them."""
+    sizes, written, on_map = [], [], []
+    for image in images:
         interruption.check()
-        with _skipping(path, skipped), reader.open_raster(path, white=options.white) as raster:
+        path = reader.path_of(image[1])
+        with _skipping(path, skipped), options.open(image[1]) as raster:
             _check_name(path)
-            small = reader.scaled(raster, options.scale)
+            small = reader.scaled(raster, options.scale_of(raster))
             if not raster.is_plain:
                 writer.require_rasterio(path)
-            sizes[number, path] = small.height, small.width
-            written[path] = raster.height, raster.width
-    tiling = tiles.choose_tiling(set(sizes.values()), net, tile, batch)
-    for (number, path), size in list(sizes.items()):
+            sizes.append((image, (small.height, small.width)))
+            written.append((raster.height, raster.width))
+            on_map.append(raster.transform is not None and bool(raster.crs))
+    if options.resolution is not None and not all(on_map):
+        _note(
+            f"{on_map.count(False)} images have no place on a map: they are taken at "
+            f"--scale={options.scale:g}, and not at the {options.resolution:g} metres per pixel "
+            "of the run's tiles"
+        )
+    tiling = tiles.choose_tiling({size for _, size in sizes}, net, tile, batch)
+    kept = []
+    for (image, size), full in zip(sizes, written, strict=True):
+        path = reader.path_of(image[1])
         with _skipping(path, skipped):
             tiles.check_size(path, size, tiling)
-            tiles.check_size(path, written[path], tiling)
-            continue
-        del sizes[number, path]
-    return tiling, sizes
+            tiles.check_size(path, full, tiling)
+            kept.append((image, size))
+    return tiling, kept
 
 
 def _collect(
@@ -292,7 +332,9 @@ def predict_raster(
 
         def written() -> Iterator[np.ndarray]:
             counted, share = _counting(raster)
-            for strip in tiles.probabilities(counted, net, tiling, options.scale, progress):
+            for strip in tiles.probabilities(
+                counted, net, tiling, options.scale_of(raster), progress
+            ):
                 strip = strip[..., 0]
                 masks.write(np.where(strip > options.threshold, 255, 0).astype(np.uint8))
                 if maps is not None:

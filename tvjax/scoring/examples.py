@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvjax.data import coco
+from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.records import Split
 from tvjax.inference import polygons
 
@@ -56,14 +57,18 @@ class Examples(NamedTuple):
 
     @classmethod
     def of_coco(
-        cls, annotations: str | Path, images: str | Path, categories: Sequence[int] = ()
+        cls,
+        annotations: str | Path,
+        images: str | Path,
+        categories: Sequence[int] = (),
+        reading: Reading = AS_NAMED,
     ) -> "Examples":
         """The images of a COCO file, in their own size; see `tvjax.data.coco`.
 
         Raises:
           UserError: the file or an image is malformed.
         """
-        found = coco.read(annotations, images, categories=categories)
+        found = coco.read(annotations, images, categories=categories, reading=reading)
 
         def get(k: int) -> Example:
             tile = found[k]

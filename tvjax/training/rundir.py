@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tvjax import files
+from tvjax.data import reading
+from tvjax.data.reading import Reading
 from tvjax.errors import UserError, short
 from tvjax.scoring.mask_scores import describe_band
 from tvjax.training import parallel
@@ -240,6 +242,21 @@ def read_data(workdir: Path) -> dict[str, Any] | None:
         if not isinstance(found.get("sha256"), str) or not isinstance(place, (str, type(None))):
             raise UserError(f"{path} is damaged; move it away: the tiles are then taken on trust")
     return found
+
+
+def read_images_of(workdir: Path) -> tuple[Reading, float | None]:
+    """How a run's images were read, and the metres per pixel of its tiles, where that is known.
+
+    Raises:
+      UserError: `tiles.json` is damaged.
+    """
+    data, path = read_data(workdir) or {}, workdir / "tiles.json"
+    resolution = data.get("resolution")
+    if resolution is not None and not (
+        type(resolution) in (int, float) and 0 < resolution < math.inf
+    ):
+        raise UserError(f"{path} is damaged (resolution={short(resolution)}); mend it")
+    return reading.of_json(data.get("reading"), path), resolution
 
 
 def write_data(workdir: Path, data: dict[str, Any]) -> None:
