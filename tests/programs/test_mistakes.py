@@ -1,5 +1,6 @@
 """Trained nets in careless and hostile hands: one line each, and nobody's files are harmed."""
 
+import csv
 import json
 import shutil
 
@@ -33,13 +34,31 @@ MISTAKES = {
     "data.prepare --annotations=a --images=. --out=out --size=١٦": "--size=١٦: give a number of",
     f"main --config={ROOT}/configs/unet.py --workdir=tiles": "tiles holds prepared tiles; use ano",
     "evaluate --workdir=linked": "linked/checkpoints/8 is a link",
+    "label_faults --out=run": "run holds a run",
+    "label_faults --out=run/checkpoints/12/faults": "run holds a run",
+    "label_faults --out=tiles": "tiles holds prepared tiles",
+    "label_faults --out=a.png": "--out=a.png cannot be written",
+    "label_faults --out=/proc/nothing/out": "--out=/proc/nothing/out cannot be written",
+    "label_faults --out=out --ranker=loss": "--ranker",
+    "label_faults --out=out --worst=٣": "--worst=٣: write numbers",
+    "label_faults --out=out --worst=-1": "--worst=-1",
+    "label_faults --out=out --worst=10000": "--worst=10000: there are 48 training tiles",
+    "label_faults --out=out --config.data.directory=nowhere": "nowhere: there is no such folder",
+    "label_faults --out=out --config.train.batch_size=0": "train.batch_size=0 must be",
+    "label_faults --out=out --config.train.batch_size=100": "batch size 100 does not suit",
+    "label_faults": "--out must be given",
     # A flipped bit in a small file of the run.
     "export --workdir=other_net --out=net": "config.json has model.momentum=0.8",
     "export --workdir=no_net --out=net": "config.json is damaged",
 }
 
 RUN = ["--workdir=run"]
+NET_OF_FAULTS = [
+    f"--config={ROOT}/configs/unet.py", "--config.data.directory=tiles",
+    "--config.model.name=pixels", "--config.train.steps=4", "--config.train.batch_size=4",
+]  # fmt: skip
 EXPORT = ["export", *RUN, "--size=32", "--batch=1"]
+FAULTS = ["label_faults", *NET_OF_FAULTS]
 EVALUATE = ["evaluate", *RUN, "--split=test"]
 USES = {
     "scored": [*EVALUATE, "--out=scores", "--denoise=0.125"],
@@ -53,6 +72,12 @@ USES = {
     "struck while drawing": {
         "argv": [*EVALUATE, "--out=new/drawn"], "strike": "tvjax.training.figures:save"
     },
+    "full while ranking": {"argv": [*FAULTS, "--out=new/full"], "kilobytes": 1},
+    "struck while ranking": {
+        "argv": [*FAULTS, "--out=ranked"], "strike": "tvjax.training.loop:train"
+    },
+    "ranked": [*FAULTS, "--out=ranked"],
+    "ranked otherwise": [*FAULTS, "--out=ranked", "--ranker=out_of_fold"],
     "struck in export": {"argv": [*EXPORT, "--out=new/net"], "strike": "jax.export:export"},
 }  # fmt: skip
 
@@ -60,6 +85,7 @@ USES = {
 def command(line):
     program, *flags = line.split()
     used = RUN if program in ("export", "evaluate", "predict") and "--workdir" not in line else []
+    used += NET_OF_FAULTS if program == "label_faults" else []
     return [program, *used, *flags, *(["--images=a.png"] if program == "predict" else [])]
 
 
@@ -127,6 +153,26 @@ def test_scores_say_how_they_were_made(place, outcomes):
     for found in (json.loads(out), kept):
         made = {name: found[name] for name in ("checkpoint", "step", "scale", "denoise")}
         assert made == {"checkpoint": "newest", "step": 12, "scale": 1.0, "denoise": 0.125}
+
+
+def test_labels_are_ranked_and_a_signal_loses_nothing(place, outcomes):
+    status, _, errors = outcomes["struck while ranking"]
+    assert status == 75 and errors.splitlines()[-1].startswith("interrupted"), errors
+    status, _, errors = outcomes["full while ranking"]
+    assert status == 74 and errors.splitlines()[-1].startswith("error: --out=new/full cannot be")
+    status, out, errors = outcomes["ranked"]
+    assert status == 0 and "48 training tiles" in out and "--leave_out=ranked/worst.csv" in out
+    with open(place / "ranked" / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = [float(row["score"]) for row in rows]
+    assert len(rows) == 48 and scores == sorted(scores, reverse=True)
+    assert all(0 <= float(row["iou"]) <= 1 and row["file"].endswith(".jpg") for row in rows)
+    worst = [f"{row['id']},{row['file']}" for row in rows[:2]]
+    assert (place / "ranked" / "worst.csv").read_text().split() == ["id,file", *worst]
+    assert (place / "ranked" / "worst.png").stat().st_size > 5_000
+    status, _, errors = outcomes["ranked otherwise"]
+    told = "error: --out=ranked holds a ranking with ranker='training_loss', and now it is 'out_of"
+    assert status == 2 and errors.startswith(told) and errors.count("\n") == 1
 
 
 def test_a_damaged_checkpoint_is_not_used_without_a_word(outcomes):

@@ -226,7 +226,7 @@ def test_compiled_programs_are_kept_where_jax_keeps_them_or_else_where_asked():
         jax.config.update(name, before)
 
 
-PROGRAMS = ("main", "predict", "evaluate", "export", "sweep", "data.prepare")
+PROGRAMS = ("main", "predict", "evaluate", "export", "sweep", "label_faults", "data.prepare")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -239,7 +239,7 @@ def test_help_is_a_screen_or_two_that_names_every_flag(name):
     assert f"python -m tvjax.{name} --" in about
     source = (ROOT / "tvjax" / f"{name.replace('.', '/')}.py").read_text()
     own = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
-    shared = ["config"] * (name in ("main", "sweep"))
+    shared = ["config"] * (name in ("main", "sweep", "label_faults"))
     shared += ["coordinator", "num_processes", "process_id", "multihost"] * (name == "main")
     shared += ["checkpoint"] * (name in ("predict", "evaluate", "export"))
     named = re.findall(r"^  --(?:\[no\])?(\w+)", listed.partition("\nConfigs")[0], re.M)

@@ -84,7 +84,7 @@ def train_batches(
 
     def batch(t: int) -> Batch | NumberedBatch:
         chosen = indices[t][rows]
-        found = _gather(source, chosen)
+        found = gather(source, chosen)
         rows_of = chosen.astype(np.int32)
         return NumberedBatch(found.image, found.mask, rows_of) if with_rows else found
 
@@ -119,7 +119,7 @@ def eval_batches(
 
     def batch(t: int) -> tuple[Batch, np.ndarray]:
         at, valid = indices[t]
-        return _gather(source, at[rows]), valid[rows]
+        return gather(source, at[rows]), valid[rows]
 
     return grain.MapDataset.range(0, len(indices)).map(batch).to_iter_dataset(_read())
 
@@ -142,7 +142,7 @@ def resident(source: Any, *, progress: bool = True) -> Batch:
     """
     starts = range(0, len(source), 256)
     bar = tqdm(starts, "loading tiles", delay=3, disable=not progress)
-    parts = [_gather(source, range(k, min(k + 256, len(source)))) for k in bar]
+    parts = [gather(source, range(k, min(k + 256, len(source)))) for k in bar]
     return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -170,7 +170,8 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def _gather(source: Any, indices: Sequence[int] | np.ndarray) -> Batch:
+def gather(source: Any, indices: Sequence[int] | np.ndarray) -> Batch:
+    """The batch of these tiles of a split, on the host."""
     many = getattr(source, "__getitems__", None)
     records = many(indices) if many else [source[int(i)] for i in indices]
     return Batch(

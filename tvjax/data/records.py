@@ -39,6 +39,27 @@ class Split:
                 f"prepare the tiles anew ({error})"
             ) from error
 
+    def part(self, rows: Sequence[int] | np.ndarray) -> "Split":
+        """A split of these records alone, in this order.
+
+        Args:
+          rows: places of the records in this split.
+        """
+        return Split(self.directory, self.name, _Rows(self._source, np.asarray(rows, int)))
+
+
+class _Rows:
+    """Some records of a source, in an order of their own."""
+
+    def __init__(self, source: Any, rows: np.ndarray):
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        return self._source.__getitems__(self._rows[indices].tolist())
+
 
 def open_split(directory: str | Path, split: str) -> Split:
     """Opens a split of a prepared directory, wherever it has been moved.

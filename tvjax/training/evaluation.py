@@ -46,6 +46,23 @@ def evaluate(
       `nonempty_iou`, the mean IoU over those that hold objects, None of none, and `empty_images`,
       the number of the others.
     """
+    options = {"batch_size": batch_size, "denoise": denoise, "before_each": before_each}
+    return summarise(add_up(map(sums, tile_scores(setup, state, split, **options))))
+
+
+def tile_scores(
+    setup: Setup,
+    state: TrainState,
+    split: Split,
+    *,
+    batch_size: int,
+    denoise: float | None = None,
+    before_each: Callable[[], None] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Scores of each tile of a split, batch after batch, as `image_scores` has them.
+
+    The arguments are those of `evaluate`.
+    """
     layout = setup.layout
     weight = None if denoise is None else layout.replicate(jnp.float32(denoise))
     batches = eval_batches(split, batch_size=batch_size, **layout.share)
@@ -56,7 +73,7 @@ def evaluate(
                 before_each()
             yield setup.evaluate(state, weight, *layout.shard((tuple(batch), valid)))
 
-    return summarise(add_up(sums(image_scores(*batch)) for batch in fetched(found())))
+    return (image_scores(*batch) for batch in fetched(found()))
 
 
 def fetched(items: Iterable[PyTree]) -> Iterator[PyTree]:

@@ -131,10 +131,7 @@ def predictions(
         row[0].imshow(image)
         row[1].imshow(mask[..., 0], cmap="gray", vmin=0, vmax=1)
         row[2].imshow(probability[..., 0], cmap="magma", vmin=0, vmax=1)
-        row[3].imshow(image)
-        for field, style, color in ((mask, "--", COLORS["truth"]), (probability, "-", "#ff2d55")):
-            if field.min() <= 0.5 < field.max():  # else there is no contour to draw
-                row[3].contour(field[..., 0], [0.5], colors=color, linestyles=style, linewidths=1.2)
+        _outlined(row[3], image, mask, probability)
         for axis in row:
             axis.set_axis_off()
     for axis, title in zip(axes[0], titles, strict=True):
@@ -145,6 +142,47 @@ def predictions(
             fontsize=9,
         )  # fmt: skip
     return figure
+
+
+def sheet_of_labels(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    across: int = 3,
+) -> Figure:
+    """Tiles side by side: the image, and on it the outlines of label (dashed) and net.
+
+    Args:
+      images: uint8 `[H, W, 3]` each.
+      masks: `[H, W, 1]`, 0 or 1.
+      probabilities: `[H, W, 1]` in [0, 1].
+      titles: a line on each.
+      across: number of tiles in a row.
+    """
+    rows = max(-(-len(images) // across), 1)
+    figure, axes = plt.subplots(
+        rows, 2 * across, figsize=(3.4 * across, 1.9 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    pairs = axes.reshape(-1, 2)
+    for pair, image, mask, probability, title in zip(
+        pairs, images, masks, probabilities, titles, strict=False
+    ):
+        pair[0].imshow(image)
+        pair[0].set_title(title, fontsize=7, loc="left", pad=3)
+        _outlined(pair[1], image, mask, probability)
+    return figure
+
+
+def _outlined(axis: Any, image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> None:
+    """Draws an image and on it the outlines of the truth (dashed) and of a prediction."""
+    axis.imshow(image)
+    for field, style, color in ((mask, "--", COLORS["truth"]), (probability, "-", "#ff2d55")):
+        if field.min() <= 0.5 < field.max():  # else there is no contour to draw
+            axis.contour(field[..., 0], [0.5], colors=color, linestyles=style, linewidths=1.2)
 
 
 def save(figure: Figure, path: Path) -> None:

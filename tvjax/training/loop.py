@@ -53,8 +53,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
       UserError: for a config, data or workdir that cannot be so; an `Outage` for a full disk.
     """
     fields.check(config)
-    with _outages(workdir), Stop() as stop, contextlib.ExitStack() as held:
-        config = pretrained.pinned(_placed(config), rundir.recorded(workdir))
+    with outages(workdir), Stop() as stop, contextlib.ExitStack() as held:
+        config = pretrained.pinned(placed(config), rundir.recorded(workdir))
         rundir.check(workdir, config)
         finished = _finished(config, workdir)
         if finished is not None:
@@ -122,7 +122,7 @@ def _provenance(
     }
 
 
-def _placed(config: Config) -> Config:
+def placed(config: Config) -> Config:
     """The config, with folders that mean the same from every working directory."""
     config = config.copy_and_resolve_references()
     config.data.directory = sets.absolute(config.data.directory)
@@ -401,9 +401,9 @@ class _Session:
 
 
 @contextlib.contextmanager
-def _outages(workdir: Path) -> Iterator[None]:
+def outages(workdir: Path, flag: str = "workdir") -> Iterator[None]:
     """A file of the run that cannot be written, or a device that is too small, is the user's to
-    mend: one line, no traceback."""
+    mend: one line, no traceback. `flag` is the one that names the folder."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -427,7 +427,7 @@ def _outages(workdir: Path) -> Iterator[None]:
         if elsewhere or error.errno not in full:
             raise
         raise Outage(
-            f"--workdir={workdir} cannot be written ({error.strerror}); the newest checkpoint is "
+            f"--{flag}={workdir} cannot be written ({error.strerror}); the newest checkpoint is "
             f"kept. Make room, or the folder writable, and run the same command again"
         ) from error
 

@@ -270,8 +270,12 @@ def write_data(workdir: Path, data: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[bool]:
+def lock(workdir: Path, flag: str = "workdir") -> Iterator[bool]:
     """Makes the folder and keeps other runs out; the system drops the lock with the process.
+
+    Args:
+      workdir: the folder.
+      flag: the flag that names it.
 
     Returns:
       False: another run is in it. True too where the file system knows no locks.
@@ -280,7 +284,7 @@ def lock(workdir: Path) -> Iterator[bool]:
       UserError: the folder cannot be written.
     """
     with contextlib.ExitStack() as held:
-        with files.writing("workdir", workdir):
+        with files.writing(flag, workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             # Never emptied, nor another file to which a link of a foreign folder leads.
             number = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
