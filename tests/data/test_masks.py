@@ -32,9 +32,9 @@ def source(tmp_path) -> Path:
             Image.fromarray(mask),
             Image.fromarray(255 * mask),
             Image.fromarray(mask > 0),
-            Image.fromarray(mask.astype(np.uint16) * 256),
+            Image.fromarray(mask.astype(np.uint16) * 65535),
             Image.fromarray(mask).convert("P"),
-            Image.fromarray(np.stack([0 * mask, 7 * mask, 0 * mask, opaque], -1)),
+            Image.fromarray(np.stack([255 * mask, 255 * mask, 255 * mask, opaque], -1)),
             Image.fromarray(np.stack([mask, opaque], -1)),
         )[k % 7]
         if written.mode == "P":
@@ -206,7 +206,7 @@ def test_masks_that_do_not_say_what_is_object_are_refused(source, tmp_path, kind
     write_masks(source, write)
     with pytest.raises(UserError, match=words) as error:
         build(source, tmp_path)
-    assert "--category=VALUE" in str(error.value) and "\n" not in str(error.value)
+    assert "--object=" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -277,3 +277,97 @@ def test_masks_are_read_as_they_are_numbered_and_shown(tmp_path):
         [[False, False], [False, True], [False, False]],
     )
     assert mask_files.read_size(tmp_path / "turned.png") == (3, 2)
+
+
+LAND, ROOF, WATER = (132, 41, 246), (60, 16, 152), (226, 169, 41)
+
+
+def classes(mask):
+    """Indices of land, roofs and some water."""
+    return np.where(np.eye(12, 16, dtype=bool), 2, mask.astype(np.uint8)).astype(np.uint8)
+
+
+def palette(mask):
+    image = Image.fromarray(classes(mask)).convert("P")
+    image.putpalette([*LAND, *ROOF, *WATER])
+    return image
+
+
+def rgb(mask):
+    return Image.fromarray(np.array([LAND, ROOF, WATER], np.uint8)[classes(mask)])
+
+
+def clear(mask):
+    """The same colours, transparent where there is no roof."""
+    return Image.fromarray(np.dstack([np.asarray(rgb(mask)), 255 * mask]).astype(np.uint8))
+
+
+def dark(mask):
+    """Levels 0, 3 and 7 of grey, stored as colours."""
+    return Image.fromarray(np.array([0, 3, 7], np.uint8)[classes(mask)]).convert("RGB")
+
+
+CODED = {
+    "palette, colour": (palette, ["#3C1098"]),
+    "palette, index": (palette, ["1"]),
+    "colour": (rgb, ["#3c1098"]),
+    "transparent": (clear, ["#3C1098"]),
+    "grey as colour": (dark, ["#030303"]),
+    "colour as grey": (dark, ["3"]),
+}
+
+
+@pytest.mark.parametrize("kind", CODED)
+def test_coded_masks_give_the_objects_that_are_named(source, tmp_path, kind):
+    write, objects = CODED[kind]
+    write_masks(source, write)
+    truth = {}
+    for k, line in enumerate(json.loads((source / "annotation.json").read_text())["annotations"]):
+        x, y = line["segmentation"][0][:2]
+        mask = np.zeros((12, 16), bool)
+        mask[y : y + 5, x : x + 7] = True
+        truth[k] = mask & ~np.eye(12, 16, dtype=bool)
+    named = list(map(mask_files.parse_object, objects))
+    found = {k: mask_files.read_mask(source / "masks" / f"{k:02d}.png", named) for k in truth}
+    for k, mask in truth.items():
+        np.testing.assert_array_equal(found[k], mask)
+    result = use(
+        "data.prepare", f"--images={source}/images", f"--masks={source}/masks", "--size=6x8",
+        f"--out={tmp_path}/out", *(f"--object={text}" for text in objects),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "contact.png").is_file()
+
+
+def test_coded_sets_that_no_rule_explains_are_refused(source, tmp_path):
+    """Each mask is of two values, but of other ones: classes, one per tile."""
+    number = iter(range(99))
+    write_masks(source, lambda m: Image.fromarray(m * np.uint8(1 + next(number) % 2)))
+    with pytest.raises(
+        UserError, match=r"no rule says which .* 0 \(\d.*, [12] \(9.*, [12] \(9.*--object="
+    ):
+        build(source, tmp_path)
+    build(source, tmp_path, categories=[1, 2])
+    write_masks(source, rgb)
+    words = r"#8429F6 \(132, 41, 246\) \(\d+\.\d\d%\), #3C1098 \(60, 16, 152\) .*--object=\"#RRGGBB"
+    with pytest.raises(UserError, match=words):
+        builder.build(
+            source / "masks", source / "images", tmp_path / "new", size=(6, 8), progress=False
+        )
+
+
+def test_colours_that_are_in_no_mask_are_told(source, tmp_path, capsys):
+    write_masks(source, rgb)
+    with pytest.raises(UserError, match=r"all pixels .* background .*#8429F6 \(132, 41, 246\)"):
+        build(source, tmp_path, categories=[(60, 16, 153)])
+    build(source, tmp_path, categories=[ROOF, (1, 2, 3)])
+    assert "no mask has #010203 (1, 2, 3); the masks' values are #8429F6" in capsys.readouterr().err
+    soft = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(soft).resize((160, 120)).save(source / "masks" / "00.png")
+    with pytest.raises(UserError, match="was it stored with loss"):
+        mask_files.read_mask(source / "masks" / "00.png", [ROOF])
+    with pytest.raises(UserError, match="has colours, not numbers of which --object names some"):
+        mask_files.read_mask(source / "masks" / "01.png", [3])
+    for text in ("#12345", "red", "-1", "3.5"):
+        with pytest.raises(UserError, match="give a number such as 3, or a colour"):
+            mask_files.parse_object(text)

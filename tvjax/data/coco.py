@@ -64,11 +64,13 @@ class Tile(NamedTuple):
     """Whether each annotation marks a crowd of objects (`iscrowd`)."""
     reading: Reading = AS_NAMED
     """How the image is read."""
+    labels: Path | None = None
+    """The file that describes this image alone; None: there is none."""
 
     @property
     def files(self) -> tuple[Path, ...]:
         """What `load` reads."""
-        return (self.file,)
+        return (self.file,) if self.labels is None else (self.file, self.labels)
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Decodes the tile.
@@ -141,7 +143,7 @@ def read(
             continue
         record, before = records[image_id], found[image_id]
         try:
-            found[image_id] = _with(before, annotation, record["height"], record["width"])
+            found[image_id] = add(before, annotation, record["height"], record["width"])
         except ValueError as error:
             number = short(annotation.get("id", f"at position {position}"))
             reason = f"{annotations}: annotation {number} of image id {image_id} {error}"
@@ -169,7 +171,7 @@ def read(
     return tiles
 
 
-def _with(before: Outlines, annotation: dict[str, Any], height: int, width: int) -> Outlines:
+def add(before: Outlines, annotation: dict[str, Any], height: int, width: int) -> Outlines:
     """Adds an annotation to those of its image; a ValueError says what is wrong with it."""
     segmentation = annotation.get("segmentation")
     parts = before.parts + (len(segmentation) if isinstance(segmentation, list) else 1)

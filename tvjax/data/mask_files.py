@@ -1,5 +1,11 @@
-"""What mask files hold."""
+"""What mask files hold: numbers, or colours.
 
+Numbers are those that are stored: the indices of a palette, a grey level. Colours are those that
+are shown: a palette's own, and a grey level as red, green and blue alike. Alpha never counts: what
+is transparent has the number or colour that is stored there.
+"""
+
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,28 +15,49 @@ import numpy as np
 from tvjax.data import pillow
 from tvjax.errors import UserError
 
-BACKGROUND = {0, "(0, 0, 0)"}
+Value = int | tuple[int, int, int]
+"""A number, or red, green and blue."""
+
+BACKGROUND = {0, "#000000 (0, 0, 0)"}
 """Values of masks that are background where nothing else is said."""
+
+FULL = {1, 255, 65535, "#FFFFFF (255, 255, 255)"}
+"""Values that mean object in masks of two values, whatever their depth."""
 
 TOGETHER = 1 << 22
 """Pixels that are counted at once."""
 
-SHOWN = 4
+SHOWN = 8
 """Values that a message lists."""
 
 COLORS = 256
 """Colours of a mask, at most; a photograph has more."""
 
 
+def parse_object(text: str) -> Value:
+    """Reads "3" as a number and "#3C1098" as a colour.
+
+    Raises:
+      UserError: the text is neither.
+    """
+    color = re.fullmatch(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", text)
+    if color:
+        red, green, blue = (int(part, 16) for part in color.groups())
+        return red, green, blue
+    if not re.fullmatch(r"[0-9]{1,5}", text):
+        raise UserError(f'--object={text}: give a number such as 3, or a colour such as "#3C1098"')
+    return int(text)
+
+
 def read_mask(
-    file: Path, objects: Sequence[int] = (), met: Counter[int | str] | None = None
+    file: Path, objects: Sequence[Value] = (), met: Counter[int | str] | None = None
 ) -> np.ndarray:
-    """Decodes a mask, as it is shown; of a palette file the indices count, alpha does not.
+    """Decodes a mask, as it is shown.
 
     Args:
       file: a picture, grey, of a palette or of colours.
-      objects: the values that are object; none: the only one besides 0, or the only colour besides
-        black.
+      objects: the numbers, or the colours, that are object, and all others are background; none:
+        the only number besides 0, or the only colour besides black.
       met: counts the pixels of each value, those of files before included.
 
     Returns:
@@ -40,23 +67,26 @@ def read_mask(
       UserError: the file is truncated or no image, or it has several values besides 0 and it was
         not said which are object.
     """
-    values = pillow.read_values(file)
+    colors = [value for value in objects if isinstance(value, tuple)]
+    values = pillow.read_colors(file) if colors else pillow.read_values(file)
+    if objects and not colors and values.ndim == 3:
+        values = _as_numbers(file, values)
     found = _count(values)
     if met is not None:
         met.update(found)
-    if objects:
-        if values.ndim == 3:
-            raise UserError(f"{file}: has colours, not numbers of which --category names some")
-        return np.isin(values, objects)
     if values.ndim == 3 and len(found) > COLORS:
         raise UserError(
             f"{file}: has {len(found)} colours, as photographs have and masks have not; are "
-            "--masks and --images swapped?"
+            "--masks and --images swapped? Or was it stored with loss?"
         )
+    if colors:
+        return np.isin(_codes(values), [_code(color) for color in colors])
+    if objects:
+        return np.isin(values, objects)
     if len(found.keys() - BACKGROUND) > 1:
         raise UserError(
             f"{file}: has several values besides 0, which are {describe(found)}; say which are "
-            "objects by --category=VALUE, once for each, or write masks of 0 and 255"
+            f"objects by --object={_example(values)}, once for each, or write masks of 0 and 255"
         )
     return values != 0 if values.ndim == 2 else np.any(values != 0, axis=-1)
 
@@ -91,11 +121,41 @@ def _count(values: np.ndarray) -> Counter[int | str]:
     found: Counter[int | str] = Counter()
     rows = max(1, TOGETHER // values.shape[1])
     for top in range(0, len(values), rows):
-        part = values[top : top + rows].astype(np.int64)
-        if part.ndim == 3:  # below 256
-            part = part @ np.array([1 << 16, 1 << 8, 1])
+        part = _codes(values[top : top + rows])
         for number, count in zip(*np.unique(part, return_counts=True), strict=True):
             code = int(number)
-            color = (code >> 16, code >> 8 & 255, code & 255)
-            found[code if values.ndim == 2 else str(color)] += int(count)
+            found[code if values.ndim == 2 else name(_color(code))] += int(count)
     return found
+
+
+def name(value: Value) -> int | str:
+    """A value as messages have it: a number, or `#3C1098 (60, 16, 152)`."""
+    return value if isinstance(value, int) else f"#{_code(value):06X} {value}"
+
+
+def _codes(values: np.ndarray) -> np.ndarray:
+    """One whole number per pixel, of numbers `[H, W]` themselves or of colours `[H, W, 3]`."""
+    values = values.astype(np.int64)
+    return values if values.ndim == 2 else values @ np.array([1 << 16, 1 << 8, 1])
+
+
+def _code(color: tuple[int, int, int]) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def _color(code: int) -> tuple[int, int, int]:
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def _as_numbers(file: Path, values: np.ndarray) -> np.ndarray:
+    """The grey levels of a mask that is stored in colours though it has none."""
+    if np.any(values != values[..., :1]):
+        raise UserError(
+            f"{file}: has colours, not numbers of which --object names some; name colours, such as "
+            '--object="#3C1098"'
+        )
+    return values[..., 0]
+
+
+def _example(values: np.ndarray) -> str:
+    return "VALUE" if values.ndim == 2 else '"#RRGGBB"'

@@ -2,7 +2,7 @@
 
 In a mask, 0 is background and one other value is object, whichever: 1, 255, a palette's index or a
 colour. Where masks hold more values (classes, numbers of instances, soft edges), or code otherwise,
-it must be said which values are objects. Alpha does not count.
+it must be said which numbers or colours are objects. Alpha does not count. See `mask_files`.
 """
 
 import unicodedata
@@ -36,7 +36,7 @@ class Tile(NamedTuple):
     """Width in pixels."""
     mask: Path
     """The mask file."""
-    objects: tuple[int, ...]
+    objects: tuple[mask_files.Value, ...]
     """The values that are object; none: the only one besides 0."""
     met: Counter[int | str]
     """Values of all masks of the set that have been loaded, with their numbers of pixels."""
@@ -65,7 +65,7 @@ def read(
     images: str | Path,
     masks: str | Path,
     faults: Faults | None = None,
-    objects: Sequence[int] = (),
+    objects: Sequence[mask_files.Value] = (),
     reading: Reading = AS_NAMED,
 ) -> list[Tile]:
     """Pairs the files and compares their sizes; nothing is decoded.

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tvjax.data import coco, local, masks
+from tvjax.data import coco, local, masks, yolo
 from tvjax.data.faults import Faults
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError
@@ -104,33 +104,39 @@ class Images:
     """Whole images, each a tile, of COCO files or with masks.
 
     Args:
-      annotations: the COCO file or three of them, or the directory of masks.
+      annotations: the COCO file or three of them, or the directory of masks or of YOLO polygons.
       images: the directory of images, or three.
-      categories: see `coco.read` and `masks.read`.
+      categories: categories of a COCO file that are object, see `coco.read`; of masks the numbers or
+        colours, see `mask_files.read_mask`; of YOLO polygons the classes.
       reading: how images are read.
+      is_yolo: whether the directory is one of YOLO polygons.
     """
 
     def __init__(
         self,
         annotations: str | Path | Sequence[str | Path],
         images: str | Path | Sequence[str | Path],
-        categories: Sequence[int] = (),
+        categories: Sequence[Any] = (),
         reading: Reading = AS_NAMED,
+        *,
+        is_yolo: bool = False,
     ):
         self._files, self.folders = _listed(annotations), _listed(images)
         self.labels, self.root = self._files[0], _root(self._files, self.folders)
         self._categories, self._reading = categories, reading
+        self._of_folder = yolo if is_yolo else masks
         self.gives_splits = len(self._files) > 1
         self._own: dict[str, int] | None = None
 
     def describe(self) -> dict[str, Any]:
         """What is asked for; masks are files, which `sources` compares."""
         chosen = {
-            "categories": sorted(set(self._categories)),
+            "categories": _stored(self._categories),
             "reading": self._reading.as_json(),
         }
         if self.labels.is_dir():
-            return {"labels": "masks", **chosen}
+            kind = "masks" if self._of_folder is masks else "YOLO polygons"
+            return {"labels": kind, **chosen}
         digests = list(map(local.sha256, self._files))
         several = len(digests) > 1
         return {
@@ -140,8 +146,9 @@ class Images:
         }
 
     def listed(self) -> Iterable[Path]:
-        """All images and masks; of a COCO file none but those that it names count."""
-        return masks.listed(self.root, self.labels) if self.labels.is_dir() else ()
+        """All images and labels; of a COCO file none but those that it names count."""
+        is_folder = self.labels.is_dir()
+        return self._of_folder.listed(self.root, self.labels) if is_folder else ()
 
     def name(self, tile: Tile) -> str:
         """The path of the image in the folder of all."""
@@ -154,7 +161,7 @@ class Images:
         del fractions, limit, are_given
         chosen = faults, self._categories, self._reading
         if self.labels.is_dir():
-            return masks.read(self.folders[0], self.labels, *chosen)
+            return self._of_folder.read(self.folders[0], self.labels, *chosen)
         if len(self._files) == 1:
             return coco.read(self.labels, self.folders[0], *chosen)
         found, own = [], {}
@@ -186,6 +193,13 @@ class Images:
 def _listed(places: str | Path | Sequence[str | Path]) -> list[Path]:
     one = isinstance(places, (str, Path))
     return [Path(place) for place in ([places] if one else places)]
+
+
+def _stored(categories: Sequence[Any]) -> list[Any]:
+    """Numbers and colours, each once and in order, in the form that comes back."""
+    numbers = sorted({value for value in categories if isinstance(value, int)})
+    colors = sorted({value for value in categories if not isinstance(value, int)})
+    return [*numbers, *map(list, colors)]
 
 
 def _root(files: list[Path], folders: list[Path]) -> Path:

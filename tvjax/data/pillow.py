@@ -180,6 +180,18 @@ def read_values(path: Path) -> np.ndarray:
     return orientation.shown(header.orientation, values.astype(np.uint16))
 
 
+def read_colors(path: Path) -> np.ndarray:
+    """The colours that a picture shows, a palette's own: uint8 `[H, W, 3]`; alpha is dropped.
+
+    Raises:
+      UserError: the file is truncated or no picture, or has 16 bits per channel.
+    """
+    header = _required(path)
+    if header.bits > 8:
+        raise UserError(f"{path}: has 16 bits per channel, and colours have 8; name its numbers")
+    return orientation.shown(header.orientation, decode(path, header)[0])
+
+
 def tiff_tags(path: Path) -> ImageFileDirectory_v2 | None:
     """Tags of a TIFF's first page; None if the file is no TIFF."""
     with decoding(path), open(path, "rb") as file:

@@ -42,13 +42,22 @@ def check(tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path) -> list[
             f"{annotations}: {share:.1%} of all pixels are object{values}; if that is background, "
             "objects and background have changed places"
         )
-    if isinstance(tiles[0], masks.Tile) and not tiles[0].objects:
-        if len(tiles[0].met.keys() - mask_files.BACKGROUND) > 1:
-            notes.append(
-                f"{annotations}: its masks name objects by several values, which are all taken"
-                f"{values}"
-            )
+    if isinstance(tiles[0], masks.Tile):
+        notes += _check_values(tiles[0], annotations, values)
     return notes
+
+
+def _check_values(tile: masks.Tile, annotations: Path, values: str) -> list[str]:
+    """Refuses masks that are of two values each, but in which other values mean object."""
+    met, named = tile.met.keys(), {mask_files.name(value) for value in tile.objects}
+    if tile.objects:
+        lacking = ", ".join(str(value) for value in named if value not in met)
+        return [f"{annotations}: no mask has {lacking}{values}"] if lacking else []
+    found = met - mask_files.BACKGROUND
+    what = f"{annotations}: its masks name objects by several values"
+    if len(found) > 1 and not found <= mask_files.FULL:
+        raise UserError(f"{what}, and no rule says which of them are objects{values}")
+    return [f"{what}, which are all taken{values}"] if len(found) > 1 else []
 
 
 def _values(tiles: Sequence[Tile]) -> str:
@@ -59,7 +68,9 @@ def _values(tiles: Sequence[Tile]) -> str:
     words = f"; the masks' values are {mask_files.describe(first.met)}"
     if any(mask_files.has_alpha(tile.mask) for tile in tiles if isinstance(tile, masks.Tile)):
         words += ", and alpha, which does not count"
-    return words + "; write masks of 0 and 255, or say which values are objects by --category=VALUE"
+    return words + (
+        '; write masks of 0 and 255, or say which are objects by --object=VALUE or "#RRGGBB"'
+    )
 
 
 def _of_coco(is_full: bool) -> str:

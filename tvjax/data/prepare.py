@@ -1,16 +1,22 @@
-r"""Prepares images with labels for training: COCO files, masks, or polygons on a map.
+r"""Prepares images with labels for training: COCO files, masks, YOLO, or polygons on a map.
 
     python -m tvjax.data.prepare --annotations=annotation.json --images=images --out=DATA_DIR
     python -m tvjax.data.prepare --annotations=train.json --annotations=val.json \
         --annotations=test.json --images=images --out=DATA_DIR
     python -m tvjax.data.prepare --masks=masks --images=images --out=DATA_DIR
+    python -m tvjax.data.prepare --labels=labels --images=images --out=DATA_DIR
     python -m tvjax.data.prepare --labels=roofs.geojson --images=town.tif --out=DATA_DIR \
         --tile=256 --resolution=0.3
 
 Images are read by the rules of `tvjax.data.pictures`. `--bands` chooses among several bands, and
 `--white` (and `--black`) says which values of 16 bits per channel are white (and black). Runs
 remember it, and prediction reads images alike. Masks hold 0 and one other
-value, which is the objects'; if they hold more, `--category=VALUE` says which values are objects.
+value, which is the objects'; if they hold more, `--object=3` (a grey level, or a palette's index)
+or `--object="#3C1098"` (a colour, also of a palette) says which are objects, once for each, and all
+others are background. Alpha never counts.
+
+YOLO polygons are a directory (`--labels`) of text files with the names of the images, such as
+labels/train/a.txt for images/train/a.jpg; `--category=CLASS` says which class is object.
 
 Polygons on a map (`--labels`: GeoJSON, GeoPackage or Shapefile, with the extra `geo`) need images
 with a place on a map, of any size, such as GeoTIFFs: those are cut into tiles of `--tile` pixels,
@@ -46,7 +52,7 @@ from typing import Any
 from absl import flags
 
 from tvjax import program
-from tvjax.data import builder, manifest, reading
+from tvjax.data import builder, manifest, mask_files, reading
 from tvjax.data.origins import Images, Origin
 from tvjax.errors import UserError
 
@@ -64,9 +70,13 @@ _MASKS = flags.DEFINE_string(
 _CATEGORY = flags.DEFINE_multi_integer(
     "category",
     [],
-    "The COCO category, or the masks' value, that is object, e.g. 100; repeatable. Default: "
-    "the only one, of masks the only value besides 0.",
+    "The COCO category that is object, e.g. 100; repeatable. Default: the only one.",
 )
+_OBJECT = flags.DEFINE_multi_string(
+    "object", [],
+    "The masks' number or colour that is object, e.g. 3 or '#3C1098'; repeatable, and all others "
+    "are background. Default: the only one besides 0 or black.",
+)  # fmt: skip
 _IMAGES = flags.DEFINE_multi_string(
     "images", None,
     "The directory of images, e.g. images; or one for each of three COCO files; with --labels also "
@@ -75,7 +85,8 @@ _IMAGES = flags.DEFINE_multi_string(
 )  # fmt: skip
 _LABELS = flags.DEFINE_string(
     "labels", None,
-    "Instead of a COCO file, polygons on a map, e.g. roofs.geojson, roofs.gpkg or roofs.shp.",
+    "Instead of a COCO file, polygons on a map, e.g. roofs.geojson, roofs.gpkg or roofs.shp; or a "
+    "directory of YOLO polygons, e.g. labels.",
 )  # fmt: skip
 _WHERE = flags.DEFINE_multi_string(
     "where", [],
@@ -206,7 +217,7 @@ def find_origin() -> tuple[Origin, tuple[int, int]]:
         )
     _check_flags(given[0])
     read_as = reading.parse(_BANDS.value, _BLACK.value, _WHITE.value)
-    if _LABELS.value:
+    if _LABELS.value and not Path(_LABELS.value).is_dir():
         from tvjax.data.vector import Request, Scenes
 
         extent = None if _EXTENT.value is None else Path(_EXTENT.value)
@@ -221,18 +232,31 @@ def find_origin() -> tuple[Origin, tuple[int, int]]:
         raise UserError(f"--masks={masks}: no such directory")
     if masks and any(os.path.realpath(x) == os.path.realpath(masks) for x in _IMAGES.value):
         raise UserError(f"--masks={masks}: is the directory of the images too")
-    labels = [masks] if masks else _ANNOTATIONS.value
-    return Images(labels, _IMAGES.value, _CATEGORY.value, read_as), parse_size(_SIZE.value)
+    place = masks or _LABELS.value
+    labels = [place] if place else _ANNOTATIONS.value
+    objects = list(map(mask_files.parse_object, _OBJECT.value))
+    if len({type(value) for value in objects}) > 1:
+        raise UserError("--object: give numbers or colours, not both")
+    chosen = objects or _CATEGORY.value
+    origin = Images(labels, _IMAGES.value, chosen, read_as, is_yolo=bool(_LABELS.value))
+    return origin, parse_size(_SIZE.value)
 
 
 def _check_flags(kind: str) -> None:
     """Refuses flags that would not matter with labels of a kind."""
+    is_folder = _LABELS.value is not None and Path(_LABELS.value).is_dir()
     of_maps = _WHERE, _LAYER, _EXTENT, _KEEP_EMPTY, _TILE, _RESOLUTION, _GAP, _TMS
-    useless = (_SIZE, _CATEGORY) if kind == "labels" else of_maps
+    useless = {
+        "labels": (_SIZE, _CATEGORY, _OBJECT),
+        "masks": of_maps,
+        "annotations": (*of_maps, _OBJECT),
+    }[kind if not is_folder else "annotations"]
+    instead = {"object": "; give --category"}
+    if kind == "labels" and not is_folder:
+        instead = {"size": "; give --tile", "category": "; give --where"}
     for name in (flag.name for flag in useless):
         if flags.FLAGS[name].present:
-            instead = {"size": "; give --tile", "category": "; give --where"}.get(name, "")
-            raise UserError(f"--{name}: does not go with --{kind}{instead}")
+            raise UserError(f"--{name}: does not go with --{kind}{instead.get(name, '')}")
 
 
 def main(argv: list[str]) -> None:

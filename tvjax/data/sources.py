@@ -86,8 +86,9 @@ class Sources:
         )
 
     def _name(self, file: Path) -> str:
-        if file.parent == self._labels:
-            return f"masks/{file.name}"
+        is_label = file.is_relative_to(self._labels) and not file.is_relative_to(self._images)
+        if file.parent == self._labels or is_label:
+            return f"masks/{file.relative_to(self._labels)}"
         return f"images/{os.path.relpath(file, self._images)}"
 
     def _path(self, name: str) -> Path:

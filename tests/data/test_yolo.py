@@ -1,0 +1,111 @@
+"""YOLO polygons: the records of the same COCO file, and mistakes named."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from programs import use
+
+from tvjax.data import builder, origins, records, splits, yolo
+from tvjax.errors import UserError
+
+HEIGHT, WIDTH = 24, 32
+
+
+@pytest.fixture
+def source(tmp_path):
+    """12 images in two folders, described by annotation.json and by labels/."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for k in range(12):
+        name = f"{('train', 'val')[k % 2]}/{k:02d}.png"
+        for folder in ("images", "labels"):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(pixels).save(tmp_path / "images" / name)
+        images.append({"id": k, "file_name": name, "height": HEIGHT, "width": WIDTH})
+        lines = []
+        for kind in (0, 3) if k else ():
+            x, y = rng.integers(-3, 12, 2).tolist()
+            corners = [x, y, x + 13, y + 2, x + 9, y + 12]
+            if kind == 3:
+                number = len(annotations)
+                annotations.append({"id": number, "image_id": k, "segmentation": [corners]})
+            shares = np.array(corners) / np.array([WIDTH, HEIGHT] * 3)
+            lines.append(f"{kind} " + " ".join(f"{share:.9f}" for share in shares))
+        if lines:  # the first image has no file: background
+            (tmp_path / "labels" / name).with_suffix(".txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "labels" / "classes.txt").write_text("tree\nroof\n")
+    (tmp_path / "annotation.json").write_text(
+        json.dumps({"images": images, "annotations": annotations})
+    )
+    return tmp_path
+
+
+def read_all(directory):
+    found = [records.open_split(directory, name) for name in splits.NAMES]
+    return {r["file"]: r for split in found for r in split.__getitems__(range(len(split)))}
+
+
+def test_polygons_give_the_records_of_the_coco_file(source):
+    for name, labels, options in (
+        ("coco", source / "annotation.json", {}),
+        ("yolo", source / "labels", {"categories": [3], "is_yolo": True}),
+    ):
+        origin = origins.Images(labels, source / "images", **options)
+        builder.build_from(origin, source / name, size=(12, 16), progress=False)
+    coco, ours = read_all(source / "coco"), read_all(source / "yolo")
+    assert coco.keys() == ours.keys() and len(ours) == 12
+    for name in coco:
+        np.testing.assert_array_equal(coco[name]["image"], ours[name]["image"])
+        np.testing.assert_array_equal(coco[name]["mask"], ours[name]["mask"])
+    assert ours["train/00.png"]["mask"].max() == 0
+
+
+def test_program(source):
+    def prepare(*flags):
+        places = f"--labels={source}/labels", f"--images={source}/images", f"--out={source}/out"
+        return use("data.prepare", *places, "--size=12x16", *flags)
+
+    result = prepare()
+    assert result.returncode == 2 and "has the classes 0, 3; say which" in result.stderr
+    result = prepare("--category=3", "--gap=3")
+    assert result.returncode == 2 and "--gap: does not go with --labels" in result.stderr
+    result = prepare("--category=3")
+    assert result.returncode == 0 and "12 tiles" in result.stdout, result.stderr
+    (source / "labels" / "train" / "02.txt").write_text("")
+    result = prepare("--category=3")
+    assert result.returncode == 2 and "1 changed (masks/train/02.txt)" in result.stderr
+
+
+MISTAKES = {
+    "box": ("0 0.5 0.5 0.1 0.1", "line 1 is a box"),
+    "odd": ("\n0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "line 2 has 7 numbers after the class"),
+    "few": ("0 0.1 0.1", "line 1 has 2 numbers"),
+    "pixels": ("0 10 10 20 10 20 20", "line 1 has 10; coordinates are shares"),
+    "nan": ("0 nan 0.1 0.2 0.1 0.2 0.2", "line 1 has nan; coordinates are shares"),
+    "words": ("roof 0.1 0.1 0.2 0.1 0.2 0.2", "line 1 is 'roof 0.1 .*; give a class and numbers"),
+    "bytes": ("\udcff", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_mistakes_name_the_file_and_line(source, kind):
+    text, words = MISTAKES[kind]
+    file = source / "labels" / "val" / "01.txt"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=words) as error:
+        yolo.read(source / "images", source / "labels", categories=[3])
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_labels_of_nothing_are_named(source):
+    (source / "labels" / "train" / "no.txt").write_text("")
+    with pytest.raises(UserError, match=r"no\.txt: is the label of no image in"):
+        yolo.read(source / "images", source / "labels", categories=[3])
+    with pytest.raises(UserError, match="none of its 6 files has the name of an image"):
+        yolo.read(source / "images" / "val", source / "labels" / "train")
+    with pytest.raises(UserError, match=r"no object is of --category=7; there are 0, 3"):
+        (source / "labels" / "train" / "no.txt").unlink()
+        yolo.read(source / "images", source / "labels", categories=[7])

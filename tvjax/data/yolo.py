@@ -1,0 +1,164 @@
+"""A directory of YOLO polygons as tiles: a text file of the image's name for each image.
+
+A line is an object: its class, then x and y of its corners by turns, as shares of the image's width
+and height. `images/train/a.jpg` belongs to `labels/train/a.txt`. An image without a file, or with
+an empty one, is background.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from tvjax import interruption
+from tvjax.data import coco, local, pictures
+from tvjax.data.faults import Faults
+from tvjax.data.reading import AS_NAMED, Reading
+from tvjax.errors import UserError, short
+
+SUFFIX = ".txt"
+
+NO_LABELS = "classes.txt"
+"""A file of names that labelling programs put among the labels."""
+
+MOST_BYTES = 1 << 26
+"""Size of a file of labels; a crowded image of 10,000 roofs has some 2^20."""
+
+LEAST, MOST = -0.5, 1.5
+"""The range of coordinates; an object may reach beyond the image, but not far."""
+
+Polygon = tuple[int, list[float]]
+"""Class, and shares x, y, x, y, ..."""
+
+
+def read(
+    images: str | Path,
+    labels: str | Path,
+    faults: Faults | None = None,
+    categories: Sequence[int] = (),
+    reading: Reading = AS_NAMED,
+) -> list[coco.Tile]:
+    """Pairs the files and reads the polygons; no image is decoded.
+
+    Args:
+      images: the directory of images, with all folders in it.
+      labels: the directory of text files.
+      faults: takes the images that cannot be used, which are then left out; None: they are an
+        error.
+      categories: the classes that are object; none: the only one that there is.
+      reading: how images are read.
+
+    Returns:
+      The tiles, by name in order.
+
+    Raises:
+      UserError: a directory is missing or empty, no label belongs to an image, there are several
+        classes and none is chosen, or, without `faults`, an image is faulty.
+    """
+    collected = Faults() if faults is None else faults
+    images, labels = Path(images), Path(labels)
+    files = _by_name(images, "images", pictures.SUFFIXES)
+    texts = _by_name(labels, "labels", (SUFFIX,))
+    texts = {name: file for name, file in texts.items() if file.name != NO_LABELS}
+    if not texts.keys() & files.keys():
+        raise UserError(
+            f"{labels}: none of its {len(texts)} files has the name of an image in {images}"
+        )
+    for name, file in texts.items():
+        if name not in files:
+            collected.add(file, f"{file}: is the label of no image in {images}")
+    tiles, seen = [], set()
+    for number, (name, file) in enumerate(files.items()):
+        interruption.check()
+        try:
+            polygons = _read(texts[name]) if name in texts else []
+            seen.update(kind for kind, _ in polygons)
+            chosen = [shares for kind, shares in polygons if not categories or kind in categories]
+            tiles.append(_tile(number, file, texts.get(name), chosen, reading))
+        except UserError as error:
+            collected.add(file, error)
+    _check_classes(labels, seen, categories)
+    if faults is None:
+        collected.check(len(files))
+    return tiles
+
+
+def listed(images: Path, labels: Path) -> list[Path]:
+    """All files of the two directories that count, sound or not."""
+    return [*_files(images, "images", pictures.SUFFIXES), *_files(labels, "labels", (SUFFIX,))]
+
+
+def _tile(
+    number: int, file: Path, labels: Path | None, polygons: list[list[float]], reading: Reading
+) -> coco.Tile:
+    height, width = pictures.read_size(file, reading)
+    found = coco.Outlines([], [])
+    for polygon in polygons:
+        scaled = [x * (height if k % 2 else width) for k, x in enumerate(polygon)]
+        try:
+            found = coco.add(found, {"segmentation": [scaled]}, height, width)
+        except ValueError as error:
+            raise UserError(f"{labels}: {error}") from error
+    parts = tuple(found.segmentations), tuple(found.crowds)
+    return coco.Tile(number, file, height, width, *parts, reading, labels)
+
+
+def _read(file: Path) -> list[Polygon]:
+    local.check_regular(file)
+    if file.stat().st_size > MOST_BYTES:
+        raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; cut the image up")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+    return [_parse(file, k, line.split()) for k, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse(file: Path, number: int, words: list[str]) -> Polygon:
+    where = f"{file}: line {number}"
+    try:
+        kind, shares = int(words[0]), [float(word) for word in words[1:]]
+    except ValueError as error:
+        text = short(" ".join(words[:8]))
+        raise UserError(f"{where} is {text}; give a class and numbers") from error
+    if len(shares) == 4:
+        raise UserError(f"{where} is a box (4 numbers), which is no outline; give polygons")
+    if len(shares) < 6 or len(shares) % 2:
+        raise UserError(
+            f"{where} has {len(shares)} numbers after the class; give x and y of 3 corners or more"
+        )
+    if not all(LEAST <= share <= MOST for share in shares):
+        wrong = next(share for share in shares if not LEAST <= share <= MOST)
+        raise UserError(f"{where} has {wrong:g}; coordinates are shares of the image, from 0 to 1")
+    return kind, shares
+
+
+def _check_classes(labels: Path, seen: set[int], categories: Sequence[int]) -> None:
+    found = ", ".join(map(str, sorted(seen)[: coco.LISTED])) or "none"
+    for category in categories:
+        if category not in seen:
+            raise UserError(f"{labels}: no object is of --category={category}; there are {found}")
+    if len(seen) > 1 and not categories:
+        raise UserError(
+            f"{labels}: has the classes {found}; say which are objects by --category=CLASS, once "
+            "for each"
+        )
+
+
+def _files(directory: Path, kind: str, suffixes: Sequence[str]) -> list[Path]:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory of {kind}")
+    found = (file for file in directory.rglob("*") if file.suffix.lower() in suffixes)
+    return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
+
+
+def _by_name(directory: Path, kind: str, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files by their paths without their endings, accents written in one way."""
+    found: dict[str, Path] = {}
+    for file in _files(directory, kind, suffixes):
+        name = unicodedata.normalize("NFC", str(file.relative_to(directory).with_suffix("")))
+        if name in found:
+            raise UserError(f"{file}: {found[name].name} has the same name; rename one")
+        found[name] = file
+    if not found:
+        raise UserError(f"{directory}: holds no {kind} ({', '.join(suffixes)})")
+    return found
