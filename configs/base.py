@@ -126,8 +126,21 @@ def get_config() -> Config:
             # forward         the same, forwards
             # forward_online  through all steps since the warm-up (RTHO)
             # training_loss   no hypergradient: lambda follows the training loss (Jia et al. 2021)
+            # soba            implicit; one step on the linear system beside each on the parameters
+            # amigo           implicit; some steps on each, the linear system goes on where it ended
+            # stocbio         implicit, by a series with a batch for each term
+            # f2sa            first order: two trainings, one of which validation pulls aside
             method="none",
-            steps=1,  # K of reverse and forward; each update then takes K steps at once
+            # K of reverse, forward, amigo, stocbio and f2sa; each update then takes K steps at once
+            steps=1,
+            solver=dict(  # of soba, amigo and stocbio, but for sigma
+                # Size of a step on the linear system; below 2 / the largest eigenvalue of the
+                # training loss's Hessian, which is indefinite, plus `damping`.
+                scale=0.01,
+                damping=0.1,  # added to the Hessian's diagonal
+                terms=5,  # steps on the linear system of amigo and stocbio, a batch for each
+                sigma=10.0,  # of f2sa: weight of the training loss beside the validation loss
+            ),
             # What is learned: any of lambda, learning_rate, weight_decay (of adamw), loss_mix
             # (loss.mix) and tile_weights (one per training tile, from 1, in the mean of the loss),
             # such as ("lambda", "weight_decay"). Each begins at its own field.

@@ -134,7 +134,7 @@ class Trainer:
         size = config.train.batch_size
         inner = _rows(self.tiles["train"], size, config.seed)
         outer = _rows(self.tiles["val"], plan.batch_size, config.seed) if plan.estimator else None
-        several = plan.estimator.steps if plan.estimator else 1
+        several = plan.estimator.batches if plan.estimator else 1
 
         def take(state, step, bilevel):
             if not bilevel:

@@ -130,9 +130,13 @@ FIELDS = {
     "augmentation.brightness": DECAY,
     "hypergrad.method": one_of(
         "none", "exact", "sgd_formula", "paper", "preconditioned", "darts", "reverse", "forward",
-        "forward_online", "training_loss",
+        "forward_online", "training_loss", "soba", "amigo", "stocbio", "f2sa", "bome",
     ),
     "hypergrad.steps": whole(1, 1000),
+    "hypergrad.solver.scale": POSITIVE,
+    "hypergrad.solver.damping": AT_LEAST_0,
+    "hypergrad.solver.terms": whole(1, 1000),
+    "hypergrad.solver.sigma": POSITIVE,
     "hypergrad.learn": many(
         one_of("lambda", "learning_rate", "weight_decay", "loss_mix", "tile_weights")
     ),

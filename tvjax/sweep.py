@@ -216,13 +216,14 @@ class Trainer:
         steps = config.train.steps
         todo = list(schedule(plan, 0, steps, most=1, pauses=(steps,)))
         seeds = [p.seed for p in group]
-        most = max((d.size for d in todo), default=1)
+        updates = 1 if plan.estimator is None else plan.estimator.batches
+        most = max((updates if d.bilevel else d.size for d in todo), default=1)
         train, val = (len(self.arrays[name].image) for name in ("train", "val"))
         inner = np.stack(
             [
                 members.rows(
                     train, batch_size=config.train.batch_size, seeds=seeds,
-                    positions=[min(d.before + k, steps - 1) for d in todo],
+                    positions=[d.before + k for d in todo],
                 )
                 for k in range(most)
             ], axis=2,

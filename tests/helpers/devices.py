@@ -85,8 +85,10 @@ def config_of(net, method, map, devices):
         config.optimizer.update(name="adamw", weight_decay=0.01)
         config.loss.update(train="mix", mix=0.3)
     config.hypergrad.batch_size = config.train.batch_size = config.evaluation.batch_size = BATCH
-    if method in ("forward", "reverse"):
+    if method in ("amigo", "forward", "reverse", "stocbio"):
         config.hypergrad.steps = config.hypergrad.every = 2
+    if method == "f2sa":  # sigma multiplies rounding
+        config.hypergrad.warmup, config.hypergrad.solver.sigma = 0, 1.0
     config.model.update(name=net, width=2, depth=1, dtype="float64")
     config.regularizer.weight = 1e-4
     config.train.steps = STEPS

@@ -10,7 +10,7 @@ from programs import ROOT, STRICT
 
 METHODS = (
     "exact", "sgd_formula", "paper", "preconditioned", "darts", "reverse", "forward",
-    "forward_online", "training_loss", "head",
+    "forward_online", "training_loss", "head", "soba", "amigo", "stocbio", "f2sa",
 )  # fmt: skip
 # `stream`: from the records; `many`: several steps in one program.
 LAYOUTS = ("pmap:2", "pmap:4:stream", "pmap:8", "jit:2", "jit:4:stream", "jit:8")

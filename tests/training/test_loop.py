@@ -70,6 +70,36 @@ def test_each_step_gets_the_batches_of_its_own_split(start, held):
     assert step == 19
 
 
+@pytest.mark.parametrize("held, most", [(True, 1), (False, 1), (True, 3)])
+def test_batches_beyond_those_of_the_steps_are_read_ahead(held, most):
+    """Curvature takes the batches of the steps that follow, which get them all the same."""
+    config, plan = bilevel_config(method="amigo", steps=2, every=3, warmup=4)
+    assert plan.estimator.batches == 7
+    splits = {"train": Tiles(0, 30), "val": Tiles(1, 9)}
+    setup = setup_of(plan, resident=held, most=most)
+    indices = pipeline.TrainIndices(30, batch_size=4, seed=config.seed)
+    for dispatch in feeds.dispatches(config, setup, splits, 3):
+        tiles, inner, *_ = dispatch.arguments
+        if most > 1:
+            tiles, inner = tiles[0], np.asarray(inner)
+            inner = [jnp.asarray(inner[:, 0, k]) for k in range(inner.shape[2])]
+        assert len(inner) == (7 if dispatch.bilevel else 1)
+        for k, batch in enumerate(inner):
+            found = resident.take(tiles[0], batch).image[:, 0, 0, 0]
+            np.testing.assert_array_equal(found, indices[dispatch.before + k])
+    assert dispatch.after == 20
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"method": "bome"}, r"hypergrad\.method='bome' cannot serve here: .* take f2sa"),
+    ({"method": "f2sa"}, r"needs hypergrad\.warmup=0 \(not 40\)"),
+    ({"method": "f2sa", "warmup": 0, "steps": 2}, r"at most hypergrad\.steps=2 \(not 4\)"),
+])  # fmt: skip
+def test_solvers_that_cannot_serve_say_why(changes, message):
+    with pytest.raises(UserError, match=message):
+        bilevel_config(**changes)
+
+
 def test_a_batch_larger_than_its_split_names_the_field():
     config, plan = bilevel_config(batch_size=10)
     with pytest.raises(UserError, match=r"hypergrad\.batch_size"):

@@ -1,13 +1,15 @@
 """What each step gets: its batches, laid out on the devices one step ahead.
 
 Positions in the data are functions of the step: one training batch a step, one validation batch an
-update of lambda. Nothing else is needed to resume.
+update of lambda. Nothing else is needed to resume. Batches that an estimator takes beyond those of
+its steps are those of the steps that follow, read ahead.
 """
 
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -57,10 +59,14 @@ def dispatches(
             config, setup, splits["val"], "hypergrad.batch_size", config.hypergrad.batch_size,
             setup.plan.updates(start),
         )  # fmt: skip
-    resident = feed[0], resident_val
+    resident, further = (feed[0], resident_val), 0
+    if setup.plan.estimator is not None:
+        further = setup.plan.estimator.further
+    taken = _read_ahead(train)
 
     def lay_out(dispatch: Dispatch) -> Dispatch:
-        inner = [[next(train) for _ in range(dispatch.size)] for _ in range(dispatch.count)]
+        more = further if dispatch.bilevel else 0
+        inner = [taken(dispatch.size, more) for _ in range(dispatch.count)]
         outer = [next(val) for _ in range(dispatch.count)] if dispatch.bilevel else []
         if setup.most == 1:
             return dispatch._replace(arguments=(resident, *setup.layout.shard((inner[0], *outer))))
@@ -153,6 +159,17 @@ def _feed(
         tiles = NumberedBatch(tiles.image, tiles.mask, np.arange(len(split), dtype=np.int32))
     resident = setup.layout.replicate(tiles)
     return resident, (indices[t].astype(np.int32) for t in itertools.count(position))
+
+
+def _read_ahead(batches: Iterator[Any]) -> Callable[[int, int], list[Any]]:
+    """`(n, more) -> the next n batches and more`, which come again with the next call."""
+    held: deque[Any] = deque()
+
+    def take(n: int, more: int) -> list[Any]:
+        held.extend(itertools.islice(batches, max(0, n + more - len(held))))
+        return [held.popleft() for _ in range(n)] + list(itertools.islice(held, more))
+
+    return take
 
 
 def _padded(rows: np.ndarray, most: int) -> np.ndarray:

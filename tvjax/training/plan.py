@@ -38,6 +38,7 @@ def make_hyper_plan(
     *,
     method: str,
     steps: int,
+    solver: Mapping[str, Any],
     learning_rate: float,
     warmup: int,
     every: int,
@@ -53,7 +54,8 @@ def make_hyper_plan(
     Args:
       inner_optimizer: the arguments of `state.make_optimizer`, which the formulas read.
       method: see `configs/base.py`.
-      steps: K of `"reverse"` and `"forward"`.
+      steps: K of `"reverse"`, `"forward"`, `"amigo"`, `"stocbio"` and `"f2sa"`.
+      solver: `scale`, `damping`, `terms` and `sigma` of the solvers.
       learning_rate: learning rate of Adam on alpha (or on lambda).
       warmup: steps before the first update. Adam's first step is degenerate: its derivative is
         all but zero, so an update through it alone is refused.
@@ -79,7 +81,19 @@ def make_hyper_plan(
             f"hypergrad.method='preconditioned' takes Adam's running scale, which "
             f"optimizer.name={inner_optimizer['name']!r} has not; use sgd_formula"
         )
-    estimator = _estimator(method, steps, inner_optimizer)
+    if method == "bome":
+        raise UserError(
+            "hypergrad.method='bome' cannot serve here: it moves the net by the validation loss "
+            "too, by which lambda and checkpoints are judged; take f2sa, which needs no second "
+            "derivatives either"
+        )
+    if method == "f2sa" and (warmup != 0 or every > steps):
+        raise UserError(
+            f"hypergrad.method='f2sa' needs hypergrad.warmup=0 (not {warmup}) and hypergrad.every "
+            f"of at most hypergrad.steps={steps} (not {every}): its second training moves in "
+            "updates only, and would fall behind the first"
+        )
+    estimator = _estimator(method, steps, solver, inner_optimizer)
     if is_adam and warmup == 0 and estimator is not None:
         if estimator.through_steps and estimator.steps == 1:
             raise UserError(
@@ -92,8 +106,11 @@ def make_hyper_plan(
     return HyperPlan(estimator, optimizer, warmup, every, batch_size, statistics)
 
 
-def _estimator(method: str, steps: int, inner_optimizer: Mapping[str, Any]) -> Estimator | None:
-    rate = inner_optimizer["learning_rate"]
+def _estimator(
+    method: str, steps: int, solver: Mapping[str, Any], inner_optimizer: Mapping[str, Any]
+) -> Estimator | None:
+    rate, scale, terms = inner_optimizer["learning_rate"], solver["scale"], solver["terms"]
+    damping = solver["damping"]
     scaling = hypergrad.adam_scaling(b2=inner_optimizer["b2"], eps=inner_optimizer["eps"])
     methods: dict[str, Callable[[], Estimator | None]] = {
         "none": lambda: None,
@@ -106,5 +123,9 @@ def _estimator(method: str, steps: int, inner_optimizer: Mapping[str, Any]) -> E
         "forward": lambda: hypergrad.forward(steps),
         "forward_online": hypergrad.forward_online,
         "training_loss": hypergrad.training_loss,
+        "soba": lambda: hypergrad.soba(scale, damping=damping),
+        "amigo": lambda: hypergrad.amigo(terms, scale, damping=damping, steps=steps),
+        "stocbio": lambda: hypergrad.stocbio(terms, scale, damping=damping, steps=steps),
+        "f2sa": lambda: hypergrad.f2sa(solver["sigma"], steps=steps),
     }
     return methods[method]()

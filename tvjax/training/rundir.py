@@ -45,6 +45,7 @@ _ADDED = {
     "hypergrad": {
         "learn": ["lambda"],
         "block": 1,
+        "solver": dict(scale=0.01, damping=0.1, terms=5, sigma=10.0),
         "rates": dict(learning_rate=0.01, weight_decay=0.05, loss_mix=0.05, tile_weights=0.1),
     },
 }
