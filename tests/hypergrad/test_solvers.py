@@ -289,7 +289,7 @@ def test_one_call_of_bome_is_its_formula(x64, pushed):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_contract_of_solvers(x64, name):
-    """jit = no jit, vmap = loop, one compilation, and a run goes on from what was saved."""
+    """jit = no jit, vmap = loop, one compilation, devices = one, and a run resumes."""
     estimator, traces = SOLVERS[name], []
 
     def counted(*args):
@@ -321,6 +321,19 @@ def test_contract_of_solvers(x64, name):
     for i in range(2):
         alone = jitted(state, xs[i], carry)
         jax.tree.map(close, jax.tree.map(lambda leaf, i=i: leaf[i], several), alone)
+
+    # Two devices hold batches whose means are those of one; both losses are linear in them.
+    def pulled(y, x, w):
+        return outer(y, x, None) + w @ y + w[:2] @ x
+
+    def over(problem, batches, w):
+        return estimator(problem, first.state, x, batches, w, first.carry)
+
+    problem = NOISY._replace(outer_loss=pulled)
+    apart, w = jax.tree.map(lambda b: np.stack([1.5 * b, 0.5 * b]), batches), np.stack([Y, V])
+    devices = functools.partial(over, problem._replace(axis_name="d"))
+    every = jax.jit(jax.vmap(devices, axis_name="d", out_axes=None))(apart, w)
+    jax.tree.map(close, every, jax.jit(functools.partial(over, problem))(batches, w.mean(0)))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
