@@ -6,7 +6,8 @@ The real U-Net at 16 x 100 x 100 (`--batch`, `--size`) and Adam. All estimators 
 the same state and batches; they are timed in turn, round after round, so that a drift of the
 machine's speed hits all alike. `ratios_to_plain` is the figure to quote.
 
-`exact_with_decay` learns AdamW's weight decay beside lambda.
+`exact_with_decay` learns AdamW's weight decay beside lambda. The solvers take one step of the
+optimiser; `amigo_2` and `stocbio_2` two products with the Hessian, `bome` one step to its fixed point.
 
 `reverse_10` and `forward_10` take ten inner steps, and are divided by plain steps all the same;
 they are timed once. On a CPU their steps are a host's loop over one compiled step (unrolled in one
@@ -44,7 +45,7 @@ _ONLY = flags.DEFINE_list(
     "only", None, "Steps to time beside plain, e.g. exact,paper; default: all."
 )
 
-RATE = 1e-3
+RATE, SCALE, DAMPING = 1e-3, 0.01, 0.1
 
 
 def estimators(loop: hypergrad.Loop, ten: int = 10) -> dict[str, hypergrad.Estimator]:
@@ -56,6 +57,11 @@ def estimators(loop: hypergrad.Loop, ten: int = 10) -> dict[str, hypergrad.Estim
         "exact_by_reverse": hypergrad.exact(mode="reverse"),
         "exact_with_decay": hypergrad.exact(),
         "forward_online": hypergrad.forward_online(),
+        "soba": hypergrad.soba(SCALE, damping=DAMPING),
+        "amigo_2": hypergrad.amigo(2, SCALE, damping=DAMPING),
+        "stocbio_2": hypergrad.stocbio(2, SCALE, damping=DAMPING),
+        "f2sa": hypergrad.f2sa(10.0),
+        "bome": hypergrad.bome(0.5, SCALE),
         "reverse_10": hypergrad.reverse(ten, loop=loop),
         "forward_10": hypergrad.forward(ten, loop=loop),
     }
