@@ -7,7 +7,8 @@ the same state and batches; they are timed in turn, round after round, so that a
 machine's speed hits all alike. `ratios_to_plain` is the figure to quote.
 
 `exact_with_decay` learns AdamW's weight decay beside lambda. The solvers take one step of the
-optimiser; `amigo_2` and `stocbio_2` two products with the Hessian, `bome` one step to its fixed point.
+optimiser, `amigo_2` and `stocbio_2` two products with the Hessian, and `bome` one step to its fixed
+point.
 
 `reverse_10` and `forward_10` take ten inner steps, and are divided by plain steps all the same;
 they are timed once. On a CPU their steps are a host's loop over one compiled step (unrolled in one
