@@ -117,11 +117,20 @@ def load_sklearn(name: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ImportError: without scikit-learn.
     """
+    x, y = raw_sklearn(name)
+    return (x - x.mean(0)) / x.std(0), y
+
+
+def raw_sklearn(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A data set bundled with scikit-learn, as it is.
+
+    Raises:
+      ImportError: without scikit-learn.
+    """
     try:
         from sklearn import datasets
     except ImportError as error:
         raise ImportError(
-            "this problem's data comes with scikit-learn: pip install 'tvjax[test]'"
+            "this problem's data comes with scikit-learn: pip install 'tvjax[bench]'"
         ) from error
-    x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
-    return (x - x.mean(0)) / x.std(0), y
+    return getattr(datasets, f"load_{name}")(return_X_y=True)

@@ -1,0 +1,1 @@
+"""A benchmark of hypergradient solvers on problems whose value function is known."""
