@@ -55,9 +55,10 @@ def make(seed: int) -> Known:
         is_optimum=False,
         rates=(0.3, 1.0),
         whole_rates=(1.0,),
+        scale=0.5,
         moves=(100.0, 300.0, 1000.0, 3000.0, 10000.0),
-        budget=60_000,
-        whole_calls=300,
+        budget=40_000,
+        whole_calls=200,
         box=BOX,
         test=error,
     )

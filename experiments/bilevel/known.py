@@ -37,6 +37,8 @@ class Known(NamedTuple):
     """Inner learning rates to tune over, for batches."""
     whole_rates: tuple[float, ...]
     """The same for whole sets."""
+    scale: float
+    """Step size on the linear system of the solvers, and of `bome` to its fixed point."""
     moves: tuple[float, ...]
     """Outer learning rates to tune over."""
     budget: int
@@ -112,8 +114,10 @@ def by_newton(
     return values
 
 
-def least(values: Callable, starts: list[np.ndarray], box: tuple[float, float]) -> np.ndarray:
-    """The best x that L-BFGS finds from some starts, by the exact implicit gradient."""
+def least(
+    values: Callable, starts: list[np.ndarray], box: tuple[float, float], most: int = 300
+) -> np.ndarray:
+    """The best x that L-BFGS finds from some starts, by the exact gradient, `most` times each."""
 
     def objective(x):
         h, gradient = values(x[None])
@@ -122,7 +126,7 @@ def least(values: Callable, starts: list[np.ndarray], box: tuple[float, float]) 
     found = [
         scipy.optimize.minimize(
             objective, x, jac=True, method="L-BFGS-B", bounds=[box] * x.size,
-            options={"maxiter": 300, "maxfun": 300, "ftol": 1e-12, "gtol": 1e-9},
+            options={"maxiter": most, "maxfun": most, "ftol": 1e-12, "gtol": 1e-9},
         )
         for x in starts
     ]  # fmt: skip

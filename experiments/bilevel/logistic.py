@@ -31,7 +31,7 @@ def make(seed: int) -> Known:
         lambda w, x: _inner(w, x, train), lambda w, x: _outer(w, x, validation),
         jnp.zeros(features),
     )  # fmt: skip
-    starts = [np.full(features, level) for level in (-2.0, -4.0, 0.0)]
+    starts = [np.full(features, level) for level in (-2.0, -4.0)]
     return Known(
         inner_loss=_inner,
         outer_loss=_outer,
@@ -44,9 +44,10 @@ def make(seed: int) -> Known:
         is_optimum=False,
         rates=(0.03, 0.1, 0.3),
         whole_rates=(0.3,),
+        scale=0.3,
         moves=(0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
-        budget=300_000,
-        whole_calls=1000,
+        budget=100_000,
+        whole_calls=500,
         box=BOX,
         test=lambda w: jnp.mean((rows @ w) * labels <= 0),
     )

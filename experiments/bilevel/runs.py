@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,9 @@ LAST = 0.01
 """What a rate that decays, by half a cosine, ends at, as a part of the first."""
 TOLERANCE = 1e-3
 """How near to the best value is there, as a part of it."""
+
+
+Run = Callable[..., Any]
 
 
 class Course(NamedTuple):
@@ -52,29 +56,30 @@ def marks(calls: int) -> np.ndarray:
 def measure(known: Known, solver: Solver, seeds: int) -> dict[str, Any]:
     """Tunes a solver, runs it with `seeds` other seeds, and says where it ended."""
     calls = calls_of(known, solver)
-    rates = known.whole_rates if solver.batch is None else known.rates
-    grid = [row for rate in rates for row in tuned(known, solver, rate, calls)]
+    run = compiled(known, solver, calls)
+    grid = tuned(known, solver, run)
     chosen = min(grid, key=lambda row: float("inf") if row["gap"] is None else row["gap"])
     # Whole sets leave no chance: each seed is the same run.
-    lanes = 1 if solver.batch is None else seeds
-    rate, move = chosen["rate"], chosen["move"]
-    course = play(known, solver, rate, [move] * lanes, range(lanes), calls)
-    seconds = clock(known, solver, rate, move, calls)
+    lanes = [(chosen["rate"], chosen["move"], i) for i in range(seeds if solver.batch else 1)]
+    course = play(known, run, lanes)
+    began = time.perf_counter()
+    play(known, run, lanes)
+    seconds = (time.perf_counter() - began) / len(lanes) / calls
     h, norms = valued(known, course.hyper)
     gap = h - known.values(known.best[None])[0]
     return {
         "theory": solver.theory,
-        "settings": solver.settings(rate),
+        "settings": solver.settings(known.scale),
         "calls": calls,
         "passes_per_call": passes(known, solver),
         "seconds_per_call": seconds,
         "grid": grid,
-        "chosen": {"rate": rate, "move": move},
+        "chosen": {"rate": chosen["rate"], "move": chosen["move"]},
         "at_calls": marks(calls).tolist(),
         "gap": _floats(gap),
         "gradient_norm": _floats(norms),
         "test_error": None if known.test is None else _floats(_errors(known, course.params)),
-        **verdict(known, solver, rate, gap[:, -1], course.hyper[0, -1]),
+        **verdict(known, solver, chosen["rate"], gap[:, -1], course.hyper[0, -1]),
     }
 
 
@@ -89,7 +94,7 @@ def verdict(
     best = abs(float(known.values(known.best[None])[0][0]))
     mean = local = float(np.mean(gap))
     if not known.is_optimum and np.isfinite(gap[0]):
-        below = known.values(least(known.values, [end], known.box)[None])[0][0]
+        below = known.values(least(known.values, [end], known.box, 100)[None])[0][0]
         local = float(known.values(end[None])[0][0] - below)
     found: dict[str, Any] = {
         "final_gap": mean if np.isfinite(mean) else None,
@@ -100,46 +105,34 @@ def verdict(
         "predicted_gap": None,
     }
     if known.stationary is not None and solver.fixed is not None:
-        ends = np.stack([solver.fixed(known, rate), known.best])
+        ends = np.stack([solver.fixed(known, rate, known.scale), known.best])
         predicted, lowest = known.values(ends)[0]
         found["predicted_gap"] = float(predicted - lowest)
     return found
 
 
-def tuned(known: Known, solver: Solver, rate: float, calls: int) -> list[dict[str, Any]]:
-    """The mean final gap to the best value for each outer rate; None where a run diverges."""
-    # The widest is divided by the smallest inner rate, so that no grid ends within the others.
-    moves = [move / rate if solver.per_step else move for move in known.moves]
-    seeds = TUNING_SEEDS[:1] if solver.batch is None else TUNING_SEEDS
-    lanes = [(move, seed) for move in moves for seed in seeds]
-    course = play(known, solver, rate, [m for m, _ in lanes], [s for _, s in lanes], calls)
-    h, _ = valued(known, course.hyper[:, -1:])
-    gaps = np.reshape(h - known.values(known.best[None])[0], (len(moves), len(seeds))).mean(1)
+def tuned(known: Known, solver: Solver, run: Run) -> list[dict[str, Any]]:
+    """The mean final gap to the best value for each pair of rates; None where a run diverges."""
+    rates = known.rates if solver.batch else known.whole_rates
+    seeds = TUNING_SEEDS if solver.batch else TUNING_SEEDS[:1]
+    # Numbers of the inner rate's size want outer rates of its inverse's.
+    pairs = [
+        (rate, move / rate if solver.per_step else move) for rate in rates for move in known.moves
+    ]
+    course = play(known, run, [(rate, move, seed) for rate, move in pairs for seed in seeds])
+    h, _ = valued(known, course.hyper[:, -1])
+    gaps = np.reshape(h - known.values(known.best[None])[0], (len(pairs), len(seeds))).mean(1)
     return [
         {"rate": rate, "move": move, "gap": float(gap) if np.isfinite(gap) else None}
-        for move, gap in zip(moves, gaps, strict=True)
+        for (rate, move), gap in zip(pairs, gaps, strict=True)
     ]
 
 
-def play(known: Known, solver: Solver, rate: float, moves, seeds, calls: int) -> Course:
-    """Runs with these outer rates and seeds, side by side."""
-    run = _compiled(known, solver, rate, calls)
-    lanes = jnp.asarray(list(moves)), jnp.asarray(list(seeds))
-    course = run(known.train, known.validation, *lanes)
+def play(known: Known, run: Run, lanes: Sequence[tuple[float, float, int]]) -> Course:
+    """Runs side by side, one for each (inner rate, outer rate, seed)."""
+    rates, moves, seeds = (jnp.asarray(column) for column in zip(*lanes, strict=True))
+    course = run(known.train, known.validation, rates, moves, seeds)
     return jax.tree.map(np.asarray, course)
-
-
-def clock(known: Known, solver: Solver, rate: float, move: float, calls: int) -> float:
-    """Seconds of a call, of one run alone: the least of three."""
-    run, found = _compiled(known, solver, rate, calls), []
-    lane = jnp.asarray([move]), jnp.asarray([0])
-    for _ in range(4):  # the first also compiles
-        began = time.perf_counter()
-        jax.block_until_ready(run(known.train, known.validation, *lane))
-        found.append(time.perf_counter() - began)
-        if found[-1] > 20:
-            break
-    return min(found[1:] or found) / calls
 
 
 def valued(known: Known, hyper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,27 +146,41 @@ def valued(known: Known, hyper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return h.reshape(hyper.shape[:-1]), norms.reshape(hyper.shape[:-1])
 
 
-_runs: dict[Any, Any] = {}
+class Rate(NamedTuple):
+    """What gradient descent remembers: its rate is a number of the run, not of the program."""
+
+    rate: Any
+    count: Any
 
 
-def _compiled(known: Known, solver: Solver, rate: float, calls: int):
-    key = id(known), id(solver), rate, calls
-    if key not in _runs:
-        _runs.clear()
-        _runs[key] = jax.jit(
-            jax.vmap(functools.partial(_run, known, solver, rate, calls), (None, None, 0, 0))
-        )
-    return _runs[key]
+def descent(decay: optax.Schedule) -> optax.GradientTransformation:
+    """Gradient descent along `decay(count)` times the rate in its state."""
+
+    def init(params):
+        return Rate(jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        size = -state.rate * decay(state.count)
+        return optax.tree.scale(size, updates), Rate(state.rate, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
-def _run(known: Known, solver: Solver, rate: float, calls: int, train, validation, move, seed):
-    estimator = solver.make(rate)
+def compiled(known: Known, solver: Solver, calls: int) -> Run:
+    """`(train, validation, rates, moves, seeds) -> Course`, compiled once per number of lanes."""
+    run = functools.partial(_run, known, solver, calls)
+    return jax.jit(jax.vmap(run, (None, None, 0, 0, 0)))
+
+
+def _run(known: Known, solver: Solver, calls: int, train, validation, rate, move, seed):
+    estimator = solver.make(known.scale)
     decay = optax.cosine_decay_schedule(1.0, calls, LAST)
-    inner = optax.cosine_decay_schedule(rate, calls * estimator.steps, LAST)
-    optimizer = optax.sgd(inner if solver.decays else rate)
+    inner = optax.cosine_decay_schedule(1.0, calls * estimator.steps, LAST)
+    optimizer = descent(inner if solver.decays else optax.constant_schedule(1.0))
     problem = Bilevel(known.inner_loss, known.outer_loss, optimizer)
     average = optax.ema(solver.smoothing, debias=False) if solver.smoothing else optax.identity()
     state, looks = problem.init(known.params), jnp.asarray(marks(calls))
+    state = state._replace(opt_state=state.opt_state._replace(rate=rate))
     course = Course(*(
         jnp.zeros((len(looks), *x.shape), x.dtype) for x in (known.hyper, known.params)
     ))  # fmt: skip

@@ -16,7 +16,7 @@ class Solver(NamedTuple):
     """A way of solving bilevel problems."""
 
     make: Callable[[float], Estimator]
-    """The estimator, given the inner learning rate, which also scales its steps on v."""
+    """The estimator, given the step size on its linear system."""
     cost: Callable[[int], int]
     """Forward passes of a call, as the estimator's docstring counts them, for so many numbers x."""
     theory: str
@@ -31,14 +31,14 @@ class Solver(NamedTuple):
     """Whether its numbers are of the inner rate's size, so that outer rates are divided by it."""
     converges: bool = True
     """Whether theory has it at the optimum in the limit."""
-    fixed: Callable[[Known, float], np.ndarray] | None = None
-    """The x at which theory has it end on the quadratic, given the inner rate."""
+    fixed: Callable[[Known, float, float], np.ndarray] | None = None
+    """The x at which theory has it end on the quadratic, given the inner rate and that size."""
     refuses: Callable[[Known], str | None] = lambda known: None
     """Why it is left out of a problem."""
 
-    def settings(self, rate: float) -> dict[str, Any]:
+    def settings(self, scale: float) -> dict[str, Any]:
         """What a result file says of it."""
-        estimator = self.make(rate)
+        estimator = self.make(scale)
         return {
             "batch": self.batch or "whole sets", "inner steps": estimator.steps,
             "inner batches": estimator.batches, "smoothing": self.smoothing,
@@ -49,22 +49,23 @@ class Solver(NamedTuple):
 SIGMA, TERMS, STEPS = 10.0, 10, 5
 
 
-def _truncated(terms: int) -> Callable[[Known, float], np.ndarray]:
-    """The end of a method whose inverse Hessian is rate sum_{j < terms} (I - rate A)^j."""
+def _truncated(terms: int, by_rate: bool) -> Callable[[Known, float, float], np.ndarray]:
+    """The end of a method whose inverse Hessian is size sum_{j < terms} (I - size A)^j."""
 
-    def fixed(known: Known, rate: float) -> np.ndarray:
+    def fixed(known: Known, rate: float, scale: float) -> np.ndarray:
         assert known.stationary is not None
 
         def inverse(a):
-            whole = np.eye(len(a)) - np.linalg.matrix_power(np.eye(len(a)) - rate * a, terms)
-            return np.linalg.solve(a, whole)
+            one = np.eye(len(a))
+            left = np.linalg.matrix_power(one - (rate if by_rate else scale) * a, terms)
+            return np.linalg.solve(a, one - left)
 
         return known.stationary(inverse)
 
     return fixed
 
 
-def _pulled(known: Known, rate: float) -> np.ndarray:
+def _pulled(known: Known, rate: float, scale: float) -> np.ndarray:
     assert known.pulled is not None
     return known.pulled(SIGMA)
 
@@ -82,43 +83,44 @@ SOLVERS: dict[str, Solver] = {
         hypergrad.soba, lambda n: 15, "converges", smoothing=0.9,
     ),
     "amigo": Solver(
-        lambda rate: hypergrad.amigo(STEPS, rate, steps=STEPS, loop=SCANNED),
+        lambda scale: hypergrad.amigo(STEPS, scale, steps=STEPS, loop=SCANNED),
         lambda n: 12 * STEPS + 8, "converges",
     ),
     "stocbio": Solver(
-        lambda rate: hypergrad.stocbio(TERMS, rate, steps=STEPS, loop=SCANNED),
+        lambda scale: hypergrad.stocbio(TERMS, scale, steps=STEPS, loop=SCANNED),
         lambda n: 3 * STEPS + 9 * TERMS + 8,
         f"biased by the truncation of its series after {TERMS} products", converges=False,
-        fixed=_truncated(TERMS + 1),
+        fixed=_truncated(TERMS + 1, by_rate=False),
     ),
     "f2sa": Solver(
-        lambda rate: hypergrad.f2sa(SIGMA, steps=STEPS, loop=SCANNED),
+        lambda scale: hypergrad.f2sa(SIGMA, steps=STEPS, loop=SCANNED),
         lambda n: 9 * STEPS + 10, f"biased by 1/sigma, sigma = {SIGMA:g}", converges=False,
         fixed=_pulled,
     ),
     "f2sa_growing": Solver(
-        lambda rate: hypergrad.f2sa(lambda calls: 1 + calls / 10, steps=STEPS, loop=SCANNED),
+        lambda scale: hypergrad.f2sa(lambda calls: 1 + calls / 10, steps=STEPS, loop=SCANNED),
         lambda n: 9 * STEPS + 10, "converges as sigma = 1 + calls/10 grows",
     ),
     "bome": Solver(
-        lambda rate: hypergrad.bome(0.5, rate, steps=10, loop=SCANNED),
+        lambda scale: hypergrad.bome(0.5, scale, steps=10, loop=SCANNED),
         lambda n: 46, "biased by the size of its steps, and by noise", batch=256, converges=False,
     ),
     "cg": Solver(
-        lambda rate: hypergrad.cg(10, warm_start=True, steps=STEPS, loop=UNROLLED),
+        lambda scale: hypergrad.cg(10, warm_start=True, steps=STEPS, loop=UNROLLED),
         lambda n: 6 * 10 + 23 + 3 * STEPS, "converges", batch=None,
     ),
     "exact": Solver(
-        lambda rate: hypergrad.exact(mode="reverse"), lambda n: 8,
+        lambda scale: hypergrad.exact(mode="reverse"), lambda n: 8,
         "biased: sees one inner step", decays=False, per_step=True, converges=False,
-        fixed=_truncated(1),
+        fixed=_truncated(1, by_rate=True),
     ),
     "reverse_10": Solver(
-        lambda rate: hypergrad.reverse(10, loop=SCANNED), lambda n: 12 * 10 + 3,
-        "biased: sees 10 inner steps", decays=False, converges=False, fixed=_truncated(10),
+        lambda scale: hypergrad.reverse(10, loop=SCANNED), lambda n: 12 * 10 + 3,
+        "biased: sees 10 inner steps", decays=False, converges=False,
+        fixed=_truncated(10, by_rate=True),
     ),
     "forward_online": Solver(
-        lambda rate: hypergrad.forward_online(), lambda n: 12 + 8 * (n - 1),
+        lambda scale: hypergrad.forward_online(), lambda n: 12 + 8 * (n - 1),
         "sees the whole run, of an x that moves", decays=False, converges=False,
         refuses=_too_many,
     ),

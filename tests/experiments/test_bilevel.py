@@ -44,9 +44,9 @@ def test_the_ends_that_theory_foretells_are_those_of_noiseless_runs(known):
     """Whole sets, and inner rates that do not decay."""
     for name in ("exact", "f2sa"):
         solver = SOLVERS[name]._replace(batch=None, decays=False)
-        course = runs.play(known, solver, 0.3, [0.3], [0], 2500)
+        course = runs.play(known, runs.compiled(known, solver, 2500), [(0.3, 0.3, 0)])
         assert solver.fixed is not None
-        np.testing.assert_allclose(course.hyper[0, -1], solver.fixed(known, 0.3), atol=2e-4)
+        np.testing.assert_allclose(course.hyper[0, -1], solver.fixed(known, 0.3, 0.3), atol=2e-4)
 
 
 def test_a_gradient_that_leads_out_of_the_box_is_none():
@@ -88,7 +88,7 @@ def test_marks_of_a_run_end_with_its_last_call():
 
 
 def test_lanes_are_those_of_runs_alone(known):
-    solver = SOLVERS["amigo"]
-    together = runs.play(known, solver, 0.3, [0.03, 0.1], [0, 1], 20)
-    alone = runs.play(known, solver, 0.3, [0.1], [1], 20)
+    run = runs.compiled(known, SOLVERS["f2sa"], 20)
+    together = runs.play(known, run, [(0.1, 0.03, 0), (0.3, 0.1, 1)])
+    alone = runs.play(known, run, [(0.3, 0.1, 1)])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b[0], rtol=1e-9), together, alone)
