@@ -3,10 +3,10 @@
     python -m experiments.bilevel --problem=quadratic|logistic|cleaning --json=FILE [--figure=PNG]
 
 Each solver is tuned over a grid of inner and outer rates with two seeds, then run with others. The
-file holds the grid, and over calls, forward passes and seconds the gap between the exact value h(x)
-and the best one, the norm of its exact gradient and the test error; and whether the end is what
-theory says. Solvers that the file has are not run again. Without `--problem` the figure is drawn
-from the file.
+file holds the grid, and over calls, forward passes and seconds of the processor the gap between the
+exact value h(x) and the best one, the norm of its exact gradient and the test error; and whether
+the end is what theory says. Solvers that the file has are not run again. Without `--problem` the
+figure is drawn from the file.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from experiments.bilevel import figure, runs
 from experiments.bilevel.known import Known
 from experiments.bilevel.solvers import SOLVERS
-from tvjax import files, program, provenance
+from tvjax import files, interruption, program, provenance
 
 PROBLEMS = "quadratic", "logistic", "cleaning"
 
@@ -56,6 +56,7 @@ def run(name: str, seeds: int, only: list[str], file: Path) -> None:
     for solver in tqdm(only, name, disable=None):
         if solver in results["solvers"]:
             continue
+        interruption.check()
         reason = SOLVERS[solver].refuses(known)
         found = {"left_out": reason} if reason else runs.measure(known, SOLVERS[solver], seeds)
         results["solvers"][solver] = found

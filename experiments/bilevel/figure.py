@@ -25,7 +25,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     best, tested = abs(results["best_value"]), any(v["test_error"] for v in found.values())
     panels = [
         ("gap", 1 / best, "passes_per_call", "forward passes of 64 samples"),
-        ("gap", 1 / best, "seconds_per_call", "seconds"),
+        ("gap", 1 / best, "seconds_per_call", "seconds of one core"),
         ("gradient_norm", 1, "passes_per_call", "forward passes of 64 samples"),
     ]
     if tested:
