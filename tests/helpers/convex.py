@@ -1,4 +1,4 @@
-"""A convex solver's answer, of an interior point method, and refined until it is good to rounding."""
+"""Answers of an interior point method, refined until they are good to rounding."""
 
 import cvxpy
 import jax
