@@ -30,7 +30,7 @@ from tvjax.data import arrangement, duplicates, pipeline, sets, splits
 from tvjax.errors import UserError
 from tvjax.scoring import methods
 from tvjax.scoring.mask_scores import of_images
-from tvjax.training import figures
+from tvjax.training import figures, parallel
 from tvjax.training.setup import Setup, make_functions, make_setup
 from tvjax.types import Batch, Config
 
@@ -182,7 +182,9 @@ class Trainer:
         self.config, self.tiles = config, Batch(tiles.image, tiles.mask)
         self.setup: Setup = make_setup(config, shape)
         functions = make_functions(config, shape)
-        self.create = jax.jit(lambda seed: functions.create(seed, functions.net.hyper))
+        self.create = parallel.compile_drawing(
+            lambda seed: functions.create(seed, functions.net.hyper)
+        )
 
     def train(self, rows: np.ndarray, seed: int, label: str) -> Any:
         """The state after training on these tiles."""

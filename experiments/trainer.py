@@ -235,7 +235,7 @@ def _compile(config: Config, shape: tuple[int, int]) -> Programs:
         return functions.bilevel(seed, state, batches, resident.take(tiles_val, rows_val))
 
     return Programs(
-        functions, jax.jit(functions.create), layout.compile(plain, donate=True),
+        functions, parallel.compile_drawing(functions.create), layout.compile(plain, donate=True),
         layout.compile(bilevel, donate=True), layout.compile(functions.evaluation),
         layout.compile(functions.net.predict),
     )  # fmt: skip

@@ -27,7 +27,7 @@ from tvjax import fields, files, interruption, program, provenance
 from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
-from tvjax.training import figures, interrupt, learned, loop, members, pretrained, rundir
+from tvjax.training import figures, interrupt, learned, loop, members, parallel, pretrained, rundir
 from tvjax.training.feeds import schedule
 from tvjax.training.resident import take
 from tvjax.training.setup import Functions, make_functions
@@ -154,7 +154,7 @@ class Trainer:
     def __init__(self, config: Config, functions: Functions, arrays: dict[str, Batch]):
         self.config, self.functions, self.arrays = config, functions, arrays
         self.tiles = jax.device_put((arrays["train"], arrays["val"]))
-        self.create = jax.jit(jax.vmap(functions.create))
+        self.create = parallel.compile_drawing(jax.vmap(functions.create))
         self.run = jax.jit(members.scan(_step(functions)), donate_argnums=0)
         self.evaluate = jax.jit(
             jax.vmap(

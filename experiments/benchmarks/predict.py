@@ -29,6 +29,7 @@ from tvjax import program, provenance
 from tvjax.errors import UserError
 from tvjax.inference import writing
 from tvjax.inference.predictor import Predictor
+from tvjax.training import parallel
 from tvjax.training.net import make_net
 
 _JSON = flags.DEFINE_string("json", None, "JSON file of the result, e.g. predict.json.")
@@ -71,7 +72,7 @@ def measure(folder: Path) -> dict:
     config = base.get_config()
     config.model.width = _WIDTH.value
     made = make_net(config)
-    state = jax.jit(lambda: made.create(config.seed, made.hyper, (64, 64)))()
+    state = parallel.compile_drawing(lambda: made.create(config.seed, made.hyper, (64, 64)))()
     unet = Predictor.of(made, state)
 
     @jax.jit

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tvjax import hypergrad
 from tvjax.hypergrad import Bilevel
 from tvjax.models import make_model
-from tvjax.training import state, steps
+from tvjax.training import parallel, state, steps
 from tvjax.types import Batch
 
 
@@ -46,13 +46,16 @@ def unet(
 
     chosen = hypergrad.adam(rate) if decay is None else optimizer
     problem = steps.make_problem(net, made, chosen, regularizer)
-    image = jnp.zeros((1, size, size, 3))
-    variables = jax.jit(lambda: net.init(jax.random.key(0), image, train=False))()
-    model_state = {"batch_stats": variables["batch_stats"]}
     hyper: Any = jnp.log(jnp.float32(lam))
     if decay is not None:
         hyper = {"lambda": hyper, "weight_decay": jnp.log(jnp.float32(decay))}
-    start = partial(state.create, problem, variables["params"], model_state, hyper)
+
+    def start(*learning):
+        draw = parallel.compile_drawing(partial(net.init, train=False))
+        variables = draw(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+        model_state = {"batch_stats": variables["batch_stats"]}
+        return state.create(problem, variables["params"], model_state, hyper, *learning)
+
     return problem, regularizer, start
 
 

@@ -8,6 +8,8 @@ float64 convolutions are slow; nothing else is changed. The reference sees one s
 Implicit estimators are left out: away from an inner optimum they estimate something else.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,7 @@ from tvjax import hypergrad
 from tvjax.data import pipeline
 from tvjax.data.sets import open_section
 from tvjax.models import make_model
-from tvjax.training import steps
+from tvjax.training import parallel, steps
 from tvjax.types import Batch
 
 WIDTH, CROP, BATCH, RATE = 4, 32, 8, 2e-3
@@ -33,7 +35,8 @@ def make(seed: int, data: str | None = None) -> Setting:
     net, head = make_model(**config.model)
     regularizer = steps.Regularizer("loss", "anisotropic", "sum", "log")
     problem = steps.make_problem(net, head, hypergrad.adam(RATE), regularizer)
-    variables = jax.jit(lambda: net.init(jax.random.key(seed), train[0].image[:1], train=False))()
+    draw = parallel.compile_drawing(partial(net.init, train=False))
+    variables = draw(jax.random.key(seed), train[0].image[:1])
     variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
     # Weighs TV by 0.1 a pixel, as the paper's optimum does at its own sizes.
     a = jnp.log(jnp.asarray(0.1 / (BATCH * CROP * CROP)))

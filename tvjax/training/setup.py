@@ -227,6 +227,7 @@ def make_setup(config: Config, image_shape: tuple[int, int], *, tiles: int | Non
     if most > 1:
         plain, bilevel = repeat(plain), repeat(bilevel)
     predict = jax.jit(pure.net.predict)
+    create = parallel.compile_drawing(lambda: pure.create(seed, pure.net.hyper))
     return Setup(
         layout=layout,
         resident=on_device,
@@ -234,7 +235,7 @@ def make_setup(config: Config, image_shape: tuple[int, int], *, tiles: int | Non
         net=pure.net,
         plan=pure.plan,
         problem=pure.problem,
-        create=lambda: layout.replicate(jax.jit(lambda: pure.create(seed, pure.net.hyper))()),
+        create=lambda: layout.replicate(create()),
         plain=layout.compile(plain, donate=True),
         bilevel=layout.compile(bilevel, donate=True),
         evaluate=layout.compile(evaluate),
