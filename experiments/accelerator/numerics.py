@@ -243,9 +243,9 @@ def _size(batches: tuple[Batch, Batch]) -> int:
 
 
 def _trained(problem, state: InnerState, alpha, batches, steps: int) -> InnerState:
-    step = jax.jit(lambda state: problem.inner_step(state, alpha, batches[0])[0])
+    step = jax.jit(lambda *arguments: problem.inner_step(*arguments)[0])
     for _ in range(steps):
-        state = step(state)
+        state = step(state, alpha, batches[0])
     return state
 
 
@@ -255,11 +255,10 @@ def _hypergradient(estimator, problem, state: PyTree, alpha, batches) -> float:
 
 def _estimate(estimator, problem, alpha, batches) -> Callable[[PyTree], tuple[jax.Array, PyTree]]:
     """`state -> (hypergradient, state after the step)`, compiled."""
-    train, val = batches
 
     @jax.jit
-    def estimate(state):
+    def estimate(state, alpha, train, val):
         found = estimator(problem, state, alpha, [train], val)
         return found.gradient, found.state
 
-    return estimate
+    return lambda state: estimate(state, alpha, *batches)

@@ -8,6 +8,7 @@ FOLDER/run) and may have `kilobytes`, the most that a file may hold, and `strike
 `module:name` in which SIGTERM comes.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -23,7 +24,8 @@ import devices  # noqa: F401  its net, which compiles in a moment
 import lives
 
 import tvjax.data.builder
-import tvjax.inference.writing  # noqa: F401
+import tvjax.inference.writing
+import tvjax.scoring.sides  # noqa: F401
 from tvjax.training import loop
 
 
@@ -75,6 +77,8 @@ def child(command, out, err):
 
 
 def main():
+    gc.collect()
+    gc.freeze()  # what a collector touches is copied
     for command in json.load(sys.stdin):
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             process = os.fork()
