@@ -106,8 +106,8 @@ class Images:
     Args:
       annotations: the COCO file or three of them, or the directory of masks or of YOLO polygons.
       images: the directory of images, or three.
-      categories: categories of a COCO file that are object, see `coco.read`; of masks the numbers or
-        colours, see `mask_files.read_mask`; of YOLO polygons the classes.
+      categories: what is object: categories of a COCO file, see `coco.read`; numbers or colours
+        of masks, see `mask_files.read_mask`; classes of YOLO polygons.
       reading: how images are read.
       is_yolo: whether the directory is one of YOLO polygons.
     """
