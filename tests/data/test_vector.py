@@ -425,3 +425,36 @@ def test_a_shift_of_labels_is_seen_in_the_contact_sheet(town, tmp_path):
         lines[name] = np.mean(near[line]), line.sum()
     assert lines["right"][1] > 1000 and lines["right"][0] > 0.99
     assert lines["shifted"][0] < 0.8
+
+
+def test_tiles_that_look_alike_join_blocks_unless_that_joins_all(town, tmp_path, capsys):
+    """A few copies of a patch stay in one split; a town of copies is split by place alone."""
+    folder, _ = town
+    size, roof = 16, np.zeros((3, 16, 16), np.uint8)
+    roof[:, 4:9, 4:14] = 200
+    roof[:, 10:, 2:7] = 120
+    for name, spots in (("few", [(0, 0), (7, 15)]), ("all", list(np.ndindex(16, 16)))):
+        image = np.random.default_rng(0).integers(0, 255, (3, 16 * size, 16 * size), dtype=np.uint8)
+        for row, column in spots:
+            image[:, row * size : (row + 1) * size, column * size : (column + 1) * size] = roof
+        x, y = towns.TOP_LEFT
+        with rasterio.open(
+            tmp_path / f"{name}.tif", "w", driver="GTiff", height=16 * size, width=16 * size,
+            count=3, dtype="uint8", crs=towns.UTM, photometric="RGB",
+            transform=rasterio.Affine(towns.METRES, 0, x, 0, -towns.METRES, y),
+        ) as file:  # fmt: skip
+            file.write(image)
+        found = build(
+            folder, tmp_path / name, images=(tmp_path / f"{name}.tif",), tile=size, gap=0,
+            keep_empty=True,
+        )  # fmt: skip
+        splits_of = {found[f"{name}.tif@x{16 * c}y{16 * r}"]["split"] for r, c in spots}
+        assert (len(splits_of) == 1) == (name == "few")
+        assert ("near-duplicates within an image" in capsys.readouterr().err) == (name == "all")
+        share = np.mean([record["split"] == "test" for record in found.values()])
+        assert 0.05 < share < 0.15
+
+
+def test_too_few_places_are_told(town, tmp_path):
+    with pytest.raises(UserError, match=r"tiles lie so near .* 1 parts, .* --tile.*--split_file"):
+        build(town[0], tmp_path / "out", tile=100, gap=200, keep_empty=True)

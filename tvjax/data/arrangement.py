@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tvjax.data import given, groups, map_tiles, splits
+from tvjax.data.places import Places
 from tvjax.errors import UserError
 
 FILE = "splits.csv"
@@ -30,24 +31,24 @@ class Arrangement(NamedTuple):
     seed: int
     """Seed of a draw."""
 
-    def check(self, names: Sequence[str], near: np.ndarray | None = None) -> None:
+    def check(self, names: Sequence[str], places: Places | None = None) -> None:
         """Refuses, before anything is decoded, what `assign` would.
 
         Raises:
           UserError: the group is no regular expression, is in no name or in all, or given splits
             lack a name or are empty.
         """
-        self.assign(names, np.arange(len(names)), near)  # as if no two were near-duplicates
+        self.assign(names, np.arange(len(names)), places)  # as if no two were near-duplicates
 
     def assign(
-        self, names: Sequence[str], twins: np.ndarray, near: np.ndarray | None = None
+        self, names: Sequence[str], twins: np.ndarray, places: Places | None = None
     ) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """The splits of tiles.
 
         Args:
           names: names of the tiles.
           twins: labels `[N]`, equal for near-duplicates.
-          near: labels `[N]`, equal for tiles that are too near each other; None: it is not known.
+          places: where the tiles lie; None: it is not known, but perhaps by their names.
 
         Returns:
           Labels of what stays together, `[N]`; the split of each tile, `[N]`; and lines to be told.
@@ -58,20 +59,45 @@ class Arrangement(NamedTuple):
         kept, notes = {"near-duplicates": twins}, []
         if self.group is not None:
             kept[f"--group={self.group}"] = groups.label(names, self.group)
-        if near is not None:
-            kept["neighbours"] = near
-        places = map_tiles.read(names) if self.map_tiles and near is None else None
-        if places is not None and self.splits is not None:
-            kept["ground that overlaps or touches"] = map_tiles.touching(places)
-        elif places is not None:
-            ground = map_tiles.ground(places, self.fractions)
+        named = map_tiles.read(names) if self.map_tiles and places is None else None
+        if places is not None:
+            kept["neighbours"] = places.near
+        elif named is not None and self.splits is not None:
+            kept["ground that overlaps or touches"] = map_tiles.touching(named)
+        elif named is not None:
+            ground = map_tiles.ground(named, self.fractions)
             kept["ground"] = ground.labels
             notes.append(f"note: {ground.words}")
         labels = splits.together(*kept.values())
+        if places is not None and self.splits is None:
+            labels, words = self._by_place(labels, kept, places)
+            notes += words
         if self.splits is None:
             return labels, splits.draw(labels, self.fractions, self.seed), notes
         assigned = given.assign(names, self.splits, self.where)
         return labels, assigned, [f"warning: {line}" for line in given.warn(assigned, kept)]
+
+    def _by_place(
+        self, labels: np.ndarray, kept: dict[str, np.ndarray], places: Places
+    ) -> tuple[np.ndarray, list[str]]:
+        """Labels without near-duplicates within an image, if those would join nearly all of it."""
+        if splits.are_many(labels, self.fractions):
+            return labels, []
+        twins = places.across(kept["near-duplicates"])
+        loose = splits.together(*(kept | {"near-duplicates": twins}).values())
+        number = len(np.unique(loose))
+        if number < len(self.fractions):
+            raise UserError(
+                f"{len(labels)} tiles lie so near to each other that they make {number} parts, too "
+                f"few for the splits {', '.join(splits.NAMES)}: take smaller tiles (--tile) or a "
+                "smaller --gap, or give the splits by --split_file"
+            )
+        if not splits.are_many(loose, self.fractions):
+            return labels if len(np.unique(labels)) >= len(self.fractions) else loose, []
+        return loose, [
+            "note: near-duplicates within an image would join nearly all of its blocks; they show "
+            "different ground, and may fall into different splits"
+        ]
 
 
 def read_clusters(directory: Path) -> dict[int, int]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tvjax.data.splits import join
+from tvjax.data.splits import are_many, join
 
 _PATH = re.compile(r"(?:^|/)(\d+)/(\d+)/(\d+)(?:@\dx)?$")
 _STEM = re.compile(r"(?:^|[^0-9])(\d+)([-_])(\d+)\2(\d+)(?:@\dx)?$")
@@ -71,9 +71,8 @@ def ground(tiles: np.ndarray, fractions: Sequence[float]) -> Ground:
     zooms, most = np.unique(tiles[:, 0]).tolist(), min(fractions) * len(tiles)
     of = f"map tiles of zoom {', '.join(map(str, zooms))}"
     pieces = touching(tiles)
-    number, outside = len(np.unique(pieces)), len(tiles) - _largest(pieces)
-    # Pieces other than the largest are what validation and test can be made of.
-    if number >= len(fractions) and outside >= sum(sorted(fractions)[:-1]) * len(tiles) / 2:
+    number = len(np.unique(pieces))
+    if are_many(pieces, fractions):
         return Ground(
             pieces, f"{of}: ground that overlaps or touches stays together, in {number} pieces"
         )

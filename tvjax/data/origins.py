@@ -13,6 +13,7 @@ import numpy as np
 
 from tvjax.data import coco, local, masks, yolo
 from tvjax.data.faults import Faults
+from tvjax.data.places import Places
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError
 
@@ -91,8 +92,8 @@ class Origin(Protocol):
         """The splits that the labels give, by names; None: none."""
         ...
 
-    def places(self, tiles: Sequence[Any]) -> np.ndarray | None:
-        """Labels `[N]` of what is too near each other for two splits; None: it is not known."""
+    def places(self, tiles: Sequence[Any]) -> Places | None:
+        """Where tiles lie; None: it is not known."""
         ...
 
     def close(self) -> None:

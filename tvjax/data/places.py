@@ -6,8 +6,29 @@ stays together is a block, with all blocks of other images that come nearer than
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+from tvjax.data.splits import by_first
+
+
+class Places(NamedTuple):
+    """What is known of where tiles lie."""
+
+    near: np.ndarray
+    """Int `[N]`, equal for tiles that are too near each other for two splits."""
+    image: np.ndarray
+    """Int `[N]`, equal for tiles of one image, which show different ground."""
+
+    def across(self, twins: np.ndarray) -> np.ndarray:
+        """Labels of near-duplicates `[N]` without those that are all of one image."""
+        _, label, count = np.unique(twins, return_inverse=True, return_counts=True)
+        least, most = np.full(len(count), len(twins)), np.full(len(count), -1)
+        np.minimum.at(least, label, self.image)
+        np.maximum.at(most, label, self.image)
+        return np.where((least == most)[label], np.arange(len(twins)), by_first(twins))
+
 
 REST = 0.5
 """Share of a tile that must be left at the end of a row for one more, moved back to the edge."""

@@ -58,6 +58,16 @@ def draw(labels: np.ndarray, fractions: tuple[float, ...], seed: int) -> np.ndar
     return _nearest(sizes, _numbers(len(labels), fractions), np.random.default_rng(seed))[cluster]
 
 
+def are_many(labels: np.ndarray, fractions: Sequence[float]) -> bool:
+    """Whether clusters, labels `[N]`, leave validation and test half of what they shall have.
+
+    All but the largest cluster are what these can be made of.
+    """
+    sizes = np.unique(labels, return_counts=True)[1]
+    outside = len(labels) - sizes.max()
+    return len(sizes) >= len(fractions) and outside >= sum(sorted(fractions)[:-1]) * len(labels) / 2
+
+
 def join(count: int, pairs: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
     """Labels what pairs connect, also by way of others.
 

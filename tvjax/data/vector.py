@@ -18,6 +18,7 @@ from tvjax import interruption
 from tvjax.data import local, mosaic, places, scenes, splits, vector_files
 from tvjax.data.faults import Faults
 from tvjax.data.mosaic import Mosaic
+from tvjax.data.places import Places
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scenes import Scene
 from tvjax.data.vector_files import Layer, Wanted
@@ -294,15 +295,16 @@ class Scenes:
     def splits(self) -> None:
         """Polygons say nothing of splits."""
 
-    def places(self, tiles: Sequence[Tile]) -> np.ndarray:
-        """Labels `[N]` of what stays together, see `tvjax.data.places`."""
+    def places(self, tiles: Sequence[Tile]) -> Places:
+        """Where the tiles lie."""
         number = np.array([tile.block for tile in tiles])
         _, blocks = np.unique(number, axis=0, return_inverse=True)
         boxes, distances = self._boxes(tiles)
         pairs = places.near(boxes, distances)
         # Blocks of one image are as far apart as they shall be, on its own map.
         pairs = pairs[number[pairs[:, 0], 0] != number[pairs[:, 1], 0]]
-        return splits.join(len(tiles), np.concatenate([splits.edges(blocks.ravel()), pairs]))
+        pairs = np.concatenate([splits.edges(blocks.ravel()), pairs])
+        return Places(splits.join(len(tiles), pairs), number[:, 0])
 
     def _boxes(self, tiles: Sequence[Tile]) -> tuple[np.ndarray, np.ndarray]:
         """Boxes of all tiles on the first one's map, `[N, 4]`, and there the length of the gap."""
