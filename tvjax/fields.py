@@ -151,6 +151,7 @@ FIELDS = {
     "hypergrad.block": COUNT,
     "hypergrad.batch_size": COUNT,
     "hypergrad.statistics": one_of("batch", "running"),
+    "hypergrad.guard": one_of("warn", "hold", "none"),
     "denoise.weights": many(AT_LEAST_0),
     "denoise.kind": one_of("anisotropic", "isotropic"),
     "train.steps": whole(0),

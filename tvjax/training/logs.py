@@ -77,6 +77,10 @@ class Logs:
         speed = {"images/s": f"{rate * images:.0f}"} if rate else {}
         self._bar.set_postfix(shown | speed, refresh=False)
 
+    def say(self, text: str) -> None:
+        """A line of its own above the progress bar."""
+        self._bar.write(f"warning: {text}", file=sys.stderr)
+
     def _event(self, step: int, **content: Any) -> None:
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
@@ -97,6 +101,9 @@ class NoLogs:
 
     def advance(self, *_, **__) -> None:
         """Shows nothing."""
+
+    def say(self, *_) -> None:
+        """Says nothing."""
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

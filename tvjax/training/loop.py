@@ -18,7 +18,7 @@ from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.data.sets import open_section
 from tvjax.errors import Outage, UserError
-from tvjax.training import figures, learned, parallel, pretrained, rundir
+from tvjax.training import figures, guard, learned, parallel, pretrained, rundir
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.evaluation import (
     baselines,
@@ -77,7 +77,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
             data |= {} if tiles is None else {"train_tiles": tiles}
         if parallel.is_first():
             rundir.write_data(workdir, data)
-        state, seconds, changes = train(config, setup, splits, workdir, stop)
+        state, session = train(config, setup, splits, workdir, stop)
+        seconds = session.seconds()
         began = time.perf_counter()
         summary = _scores(config, setup, state, splits, stop)
         stop.check()
@@ -86,7 +87,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
                 figures.sweep(summary["denoise_val_score"], workdir / "sweep.png")
             seconds += time.perf_counter() - began
             summary |= {"steps": int(state.step), "seconds": seconds}
-            summary |= _provenance(config, state, splits["test"], data, changes)
+            summary |= _provenance(config, state, splits["test"], data, session.changes)
+            summary |= guard.describe(session.watch)
             if tiles is not None:
                 learned.write_weights(state.hyper, workdir / "tile_weights.csv")
             rundir.write_summary(workdir, summary)
@@ -194,11 +196,11 @@ def _scores(
 
 def train(
     config: Config, setup: Setup, splits: dict[str, Split], workdir: Path, stop: Stop
-) -> tuple[TrainState, float, list[dict[str, Any]]]:
+) -> tuple[TrainState, "_Session"]:
     """Trains to `config.train.steps`, resuming from the newest checkpoint in `workdir`.
 
     Returns:
-      The final state, the seconds of training and evaluation over all sessions of the run, and
+      The final state, and what is known of the run besides: its seconds over all sessions, and
       what was changed between them after a loss or lambda that was not finite.
 
     Raises:
@@ -206,7 +208,7 @@ def train(
       UserError: on a loss or lambda that is not finite; the last good checkpoint stays.
     """
     state = setup.create()
-    run = {"seconds": 0.0, "sums": {}, "best_val_iou": -1.0, "changes": []}
+    run = {"seconds": 0.0, "sums": {}, "best_val_iou": -1.0, "changes": [], "watch": {}}
     keep = {name: config.checkpoint[name] for name in ("keep", "keep_best")}
     with Checkpoints(workdir / "checkpoints", **keep) as checkpoints:
         restored = checkpoints.restore(state)
@@ -219,15 +221,15 @@ def train(
         first = parallel.is_first()
         run["changes"] += [{"step": start} | c for c in rundir.changes(workdir, config)]
         stop.check()
-        work = dispatches(config, setup, splits, start)
         if first:
             rundir.write_config(workdir, config)
         logs = Logs(workdir, start=start, steps=config.train.steps) if first else NoLogs()
         session = _Session(config, setup, splits, workdir, checkpoints, logs, run)
         with logs:
-            state = session.steps(state, work, stop)
+            while int(state.step) < config.train.steps:  # again from where the guard took hold
+                state = session.steps(state, stop)
         stop.check()
-    return state, session.seconds(), session.changes
+    return state, session
 
 
 def _note_other_cores(setup: Setup, run: dict[str, Any]) -> None:
@@ -261,17 +263,19 @@ class _Session:
         self.sums = {name: tuple(pair) for name, pair in run["sums"].items()}
         self.best: float = run["best_val_iou"]
         self.changes: list[dict[str, Any]] = run["changes"]
+        self.watch = guard.Watch(**run["watch"])
         self.shown: dict[str, str] = {}
 
     def seconds(self) -> float:
         """Seconds of the whole run up to now."""
         return self.before + time.perf_counter() - self.began
 
-    def steps(self, state: TrainState, work: Iterator[Dispatch], stop: Stop) -> TrainState:
-        """Takes the steps that are left."""
-        config, setup = self.config, self.setup
+    def steps(self, state: TrainState, stop: Stop) -> TrainState:
+        """Takes the steps that are left, or those up to where the guard takes hold."""
+        config = self.config
+        setup, state = guard.applied(self.watch, self.setup, state)
         pending: tuple[Dispatch, PyTree] | None = None
-        for dispatch in work:
+        for dispatch in dispatches(config, setup, self.splits, int(state.step)):
             if dispatch.before == 0:
                 self._evaluate(state, 0)
             take = setup.bilevel if dispatch.bilevel else setup.plain
@@ -289,6 +293,8 @@ class _Session:
                 pending = None
                 self._check(state, step)
             val_iou = self._evaluate(state, step) if evaluates else None
+            held = self.watch.held and not setup.plan.held
+            _, state = guard.applied(self.watch, setup, state)
             best = val_iou is not None and val_iou > self.best
             self.best = val_iou if val_iou is not None and best else self.best
             if saves or (best and config.checkpoint.keep_best):
@@ -296,6 +302,8 @@ class _Session:
                 self._save(state, step, val_iou, wait=saves)
             if asked:
                 raise Interrupted(step)
+            if held:
+                break
         return state
 
     def _log(self, dispatch: Dispatch, metrics: PyTree) -> None:
@@ -337,6 +345,10 @@ class _Session:
         self.logs.scalars(step, "val", {k: v for k, v in scores.items() if v is not None})
         score = scores[self.config.evaluation.score]
         self.shown["val IoU"] = f"{score:.3f} (step {step})"
+        watch = guard.look(self.watch, self.config, self.setup, state, scores)
+        if watch.said and not self.watch.said:
+            self.logs.say(watch.said)
+        self.watch = watch
         if parallel.is_first():
             self._draw(state, step)
         return score
@@ -394,6 +406,7 @@ class _Session:
             "sums": self.sums,
             "best_val_iou": self.best,
             "changes": self.changes,
+            "watch": self.watch._asdict(),
             "visible_cores": provenance.visible_cores(),
             "net": rundir.describe_net(self.config),
         }

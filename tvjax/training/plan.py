@@ -21,6 +21,9 @@ class HyperPlan(NamedTuple):
     every: int
     batch_size: int
     statistics: str
+    guard: str = "none"
+    held: bool = False
+    """Whether it has ended, and lambda stays as it is; see `tvjax.training.guard`."""
 
     def is_due(self, step: int) -> bool:
         """Whether lambda is updated in the step (or the K steps) after `step` steps."""
@@ -28,7 +31,7 @@ class HyperPlan(NamedTuple):
 
     def updates(self, step: int) -> int:
         """How many updates of lambda the first `step` steps begin."""
-        if self.estimator is None:
+        if self.estimator is None or self.held:
             return 0
         return -(-max(0, step - self.warmup) // max(self.every, self.estimator.steps))
 
@@ -46,6 +49,7 @@ def make_hyper_plan(
     block: int,
     batch_size: int,
     statistics: str,
+    guard: str,
     learn: Sequence[str],
     rates: Mapping[str, float],
 ) -> HyperPlan:
@@ -64,6 +68,7 @@ def make_hyper_plan(
       block: `block` of `hypergrad.until_significant`.
       batch_size: images in a validation batch.
       statistics: statistics of BatchNorm in the outer loss, `"batch"` or `"running"`.
+      guard: what follows a rise of the validation loss: `"warn"`, `"hold"` or `"none"`.
       learn: names of what is learned, see `tvjax.training.learned`.
       rates: learning rates of Adam on what is learned beside lambda, by name.
 
@@ -103,7 +108,7 @@ def make_hyper_plan(
     optimizer = learned.make_optimizer(
         learn, learning_rate, rates, significance=significance, block=block
     )
-    return HyperPlan(estimator, optimizer, warmup, every, batch_size, statistics)
+    return HyperPlan(estimator, optimizer, warmup, every, batch_size, statistics, guard)
 
 
 def _estimator(

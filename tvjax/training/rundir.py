@@ -46,6 +46,7 @@ _ADDED = {
         "learn": ["lambda"],
         "block": 1,
         "solver": dict(scale=0.01, damping=0.1, terms=5, sigma=10.0),
+        "guard": "warn",
         "rates": dict(learning_rate=0.01, weight_decay=0.05, loss_mix=0.05, tile_weights=0.1),
     },
 }
@@ -72,7 +73,13 @@ def check(workdir: Path, config: Config) -> None:
         raise UserError(f"{workdir} holds a sweep (results.jsonl); use another --workdir")
     _check_place(workdir)
     stored = _read(workdir / "config.json") if _holds_run(workdir) else None
-    _compare(workdir, stored, config, (*_MAY_CHANGE, *_let(workdir)))
+    may_change = [name for name in _MAY_CHANGE if name != _decides(config)]
+    _compare(workdir, stored, config, (*may_change, *_let(workdir)))
+
+
+def _decides(config: Config) -> str | None:
+    """What may not change after all: where evaluations decide whether lambda moves on."""
+    return "evaluation.every" if config.hypergrad.guard == "hold" else None
 
 
 def recorded(workdir: Path) -> dict[str, Any] | None:
