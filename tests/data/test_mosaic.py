@@ -9,7 +9,8 @@ from PIL import Image
 rasterio = pytest.importorskip("rasterio")
 import towns  # noqa: E402
 
-from tvjax.data import mosaic  # noqa: E402
+from tvjax.data import builder, mosaic, records, splits  # noqa: E402
+from tvjax.data.vector import Request, Scenes  # noqa: E402
 from tvjax.errors import UserError  # noqa: E402
 from tvjax.inference import writing  # noqa: E402
 
@@ -187,3 +188,37 @@ def test_map_tiles_can_be_pictures(tmp_path):
     folder = write(tmp_path / "survey", "town-{x}-{y}-{z}.png")
     assert len(writing.find_images([str(folder)], as_map=False)) == 12
     assert len(writing.find_images([str(folder)])) == 1
+
+
+def test_tiles_for_training_are_cut_from_map_tiles(tmp_path):
+    """Masks are red where the image is, across map tiles' edges; blocks of them are apart."""
+    shapes = towns.roofs(400, 500, every=60)
+    in_degrees = [towns.in_degrees(shape) for shape in shapes]
+    write_town(tmp_path / "survey", shapes, in_degrees)
+    towns.write_geojson(tmp_path / "roofs.geojson", in_degrees)
+    asked = Request([str(tmp_path / "survey")], tmp_path / "roofs.geojson", 40, gap=8)
+    builder.build_from(Scenes(asked), tmp_path / "out", size=40, progress=False)
+    found = [
+        record | {"split": name}
+        for name in splits.NAMES
+        for split in [records.open_split(tmp_path / "out", name)]
+        for record in split.__getitems__(range(len(split)))
+    ]
+    assert len(found) > 10
+    spots = []
+    for record in found:
+        is_red = np.all(record["image"] == (255, 60, 60), axis=-1)
+        np.testing.assert_array_equal(record["mask"][..., 0], is_red)
+        x, y = record["file"].rpartition("@x")[2].split("y")
+        spots.append((int(x), int(y), record["split"]))
+    for x, y, split in spots:
+        for a, b, other in spots:
+            assert split == other or max(abs(x - a), abs(y - b)) >= 48
+    with pytest.raises(UserError, match=r"others now: 1 added \(images/19/1/1\.png"):
+        extra = tmp_path / "survey" / "19" / "1"
+        extra.mkdir()
+        (extra / "1.png").write_bytes((next((tmp_path / "survey").rglob("*.png"))).read_bytes())
+        builder.build_from(Scenes(asked), tmp_path / "out", size=40, progress=False)
+    south = asked._replace(is_tms=True)
+    with pytest.raises(UserError, match=r"no polygon lies in any image; .* --tms"):
+        builder.build_from(Scenes(south), tmp_path / "new", size=40, progress=False)

@@ -227,8 +227,8 @@ def test_the_same_command_again_sees_what_changed(town, tmp_path):
     folder, degrees = town
     build(folder, tmp_path / "out")
     build(folder, tmp_path / "out")
-    with pytest.raises(UserError, match="gap=64, now asked for 32"):
-        build(folder, tmp_path / "out", gap=32)
+    with pytest.raises(UserError, match="gap=32, now asked for 20"):
+        build(folder, tmp_path / "out", gap=20)
     towns.write_geojson(tmp_path / "roofs.geojson", degrees[1:])
     with pytest.raises(UserError, match="annotations_sha256"):
         build(folder, tmp_path / "out", labels=tmp_path / "roofs.geojson")
@@ -456,5 +456,5 @@ def test_tiles_that_look_alike_join_blocks_unless_that_joins_all(town, tmp_path,
 
 
 def test_too_few_places_are_told(town, tmp_path):
-    with pytest.raises(UserError, match=r"tiles lie so near .* 1 parts, .* --tile.*--split_file"):
+    with pytest.raises(UserError, match=r"tiles lie so near .* 1 parts, .*--tile.*--split_file"):
         build(town[0], tmp_path / "out", tile=100, gap=200, keep_empty=True)

@@ -114,7 +114,7 @@ _RESOLUTION = flags.DEFINE_float(
     "Metres per pixel of the tiles, with --labels, e.g. 0.3; default: each image's own.",
 )  # fmt: skip
 _GAP = flags.DEFINE_integer(
-    "gap", 64, "Pixels between tiles of one image that fall into different splits, with --labels."
+    "gap", 32, "Pixels between tiles of one image that fall into different splits, with --labels."
 )
 _BANDS = flags.DEFINE_string(
     "bands", None,

@@ -8,6 +8,7 @@ no polygon touches are left out unless it is said that they are background.
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ class Request(NamedTuple):
     """Side of the tiles, in pixels."""
     resolution: float | None = None
     """Metres per pixel of the tiles; None: each image's own."""
-    gap: int = 64
+    gap: int = 32
     """Pixels between tiles of one image that may fall into different splits."""
     where: Sequence[str] = ()
     """Conditions that polygons must meet, see `vector_files.parse_where`."""
@@ -288,6 +289,13 @@ class Scenes:
             for top, left, row, column in kept.tolist():
                 place = top, left, asked.tile, asked.tile, (k, row, column)
                 tiles.append(Tile(len(tiles), scene, *place, self._shelf))
+        if len(tiles) < number:
+            print(
+                f"note: {number - len(tiles)} of {number} tiles are left out for gaps of "
+                f"{asked.gap} pixels between the blocks of {side}x{side} tiles that splits are "
+                "drawn of (--gap)",
+                file=sys.stderr,
+            )
         if not tiles and not faults.reasons:
             raise UserError(self._nothing(labels, [scene for scene, _ in found]))
         return tiles
@@ -369,6 +377,8 @@ class Scenes:
         return (
             f"{asked.labels}: {what}; in {crs} the polygons span {_span(span)}, and "
             f"{found[0].path} {_span(there)}"
+            + "; --tms turns the y of map tiles around"
+            * isinstance(found[0].place, Mosaic)
         )
 
     def close(self) -> None:
