@@ -102,6 +102,11 @@ def test_other_folders_are_none(tmp_path):
         for name in names:
             (folder / name).write_bytes(b"no")
         assert mosaic.find(folder) is None
+    folder = tmp_path / "5" / "7"  # of numbered pictures, and no tiles 5/7/1
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    assert mosaic.find(folder) is None
     folder = write(tmp_path / "placed", "a-{x}-{y}-{z}.png")
     for file in list(folder.iterdir()):
         file.with_suffix(".pgw").write_text("0.5\n0\n0\n-0.5\n100\n200\n")

@@ -206,7 +206,7 @@ def towns_row(shape):
     return (towns.TOP_LEFT[1] - y[0]) / towns.METRES
 
 
-def test_no_objects_and_no_tiles_where_there_is_no_data(town, tmp_path):
+def test_no_objects_and_no_tiles_where_there_is_no_data(town, tmp_path, capsys):
     folder, _ = town
     shapes = towns.roofs(HEIGHT, WIDTH)
     towns.write_tif(tmp_path / "town.tif", HEIGHT, WIDTH, shapes, nodata=0)
@@ -216,6 +216,7 @@ def test_no_objects_and_no_tiles_where_there_is_no_data(town, tmp_path):
         file.write(image)
     (tmp_path / "roofs.geojson").write_bytes((folder / "roofs.geojson").read_bytes())
     found = build(tmp_path, tmp_path / "out", tile=24, gap=8)
+    assert "tiles are left out, since most of each has no data" in capsys.readouterr().err
     columns = {corner(name)[1] for name in found}
     assert columns and min(columns) >= 110 - 12
     for name, record in found.items():

@@ -350,13 +350,14 @@ def _decode(
       The tiles that could be decoded, and their hashes, `[n, 8]`.
     """
     hashes = np.empty((len(tiles), 8), np.uint64)
-    good = []
+    good, bare = [], 0
     for tile in tqdm(tiles, "preparing tiles", unit="tile", disable=not progress):
         interruption.check()
         for file in tile.files:
             sources.read(file)
         try:
             loaded = tile.load()
+            bare += loaded is None
             for file in tile.files:
                 sources.check_unchanged(file)
         except UserError as error:
@@ -370,6 +371,8 @@ def _decode(
         shrunk = area.shrink_image(image, size), area.shrink_mask(mask, size)
         out.write(np.concatenate(shrunk, axis=2).tobytes())
         good.append(tile)
+    if bare:
+        print(f"note: {bare} tiles are left out, since most of each has no data", file=sys.stderr)
     return good, hashes[: len(good)]
 
 

@@ -161,10 +161,12 @@ def find(folder: Path, *, is_tms: bool = False) -> tuple[list[Mosaic], str] | No
     Raises:
       UserError: its tiles are no squares.
     """
-    files = _nested(folder) or _flat(folder)
+    files = _nested(folder)
+    names = [os.path.abspath(file) for file in files]
     if not files:
-        return None
-    tiles = map_tiles.read([os.path.abspath(file) for file in files])
+        files = _flat(folder)
+        names = [file.name for file in files]  # folders above may be numbers too
+    tiles = map_tiles.read(names) if files else None
     if tiles is None or _has_georeference(files[0]):
         return None
     zooms = np.unique(tiles[:, 0]).tolist()
