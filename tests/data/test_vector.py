@@ -459,3 +459,24 @@ def test_tiles_that_look_alike_join_blocks_unless_that_joins_all(town, tmp_path,
 def test_too_few_places_are_told(town, tmp_path):
     with pytest.raises(UserError, match=r"tiles lie so near .* 1 parts, .*--tile.*--split_file"):
         build(town[0], tmp_path / "out", tile=100, gap=200, keep_empty=True)
+
+
+def test_outlines_that_cross_themselves_are_filled_by_the_even_odd_rule(town, tmp_path):
+    """A bow tie, and a tangle whose mending would take longer than anybody waits."""
+    folder, _ = town
+    x, y = towns.TOP_LEFT
+    tie = shapely.Polygon([(x + 5, y - 5), (x + 25, y - 27), (x + 25, y - 5), (x + 5, y - 26)])
+    spots = np.random.default_rng(0).uniform(0, 9, (20_000, 2))
+    tangle = shapely.Polygon(np.add(spots, (x + 50, y - 60)))
+    towns.write_geojson(folder / "ties.geojson", [towns.in_degrees(s) for s in (tie, tangle)])
+    found = build(folder, tmp_path / "out", labels="ties.geojson", tile=24, gap=0, keep_empty=True)
+    whole = np.zeros((HEIGHT + 24, WIDTH + 24), bool)
+    for name, record in found.items():
+        top, left = corner(name)
+        whole[top : top + 24, left : left + 24] = record["mask"][..., 0]
+    rows, columns = np.mgrid[:100, :100] + 0.5
+    inside = shapely.contains_xy(
+        shapely.make_valid(tie), x + columns * towns.METRES, y - rows * towns.METRES
+    )
+    assert np.mean(whole[:100, :100] != inside) < 1e-3 and inside.sum() > 1500
+    assert 0.3 < whole[200:230, 167:197].mean() < 0.7

@@ -5,18 +5,13 @@ r"""Prepares images with labels for training: COCO files, masks, YOLO, or polygo
         --annotations=test.json --images=images --out=DATA_DIR
     python -m tvjax.data.prepare --masks=masks --images=images --out=DATA_DIR
     python -m tvjax.data.prepare --labels=labels --images=images --out=DATA_DIR
-    python -m tvjax.data.prepare --labels=roofs.geojson --images=town.tif --out=DATA_DIR \
-        --tile=256 --resolution=0.3
+    python -m tvjax.data.prepare --labels=roofs.geojson --images=town.tif --out=DATA_DIR
 
-Images are read by the rules of `tvjax.data.pictures`. `--bands` chooses among several bands, and
-`--white` (and `--black`) says which values of 16 bits per channel are white (and black). Runs
-remember it, and prediction reads images alike. Masks hold 0 and one other
-value, which is the objects'; if they hold more, `--object=3` (a grey level, or a palette's index)
-or `--object="#3C1098"` (a colour, also of a palette) says which are objects, once for each, and all
-others are background. Alpha never counts.
-
-YOLO polygons are a directory (`--labels`) of text files with the names of the images, such as
-labels/train/a.txt for images/train/a.jpg; `--category=CLASS` says which class is object.
+Images are read by the rules of `tvjax.data.pictures`; runs remember `--bands`, `--black` and
+`--white`, and prediction reads alike. Masks hold 0 and one other value, which is the objects'; if
+they hold more, `--object=3` (a grey level, or a palette's index) or `--object="#3C1098"` (a colour,
+also of a palette) says which are objects, and all others are background. Alpha never counts. YOLO
+polygons are text files, labels/train/a.txt for images/train/a.jpg; `--category` names a class.
 
 Polygons on a map (`--labels`: GeoJSON, GeoPackage or Shapefile, with the extra `geo`) need images
 with a place on a map, of any size, such as GeoTIFFs: those are cut into tiles of `--tile` pixels,

@@ -46,7 +46,7 @@ class Layer(NamedTuple):
     """Polygons of a file, in its coordinates."""
 
     polygons: np.ndarray
-    """Shapely polygons, without parts and heights, valid: object `[N]`."""
+    """Shapely polygons without parts and heights: object `[N]`; outlines may cross themselves."""
     crs: Any
     """`rasterio.crs.CRS`."""
 
@@ -152,7 +152,11 @@ def _polygons(file: Path, rows: Iterator[Row], wanted: Wanted) -> np.ndarray:
 
 
 def _sound(file: Path, parts: np.ndarray, names: list[Any]) -> np.ndarray:
-    """Polygons that are valid, all with finite coordinates and not too many of them."""
+    """Polygons that are not empty, if all have finite coordinates and not too many of them.
+
+    An outline that crosses itself stays as it is: to mend one takes time as the square of its
+    points, and filled by the even-odd rule it is what mending would make of it.
+    """
     import shapely
 
     counts = shapely.get_num_coordinates(parts)
@@ -163,10 +167,6 @@ def _sound(file: Path, parts: np.ndarray, names: list[Any]) -> np.ndarray:
     ):
         if wrong.any():
             raise UserError(f"{file}: the polygon of {names[int(np.argmax(wrong))]} {words}")
-    invalid = ~shapely.is_valid(parts)
-    if invalid.any():  # outlines that cross themselves
-        inner = shapely.get_parts(shapely.get_parts(shapely.make_valid(parts[invalid])))
-        parts = np.concatenate([parts[~invalid], inner[shapely.get_type_id(inner) == 3]])
     return parts[~shapely.is_empty(parts)]
 
 
