@@ -348,7 +348,7 @@ class Scenes:
             )
         grid = np.array([(r, c, i, j) for r, i in rows for c, j in columns])
         if labels.extent is not None:
-            # By pixels' centres: two files seldom agree to the last digit.
+            # Told by pixels' centres: two files seldom agree to the last digit.
             known = Outlines.of(labels.extent, labels.extent_tree, scene)
             corners = grid[:, :2].tolist()
             return grid[[known.fill(r, r + tile, c, c + tile).all() for r, c in corners]]
