@@ -62,6 +62,10 @@ def test_infrared_that_a_file_calls_alpha_can_be_chosen(tmp_path):
         image, valid = pictures.read_whole(raster)
     np.testing.assert_array_equal(image, np.moveaxis(bands[[3, 0, 1]], 0, -1))
     np.testing.assert_array_equal(valid, np.any(bands[[3, 0, 1]] != 7, axis=0))
+    with pictures.open_raster(tmp_path / "a.tif") as raster:
+        valid = pictures.read_whole(raster)[1]
+    known = np.any(bands[:3] != 7, axis=0) & (bands[3] > 0)
+    np.testing.assert_array_equal(valid, known)  # nodata and alpha alike
     write(tmp_path / "b.tif", bands, "red green blue alpha")
     with pictures.open_raster(tmp_path / "b.tif") as raster:
         assert pictures.read_whole(raster)[1].mean() < 0.95

@@ -61,6 +61,8 @@ class Layout(NamedTuple):
     and where 0 is white; None: numbers are colours."""
     takes_alpha: bool
     """Whether a band that the file names alpha was chosen as a colour."""
+    alpha: int | None
+    """Number of the band that is alpha; None: there is none, or it was chosen."""
 
 
 @contextlib.contextmanager
@@ -72,13 +74,18 @@ def opening(path: Path) -> Iterator[Any]:
     """
     try:
         import rasterio
-        from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+        from rasterio.errors import (
+            NodataShadowWarning,
+            NotGeoreferencedWarning,
+            RasterioIOError,
+        )
     except ImportError:
         yield None
         return
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        warnings.simplefilter("ignore", NodataShadowWarning)
         stack.enter_context(rasterio.Env(**OPTIONS))
         dataset, driver = None, _driver(path)
         if driver is None and pillow.read_header(path) is None:
@@ -197,7 +204,8 @@ def read_layout(path: Path, dataset: Any, reading: Reading) -> Layout:
             "bits per channel (gdal_translate -ot Byte -scale)"
         )
     takes_alpha = any(names[band - 1] == "alpha" for band in bands)
-    return Layout(bands, dtype, _table(dataset, names[0], inverted), takes_alpha)
+    alpha = names.index("alpha") + 1 if "alpha" in names and not takes_alpha else None
+    return Layout(bands, dtype, _table(dataset, names[0], inverted), takes_alpha, alpha)
 
 
 def read_windows(path: Path, dataset: Any, layout: Layout, reading: Reading) -> Read:
@@ -225,7 +233,7 @@ def read_valid(path: Path, dataset: Any, layout: Layout) -> Read | None:
     """
     from rasterio.enums import MaskFlags
 
-    if layout.takes_alpha:
+    if layout.takes_alpha or (layout.alpha and dataset.nodata is not None):
         return _read_known(path, dataset, layout)
     alpha = None if layout.table is None or layout.table.shape[1] < 4 else layout.table[:, 3]
     opaque = alpha is None or bool(np.all(alpha > 0))
@@ -244,15 +252,19 @@ def read_valid(path: Path, dataset: Any, layout: Layout) -> Read | None:
 
 
 def _read_known(path: Path, dataset: Any, layout: Layout) -> Read | None:
-    """Where any of the chosen bands has another value than the file's nodata value."""
-    nothing = dataset.nodata
+    """Where any of the colours is not the file's nodata value, and alpha is not 0.
+
+    GDAL knows alpha or a nodata value, and not both.
+    """
+    nothing, alpha = dataset.nodata, layout.alpha
     if nothing is None:
         return None
 
     def valid(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        window = ((top, bottom), (left, right))
         with pillow.decoding(path):
-            block = dataset.read(layout.bands, window=((top, bottom), (left, right)))
-        return np.any(block != nothing, axis=0)
+            found = np.any(dataset.read(layout.bands, window=window) != nothing, axis=0)
+            return found if alpha is None else found & (dataset.read(alpha, window=window) > 0)
 
     return valid
 
