@@ -52,10 +52,8 @@ def courses(f: Findings, path: Path) -> None:
             _band(axis, epochs, [m["course"][key] for m in members], STYLES[name], name)
     for axis, title in zip(axes, ("training batches", "validation"), strict=True):
         axis.set(xlabel="epoch", title=title)
-        axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean IoU, %")
-    axes[0].legend(frameon=False, fontsize=8)
-    figures.save(figure, path)
+    _save(figure, path)
 
 
 def sweeps(f: Findings, path: Path) -> None:
@@ -83,10 +81,8 @@ def sweeps(f: Findings, path: Path) -> None:
             level = 100 * float(np.mean([m["scores"]["test"]["iou"] for m in base]))
             axis.axhline(level, color="0.4", linestyle=":", linewidth=1, label="U-Net, test")
         axis.set_xlabel("lambda")
-        axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean IoU, %")
-    axes[0].legend(frameon=False, fontsize=8)
-    figures.save(figure, path)
+    _save(figure, path)
 
 
 def robustness(f: Findings, path: Path) -> None:
@@ -98,7 +94,6 @@ def robustness(f: Findings, path: Path) -> None:
         if by:
             _band(axes[0], sigmas, by, STYLES[name], name, scale=1)
     axes[0].set(xlabel="sigma of the noise", ylabel="mean test IoU, %")
-    axes[0].legend(frameon=False, fontsize=8)
     for lam, color in ((PAPER_LAMBDA, STYLES["LU-Net"]), (1e-5, STYLES["LU-Net at 1e-5"])):
         found = noise_gains(f, lam)
         good = [(s, d) for s, d in zip(sigmas, found, strict=True) if d is not None]
@@ -110,10 +105,7 @@ def robustness(f: Findings, path: Path) -> None:
     axes[1].axhline(0, color="0.5", linewidth=0.8)
     axes[1].plot([0.04], [3.6], "k*", label="paper")
     axes[1].set(xlabel="sigma of the noise", ylabel="LU-Net less U-Net, points")
-    axes[1].legend(frameon=False, fontsize=8)
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    figures.save(figure, path)
+    _save(figure, path, legends=2)
 
 
 def compactness(f: Findings, path: Path) -> None:
@@ -129,8 +121,15 @@ def compactness(f: Findings, path: Path) -> None:
         axis.axhline(mean_of["components"], color=STYLES["U-Net"], label="U-Net")
         axis.axhline(mean_of["true_components"], color="0.3", linestyle="--", label="truth")
     axis.set(xscale="log", xlabel="lambda", ylabel="components per test mask")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure, path: Path, legends: int = 1) -> None:
+    """Writes a figure with grids, and with legends in its first axes."""
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+    for axis in figure.axes[:legends]:
+        axis.legend(frameon=False, fontsize=8)
     figures.save(figure, path)
 
 

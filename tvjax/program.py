@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from tvjax import fields, interruption, usage
 from tvjax.errors import Outage, UserError, exit_with_one_line
@@ -173,9 +173,9 @@ def _explain(error: Exception, given: dict[str, str]) -> str:
     if overrides:
         with contextlib.suppress(Exception):  # a config that cannot be loaded explains itself below
             get_config = runpy.run_path(file)["get_config"]
-            fields = ["config." + path for path in field_paths(get_config(preset or None))]
-            for name in (name for name in overrides if name not in fields):
-                near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
+            names = [f"config.{name}" for name, _ in fields.flat(get_config(preset or None))]
+            for name in (name for name in overrides if name not in names):
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
                 return f"--{name}: the config has no such field; did you mean --{near[0]}?"
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
@@ -208,12 +208,3 @@ def _no_such_config(file: str) -> str:
             hint = f"did you mean {near[0]}? " if near else ""
             return f"--config: {file} does not exist; {hint}There are {', '.join(siblings)}"
     return f"--config: {file} does not exist"
-
-
-def field_paths(config: Config, prefix: str = "") -> list[str]:
-    """`["seed", "train.steps", ...]`."""
-    paths = []
-    for key, value in config.items():
-        inner = isinstance(value, ConfigDict)
-        paths += field_paths(value, f"{prefix}{key}.") if inner else [prefix + key]
-    return paths

@@ -14,7 +14,8 @@ from programs import ROOT, use
 
 from tvjax import hypergrad
 from tvjax.errors import UserError
-from tvjax.program import cache_compilations, field_paths
+from tvjax.fields import flat
+from tvjax.program import cache_compilations
 from tvjax.training import rundir
 from tvjax.training.augment import make_augment
 from tvjax.training.net import make_regularizer
@@ -32,10 +33,10 @@ def config(name, preset=None):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_has_the_fields_of_base_and_the_paper_preset(name):
-    fields = set(field_paths(config("base")))
-    assert set(field_paths(config(name))) == fields
+    fields = dict(flat(config("base"))).keys()
+    assert dict(flat(config(name))).keys() == fields
     if name != "base":
-        assert set(field_paths(config(name, "paper"))) == fields
+        assert dict(flat(config(name, "paper"))).keys() == fields
         paper = config(name, "paper")
         width = 32 if name == "segformer" else 64  # that of B0
         assert (paper.model.width, paper.data.size, paper.train.batch_size) == (width, 100, 16)
@@ -252,7 +253,7 @@ def test_help_is_a_screen_or_two_that_names_every_flag(name):
         for words in ("unet_tv", ":paper", "--config.train.steps=1000", "configs/base.py"):
             assert words in listed
         section = ""
-        for path in field_paths(config("base")):
+        for path, _ in flat(config("base")):
             section, _, field = path.rpartition(".")
             block = listed.partition(f"\n  {section}: ")[2] if section else listed
             assert re.search(rf"\b{field}\b", block), path

@@ -10,7 +10,7 @@ from programs import ROOT
 import tvjax
 from configs import base
 from tvjax import models
-from tvjax.program import field_paths
+from tvjax.fields import flat
 
 FILES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 TEXTS = {name: (ROOT / name).read_text() for name in FILES}
@@ -86,7 +86,7 @@ def test_flags_in_the_text_exist():
 
 
 def test_configs_fields_nets_and_files_exist():
-    fields = field_paths(base.get_config())
+    fields = [name for name, _ in flat(base.get_config())]
     named = re.findall(r"--config\.([a-z_.]+)=", ALL)
     sections = {field.split(".")[0] for field in fields if "." in field}
     named += re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_]+)[`=]", ALL)

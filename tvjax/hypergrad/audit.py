@@ -122,34 +122,23 @@ def audit(
     Warns:
       UserWarning: at Adam's first step, through which every derivative is all but zero.
     """
-    if problem.axis_name is not None:
-        raise ValueError("audit runs on one device: use the problem with axis_name=None")
     check_least(1, repeats=repeats)
-    check_floats(params=state.params, hyper=hyper)
+    _check_state(problem, state, hyper)
     state, hyper = arrays((state, hyper))
-    if is_first_adam_step(state.opt_state):
-        warnings.warn(
-            "the state is before Adam's first step, which is the sign of the gradient: the "
-            "derivative through it is all but zero. Audit a later state.",
-            stacklevel=2,
-        )
-    if isinstance(reference, Estimator):
-        if reference_error is not None or reference_horizon is not None:
-            raise ValueError("reference_error and reference_horizon need a reference of numbers")
-        named = [k for k, e in estimators.items() if e == reference and k in (carries or {})]
-        carry = (carries or {})[named[0]] if named else reference.init(problem, state, hyper)
+    begun = {k: e.init(problem, state, hyper) for k, e in estimators.items()} | dict(carries or {})
+    if not isinstance(reference, Estimator):
+        truth = _numbers(reference, reference_error, reference_horizon, size(hyper))
+    elif reference_error is not None or reference_horizon is not None:
+        raise ValueError("reference_error and reference_horizon need a reference of numbers")
+    else:
+        named = [begun[k] for k, e in estimators.items() if e == reference]
+        carry = named[0] if named else reference.init(problem, state, hyper)
         truth = _estimated(
             problem, reference, state, hyper, carry, inner_batches, outer_batch, draws
         )
-    else:
-        truth = _numbers(reference, reference_error, reference_horizon, size(hyper))
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(hyper)]
-    names = _element_names(names, [np.size(x) for x in jax.tree.leaves(hyper)])
     records = []
     for name in progress(list(estimators)):
-        estimator = estimators[name]
-        carry = (carries or {}).get(name)
-        carry = estimator.init(problem, state, hyper) if carry is None else carry
+        estimator, carry = estimators[name], begun[name]
         program = _program(problem, estimator)
 
         def arguments(inner, outer, estimator=estimator, carry=carry):
@@ -167,9 +156,21 @@ def audit(
                 **_spread([sample[i] for sample in samples]),
                 **cost,
             )
-            for i, element in enumerate(names)
+            for i, element in enumerate(_element_names(hyper))
         ]
     return records
+
+
+def _check_state(problem: Bilevel, state: InnerState, hyper: PyTree) -> None:
+    if problem.axis_name is not None:
+        raise ValueError("audit runs on one device: use the problem with axis_name=None")
+    check_floats(params=state.params, hyper=hyper)
+    if is_first_adam_step(state.opt_state):
+        warnings.warn(
+            "the state is before Adam's first step, which is the sign of the gradient: the "
+            "derivative through it is all but zero. Audit a later state.",
+            stacklevel=3,
+        )
 
 
 _COLUMNS: dict[str, Callable[[Record], str]] = {
@@ -320,11 +321,11 @@ def _flat(tree: PyTree) -> list[float]:
     return np.asarray(ravel_pytree(tree)[0], np.float64).tolist()
 
 
-def _element_names(paths: Sequence[str], sizes: Sequence[int]) -> list[str]:
+def _element_names(hyper: PyTree) -> list[str]:
     return [
-        path + (f"[{i}]" if size > 1 else "")
-        for path, size in zip(paths, sizes, strict=True)
-        for i in range(size)
+        jax.tree_util.keystr(path) + (f"[{i}]" if np.size(leaf) > 1 else "")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(hyper)
+        for i in range(np.size(leaf))
     ]
 
 

@@ -42,14 +42,7 @@ def sgd_formula(learning_rate: optax.ScalarOrSchedule) -> Estimator:
       learning_rate: a float, or a schedule of the optimiser's own `count`.
     """
 
-    def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
-        new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
-        (loss, outer_aux), q = problem.outer_gradient(new, hyper, outer_batch)
-        q = optax.tree.scale(_rate(learning_rate, state.opt_state), q)
-        gradient = response(problem, state, new, hyper, inner_batches[0], outer_batch, q)
-        return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
-
-    return Estimator(estimate, through_steps=False, through_settings=False)
+    return _of_descent(learning_rate, lambda state, new: state)
 
 
 def paper(learning_rate: optax.ScalarOrSchedule) -> Estimator:
@@ -67,14 +60,19 @@ def paper(learning_rate: optax.ScalarOrSchedule) -> Estimator:
     Args:
       learning_rate: a float, or a schedule of the optimiser's own `count`.
     """
+    # The statistics of the new state are the step's; the old ones only seed this forward pass.
+    return _of_descent(learning_rate, lambda state, new: state._replace(params=new.params))
+
+
+def _of_descent(learning_rate: optax.ScalarOrSchedule, place: Callable) -> Estimator:
+    """The formula for gradient descent, with d/dhyper grad L_in at `place(old state, new)`."""
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
         (loss, outer_aux), q = problem.outer_gradient(new, hyper, outer_batch)
         q = optax.tree.scale(_rate(learning_rate, state.opt_state), q)
-        # The statistics of the new state are the step's; the old ones only seed this forward pass.
-        at = state._replace(params=new.params)
-        gradient = response(problem, at, new, hyper, inner_batches[0], outer_batch, q)
+        at, batch = place(state, new), inner_batches[0]
+        gradient = response(problem, at, new, hyper, batch, outer_batch, q)
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
 
     return Estimator(estimate, through_steps=False, through_settings=False)

@@ -14,6 +14,7 @@ from tvjax import files
 from tvjax.data import reading
 from tvjax.data.reading import Reading
 from tvjax.errors import UserError, short
+from tvjax.fields import flat
 from tvjax.scoring.mask_scores import describe_band
 from tvjax.training import parallel
 from tvjax.types import Config
@@ -90,8 +91,7 @@ def recorded(workdir: Path) -> dict[str, Any] | None:
 
 def describe_net(config: Config) -> dict[str, Any]:
     """The fields by which a net computes, kept with each checkpoint and its checksums."""
-    fields = _flat(json.loads(json.dumps(config.to_dict())))
-    return {k: v for k, v in fields.items() if k.startswith(_OF_NET)}
+    return {k: v for k, v in _fields(config).items() if k.startswith(_OF_NET)}
 
 
 def check_net(workdir: Path, config: Config, kept: dict[str, Any]) -> None:
@@ -125,8 +125,8 @@ def let_change(workdir: Path, names: list[str]) -> None:
 def changes(workdir: Path, config: Config) -> list[dict[str, Any]]:
     """What is other now, of the fields that an error named: its name, and from what to what."""
     names = _let(workdir)
-    old = _flat(_read(workdir / "config.json") or {}) if names else {}
-    new = _flat(config.to_dict())
+    old = dict(flat(_read(workdir / "config.json") or {})) if names else {}
+    new = dict(flat(config))
     return [
         {"field": name, "from": old.get(name), "to": new[name]}
         for name in names
@@ -161,8 +161,8 @@ def method_of(config: Config) -> dict[str, Any]:
     """The fields of a run that another one of the same method has too: all but its seed and those
     that change nothing of what a step computes."""
     may_change = (*(name for name in _MAY_CHANGE if name != "train.steps"), "seed")
-    fields = _flat(json.loads(json.dumps(config.to_dict())))
-    return {name: value for name, value in fields.items() if not name.startswith(may_change)}
+    fields = _fields(config).items()
+    return {name: value for name, value in fields if not name.startswith(may_change)}
 
 
 def _check_place(workdir: Path) -> None:
@@ -197,8 +197,7 @@ def _compare(
 ) -> None:
     if stored is None:
         return
-    wanted = _flat(json.loads(json.dumps(config.to_dict())))  # as it comes back: lists, no tuples
-    found = _flat(as_now(stored))
+    wanted, found = _fields(config), dict(flat(as_now(stored)))
     for field in sorted(wanted.keys() - found.keys()):
         if not field.startswith(may_change):
             raise UserError(
@@ -428,10 +427,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train.steps": 600, ...}`."""
-    flat = {}
-    for key, value in tree.items():
-        inner = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return flat
+def _fields(config: Config) -> dict[str, Any]:
+    """The fields of a config as `config.json` gives them back: lists, no tuples."""
+    return dict(flat(json.loads(json.dumps(config.to_dict()))))
