@@ -174,7 +174,6 @@ def build_from(
       map_tiles: whether tiles whose names say that they are of one ground stay together, see
         `map_tiles.ground`.
       leave_out: list of tiles that are left out, see `left_out.read`; before the draw of `limit`.
-      leave_out: list of tiles that are left out, see `left_out.read`; before the draw of `limit`.
       progress: whether to show a progress bar on stderr.
 
     Returns:
