@@ -232,12 +232,13 @@ def at(line: dict[str, Any], part: float) -> float:
 
 
 def interval(values: list[float]) -> list[float]:
-    """Mean, and Student's 95 % interval over seeds; the mean alone of one."""
+    """Mean, and Student's 95 % interval over seeds, within [0, 1]; the mean alone of one."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return [round(mean, 3)]
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return [round(float(x), 3) for x in (mean, mean - half, mean + half)]
+    ends = np.clip([mean - half, mean + half], 0, 1)
+    return [round(float(x), 3) for x in (mean, *ends)]
 
 
 def draw(out: Path) -> None:
@@ -309,6 +310,7 @@ def main(argv) -> None:
                 lines.append(rank(args, faulty, planted, seed, name, ranker, stop))
                 write(path, args, lines)
                 print(f"{name}, seed {seed}: {at(lines[-1], 1.0):.2f}", flush=True)
+    write(path, args, lines)
     draw(out)
     print(json.dumps(summarise(lines), indent=1))
 

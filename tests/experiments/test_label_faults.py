@@ -79,11 +79,11 @@ def test_precision_is_the_share_of_wrong_ones_among_the_first():
     assert line["faults"] == 4 and line["found"] == {
         "shifted": 1, "emptied": 1, "inverted": 0, "swapped": 1
     }  # fmt: skip
-    other = line | {"seed": 1, "precision": [1.0] * 8}
+    other = line | {"seed": 1, "precision": [1.0] * 3 + [0.8] * 5}
     found = label_faults.summarise([line, other])["a"]
-    mean, half = (0.75 + 1) / 2, 12.7062 * 0.25 / 2
-    np.testing.assert_allclose(found["at_faults"], [mean, mean - half, mean + half], atol=1e-3)
-    assert found["seeds"] == 2 and found["of_each"] == 2 and found["at_half"][0] == 0.75
+    mean, half = (0.75 + 0.8) / 2, 12.7062 * 0.05 / 2
+    np.testing.assert_allclose(found["at_faults"], [mean, mean - half, 1], atol=1e-3)
+    assert found["seeds"] == 2 and found["of_each"] == 2 and found["at_half"] == [0.75, 0, 1]
 
 
 def test_what_is_done_is_read_again_and_another_config_is_refused(tmp_path):
