@@ -41,6 +41,8 @@ LEAST = 0.02
 """Least share of a tile that is object, for its mask to be made wrong."""
 SHARE = 0.05
 """Share of the tiles whose mask is made wrong."""
+SECTIONS = "model", "optimizer", "schedule", "loss", "augmentation", "train"
+"""What is kept of the config."""
 STYLES = {
     "training_loss": ("#4c78a8", "training loss"), "out_of_fold": ("#f58518", "out of fold"),
     "hypergradient": ("#e45756", "hypergradient"),
@@ -288,7 +290,7 @@ def begin(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
 def describe(args: Any) -> dict[str, Any]:
     """What lines of one file have in common."""
     config = json.loads(config_of(args, 0).to_json())
-    del config["seed"], config["data"]
+    config = {name: config[name] for name in SECTIONS}
     return {"set": args.name, "tiles": args.tiles, "pixels_shifted": PIXELS, "share": SHARE,
             "net": config}  # fmt: skip
 

@@ -167,7 +167,7 @@ def hypergradient(
 ) -> Ranker:
     """The derivative of the validation loss by each tile's weight, through whole short trainings.
 
-        score_i = sum_r h_ri / rms(h_r),   h_ri = dL_val(theta_K) / dw_i  in run r,
+        score_i = sum_r s_ri / rms(s_r),   s_ri = dL_val(theta_K) / dw_i  in run r,
 
     where theta_K comes of K steps (`epochs` passes over the tiles) of gradient descent with
     momentum from new parameters, and w_i = 1 is the weight of tile i in the inner loss. One reverse
@@ -177,6 +177,10 @@ def hypergradient(
     validation loss. Early in training all tiles agree on that direction; later it is the noise of a
     few validation tiles. One step sees a tile by one noisy direction, many steps average. Through
     Adam each number of the net is divided by its own running size, those that hardly matter too.
+
+    What it cannot do: find wrong labels as well as the training loss does, which sums such changes
+    over a whole training, with all other tiles in the place of a few validation tiles. Measured in
+    docs/label-faults.md.
 
     Cost: per run four times that of its K steps; and one training, for the IoU.
 
