@@ -480,3 +480,23 @@ def test_outlines_that_cross_themselves_are_filled_by_the_even_odd_rule(town, tm
     )
     assert np.mean(whole[:100, :100] != inside) < 1e-3 and inside.sum() > 1500
     assert 0.3 < whole[172:198, 169:195].mean() < 0.7
+
+
+@pytest.mark.parametrize("side", [60, 75])
+def test_images_side_by_side_are_cut_by_one_lattice(town, tmp_path, side):
+    """A town in files of which each touches the next: no block of its own would be apart."""
+    folder, _ = town
+    shapes, offsets = towns.roofs(HEIGHT, WIDTH), {}
+    for row in range(0, 240, side):
+        for column in range(0, 300, side):
+            name = f"r{row}c{column}.tif"
+            towns.write_tif(tmp_path / name, side, side, shapes, corner=(row, column))
+            offsets[name] = row, column
+    labels = folder / "roofs.geojson"
+    found = build(
+        tmp_path, tmp_path / "out", images=tuple(offsets), labels=labels, tile=20, gap=5,
+        keep_empty=True,
+    )  # fmt: skip
+    check_apart(found, 5, 20, offsets)
+    shares = [np.mean([r["split"] == name for r in found.values()]) for name in splits.NAMES]
+    assert len(found) > 60 and shares[0] < 0.9 and min(shares) > 0.04

@@ -46,13 +46,36 @@ def cut(length: int, tile: int, gap: int, block: int | None) -> list[tuple[int, 
       gap: pixels between blocks.
       block: tiles in a block; None: all.
     """
-    block = length if block is None else block
+    block = max(1, length) if block is None else block
     found, number = [], 0
     while (start := number * tile + number // block * gap) + tile <= length:
         found.append((start, number // block))
         number += 1
     if found and length - found[-1][0] - tile >= REST * tile:
         found.append((length - tile, found[-1][1]))
+    return found
+
+
+def cut_by_lattice(
+    length: int, offset: int, tile: int, gap: int, block: int
+) -> list[tuple[int, int]]:
+    """Starts of tiles and numbers of their blocks, where blocks are cells of a lattice.
+
+    Images that lie side by side share the lattice: whatever they are cut into, tiles of different
+    blocks are `gap` apart.
+
+    Args:
+      length: pixels of the axis.
+      offset: where it begins on the lattice, in pixels.
+      tile: pixels of a tile.
+      gap: pixels between blocks.
+      block: tiles in a block.
+    """
+    pitch, found = block * tile + gap, []
+    for number in range(offset // pitch, (offset + length - 1) // pitch + 1):
+        low = max(0, number * pitch - offset)
+        high = min(length, number * pitch + block * tile - offset)
+        found += [(low + start, number) for start, _ in cut(high - low, tile, 0, None)]
     return found
 
 

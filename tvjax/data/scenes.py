@@ -50,6 +50,11 @@ class Scene(NamedTuple):
     reading: Reading
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
     def path(self) -> Path:
         """The path by which it is named."""
         return mosaic.path_of(self.place)
@@ -122,6 +127,29 @@ def find(images: Sequence[str], *, as_map: bool = True, is_tms: bool = False) ->
 def _images(folder: Path) -> list[Path]:
     inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in pictures.SUFFIXES)
     return [path for path in inside if not path.name.startswith(".")]
+
+
+def lattices(scenes: Sequence[Scene]) -> list[tuple[int, int, int]]:
+    """Places of scenes on lattices of pixels: number of the lattice, and row and column on it.
+
+    Scenes of one map and one size of pixels share a lattice, which the first of them begins.
+    """
+    firsts: list[Scene] = []
+    found = []
+    for scene in scenes:
+        fits = (k for k, first in enumerate(firsts) if _share_pixels(first, scene))
+        number = next(fits, len(firsts))
+        if number == len(firsts):
+            firsts.append(scene)
+        corner = apply(scene.transform, np.zeros((1, 2)))
+        column, row = apply(~firsts[number].transform, corner)[0]
+        found.append((number, round(row), round(column)))
+    return found
+
+
+def _share_pixels(one: Scene, two: Scene) -> bool:
+    first, second = (np.array(scene.transform[:6])[[0, 1, 3, 4]] for scene in (one, two))
+    return one.crs == two.crs and bool(np.abs(first - second).max() <= 1e-6 * np.abs(first).max())
 
 
 def look(place: Place, name: str, resolution: float | None, reading: Reading = AS_NAMED) -> Scene:

@@ -167,7 +167,7 @@ class Tile(NamedTuple):
     height: int
     width: int
     block: tuple[int, int, int]
-    """Numbers of the scene and of the block's row and column."""
+    """Numbers of the scene or lattice that is cut, and of the block's row and column."""
     shelf: Shelf
 
     @property
@@ -274,18 +274,28 @@ class Scenes:
             try:
                 name = os.path.relpath(path, self.root)
                 scene = scenes.look(place, name, asked.resolution, asked.reading)
-                found.append((scene, self._kept(scene, labels, None, 0)))
+                rows, columns = (places.cut(n, asked.tile, 0, None) for n in scene.size)
+                found.append((scene, self._kept(scene, labels, rows, columns)))
             except UserError as error:
                 faults.add(path, error)
         number = sum(len(kept) for _, kept in found)
         side = places.block_side(min(number, limit or number), fractions)
-        tiles: list[Tile] = []
-        for k, (scene, kept) in enumerate(found):
-            if len(kept):
-                kept = self._kept(scene, labels, side, 0 if are_given else asked.gap)
-            for top, left, row, column in kept.tolist():
-                place = top, left, asked.tile, asked.tile, (k, row, column)
-                tiles.append(Tile(len(tiles), scene, *place, self._shelf))
+        useful = [scene for scene, kept in found if len(kept)]
+        gap = 0 if are_given else asked.gap
+        tiles = self._cut(useful, labels, range(len(useful)), self._own_blocks(useful, side, gap))
+        if tiles and not are_given and not splits.are_many(self.places(tiles).near, fractions):
+            # Images side by side, too small to be cut up by themselves.
+            spots = scenes.lattices(useful)
+            cuts = [
+                tuple(
+                    places.cut_by_lattice(n, offset, asked.tile, gap, side)
+                    for n, offset in zip(scene.size, spot[1:], strict=True)
+                )
+                for scene, spot in zip(useful, spots, strict=True)
+            ]
+            others = self._cut(useful, labels, [spot[0] for spot in spots], cuts)
+            if others and splits.are_many(self.places(others).near, fractions):
+                tiles = others
         if len(tiles) < number:
             print(
                 f"note: {number - len(tiles)} of {number} tiles are left out for gaps of "
@@ -297,6 +307,28 @@ class Scenes:
             raise UserError(self._nothing(labels, [scene for scene, _ in found]))
         return tiles
 
+    def _own_blocks(self, found: Sequence[Scene], side: int, gap: int) -> list[Any]:
+        """Rows and columns of each scene, cut into blocks of its own."""
+        return [
+            tuple(places.cut(n, self._request.tile, gap, side) for n in scene.size)
+            for scene in found
+        ]
+
+    def _cut(
+        self, found: Sequence[Scene], labels: Labels, groups: Sequence[int], cuts: Sequence[Any]
+    ) -> list[Tile]:
+        """The tiles of all scenes, where `cuts` are the rows and columns of each."""
+        tiles: list[Tile] = []
+        side = self._request.tile
+        for scene, group, (rows, columns) in zip(found, groups, cuts, strict=True):
+            if not rows or not columns:
+                continue
+            for top, left, row, column in self._kept(scene, labels, rows, columns).tolist():
+                block = group, row, column
+                assert self._shelf is not None
+                tiles.append(Tile(len(tiles), scene, top, left, side, side, block, self._shelf))
+        return tiles
+
     def splits(self) -> None:
         """Polygons say nothing of splits."""
 
@@ -306,7 +338,7 @@ class Scenes:
         _, blocks = np.unique(number, axis=0, return_inverse=True)
         boxes, distances = self._boxes(tiles)
         pairs = places.near(boxes, distances)
-        # Blocks of one image are as far apart as they shall be, on its own map.
+        # Blocks of one image or lattice are as far apart as they shall be, on its own map.
         pairs = pairs[number[pairs[:, 0], 0] != number[pairs[:, 1], 0]]
         pairs = np.concatenate([splits.edges(blocks.ravel()), pairs])
         return Places(splits.join(len(tiles), pairs), number[:, 0])
@@ -330,12 +362,17 @@ class Scenes:
             )
         return boxes, gaps
 
-    def _kept(self, scene: Scene, labels: Labels, side: int | None, gap: int) -> np.ndarray:
+    def _kept(
+        self,
+        scene: Scene,
+        labels: Labels,
+        rows: list[tuple[int, int]],
+        columns: list[tuple[int, int]],
+    ) -> np.ndarray:
         """Top, left, and numbers of block row and column of the tiles of a scene, int `[N, 4]`."""
         import shapely
 
         tile = self._request.tile
-        rows, columns = (places.cut(n, tile, gap, side) for n in (scene.height, scene.width))
         if not rows or not columns:
             raise UserError(
                 f"{scene.path}: is {scene.width}x{scene.height} pixels"
