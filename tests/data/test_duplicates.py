@@ -99,7 +99,7 @@ def test_clusters_join_compressed_rotations_and_nothing_else():
             Image.fromarray(view).save(file, "JPEG", quality=80)
             pictures.append(np.asarray(Image.open(file)))
             owners.append(seed)
-    labels = duplicates.clusters(np.stack([duplicates.hashes(p) for p in pictures]), block=7)
+    labels = duplicates.clusters(np.stack([duplicates.hashes(p) for p in pictures]))
     first = [owners.index(owner) for owner in owners]
     assert labels.tolist() == first
 
@@ -120,7 +120,7 @@ def test_clusters_equal_brute_force():
     for _ in range(7):
         near = near @ near
     expected = near.argmax(axis=1)
-    np.testing.assert_array_equal(duplicates.clusters(hashes, block=16), expected)
+    np.testing.assert_array_equal(duplicates.clusters(hashes), expected)
     assert 1 < len(np.unique(expected)) < 120
 
 
@@ -130,3 +130,39 @@ def test_brighter_and_darker_copies_are_near_duplicates():
         for gain, offset in ((0.7, 0), (0.8, 40), (0.9, -10)):
             twin = np.clip(gain * image + offset, 0, 255).round().astype(np.uint8)
             assert distance(duplicates.hashes(image)[0], duplicates.hashes(twin)[0]) <= 2
+
+
+def brute_force(hashes):
+    """Pairs `[P, 2]` by their definition."""
+    near = np.zeros((len(hashes), len(hashes)), bool)
+    for view in hashes.T:
+        near |= np.bitwise_count(hashes[:, :1] ^ view) <= 2
+    return np.argwhere(np.triu(near | near.T, 1))
+
+
+def test_whichever_two_bits_differ_a_pair_is_found():
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, (1 + 64 + 2016, 8), dtype=np.uint64)
+    bits = np.uint64(1) << np.arange(64, dtype=np.uint64)
+    one, two = np.triu_indices(64, 1)
+    hashes[1:65, 5] = hashes[0, 0] ^ bits
+    hashes[65:, 3] = hashes[0, 0] ^ bits[one] ^ bits[two]
+    found = duplicates.pairs(hashes)
+    assert found[:2080].tolist() == [[0, k] for k in range(1, 2081)]
+    np.testing.assert_array_equal(found, brute_force(hashes))
+    assert not duplicates.clusters(hashes).any()
+
+
+@pytest.mark.parametrize("free, block", [(64, 1 << 20), (12, 1 << 20), (9, 100), (3, 1)])
+def test_pairs_are_those_of_brute_force_wherever_bits_vary(free, block, monkeypatch):
+    """Where only some bits vary, most parts of most hashes are equal."""
+    monkeypatch.setattr(duplicates, "_BLOCK", block)
+    rng = np.random.default_rng(free)
+    bits = np.uint64(1) << rng.choice(64, free, replace=False).astype(np.uint64)
+    drawn = rng.integers(0, 2, (300 if block > 1 else 20, 8, free), dtype=np.uint64)
+    hashes = (drawn * bits).sum(axis=2)
+    hashes[150:] = hashes[:150, ::-1][: len(hashes[150:])]
+    hashes[::7, 0] ^= bits[0] ^ bits[-1]
+    found = duplicates.pairs(hashes)
+    np.testing.assert_array_equal(found, brute_force(hashes))
+    assert len(found) > 10

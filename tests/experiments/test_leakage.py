@@ -35,7 +35,7 @@ def test_near_duplicates_are_found_and_near_misses_are_not(scenes):
     ]  # fmt: skip
     other = [np.roll(tile, 24, axis=1), tile[::-1] // 2 + images[1] // 2, *images[1:]]
     tiles = np.stack([tile, *same, *other])
-    pairs = duplicates.pairs(np.stack([duplicates.hashes(t) for t in tiles]), block=5)
+    pairs = duplicates.pairs(np.stack([duplicates.hashes(t) for t in tiles]))
     members = 1 + len(same)
     assert pairs.tolist() == [[i, j] for i in range(members) for j in range(i + 1, members)]
     assert duplicates.pairs(np.zeros((0, 8), np.uint64)).shape == (0, 2)

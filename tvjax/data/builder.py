@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from tvjax import interruption
 from tvjax.data import (
-    area,
     arrangement,
     contact,
     duplicates,
@@ -32,6 +31,7 @@ from tvjax.data import (
     manifest,
     masks,
     plausible,
+    shrunk,
     splits,
     workspace,
 )
@@ -153,6 +153,7 @@ def build_from(
     map_tiles: bool = True,
     leave_out: str | Path | None = None,
     progress: bool = True,
+    workers: int | None = 1,
 ) -> dict[str, Any]:
     """Builds the records; does nothing if `out` already holds the same.
 
@@ -175,6 +176,9 @@ def build_from(
         `map_tiles.ground`.
       leave_out: list of tiles that are left out, see `left_out.read`; before the draw of `limit`.
       progress: whether to show a progress bar on stderr.
+      workers: processes that read whole images, at least 1, which is this one; None: as many as
+        pay, see `shrunk.choose_workers`. Where there are several, each imports the program that
+        runs, which must do its work under `if __name__ == "__main__"`. Records do not depend on it.
 
     Returns:
       The content of `source.json`; its `left_out` tells the number of those images, and why.
@@ -213,7 +217,8 @@ def build_from(
         # Written, and mapped when it is complete: a file mapped before would, on a full disk, end
         # the process by SIGBUS.
         with open(work / "arrays", "wb") as rows, contextlib.closing(origin):
-            tiles, hashes = _decode(tiles, size, rows, faults, sources, skip_bad, progress)
+            number = (workers or shrunk.choose_workers(len(tiles))) if origin.is_apart else 1
+            tiles, hashes = _decode(tiles, size, rows, faults, sources, skip_bad, progress, number)
         if not skip_bad or not tiles:
             faults.check(total)
         if not tiles:
@@ -342,6 +347,7 @@ def _decode(
     sources: Sources,
     skip_bad: bool,
     progress: bool,
+    workers: int,
 ) -> tuple[list[Tile], np.ndarray]:
     """Writes image and mask of each tile, uint8 `[h, w, 4]`, one behind the other.
 
@@ -350,26 +356,19 @@ def _decode(
     """
     hashes = np.empty((len(tiles), 8), np.uint64)
     good, bare = [], 0
-    for tile in tqdm(tiles, "preparing tiles", unit="tile", disable=not progress):
-        interruption.check()
-        for file in tile.files:
-            sources.read(file)
-        try:
-            loaded = tile.load()
-            bare += loaded is None
-            for file in tile.files:
-                sources.check_unchanged(file)
-        except UserError as error:
-            loaded = None
-            faults.add(tile.file, error)
-        if loaded is None or (faults.reasons and (not skip_bad or tile.file in faults.reasons)):
-            continue  # nothing will be built: only look for more
-        image, mask = loaded
-        k = len(good)
-        hashes[k] = duplicates.hashes(image)
-        shrunk = area.shrink_image(image, size), area.shrink_mask(mask, size)
-        out.write(np.concatenate(shrunk, axis=2).tobytes())
-        good.append(tile)
+    bar = tqdm(tiles, "preparing tiles", unit="tile", disable=not progress)
+    with contextlib.closing(shrunk.each(tiles, size, sources, workers)) as results:
+        for tile, found in zip(bar, results, strict=True):
+            bare += found is None
+            if isinstance(found, str):
+                faults.add(tile.file, found)
+            if not isinstance(found, shrunk.Shrunk):
+                continue
+            if faults.reasons and (not skip_bad or tile.file in faults.reasons):
+                continue  # nothing will be built: only look for more
+            hashes[len(good)] = found.hashes
+            out.write(found.pixels)
+            good.append(tile)
     if bare:
         print(f"note: {bare} tiles are left out, since most of each has no data", file=sys.stderr)
     return good, hashes[: len(good)]

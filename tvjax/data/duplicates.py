@@ -13,10 +13,12 @@ the table of cosines, and the comparison with the median.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 
 import numpy as np
+from PIL import Image
 
 from tvjax import interruption
 from tvjax.data import area
@@ -36,8 +38,10 @@ _FINE = 12
 _SCALE = 1 << 16
 """Scale of the cosines; the transform is then below `2^8 2^_FINE (32 _SCALE)^2 = 2^62`."""
 
-_GREY = np.array([19595, 38470, 7471], np.float32)
-"""Weights of red, green and blue, of ITU-R 601-2, times 2^16."""
+_PARTS = 6
+"""Parts that the bits of a hash are dealt out to, to find near-duplicates by equal parts."""
+_BLOCK = 1 << 20
+"""Candidates compared at once: some 50 MB."""
 
 
 def _cosines() -> np.ndarray:
@@ -86,8 +90,8 @@ def hashes(image: np.ndarray) -> np.ndarray:
 
 def _transform(image: np.ndarray) -> np.ndarray:
     """The lowest frequencies of the grey image, int64 `[KEPT, KEPT]`."""
-    weighted = image.reshape(-1, 3).astype(np.float32) @ _GREY  # whole numbers below 2^24: exact
-    grey = ((weighted + 2**15) / 2**16).astype(np.uint8).reshape(image.shape[:2])
+    # Pillow's grey is ITU-R 601-2's in whole numbers: the weights times 2^16, rounded half up.
+    grey = np.asarray(Image.fromarray(image).convert("L"))
     pixels = grey.size
     total = area.sums(grey[..., None], (SIDE, SIDE))[..., 0].astype(np.int64)
     small = ((total << _FINE) + pixels // 2) // pixels
@@ -111,23 +115,21 @@ def _digests(image: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(f.digest() for f in found), ">u8").astype(np.uint64)
 
 
-def pairs(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
+def pairs(hashes: np.ndarray) -> np.ndarray:
     """All pairs of near-duplicates, int `[P, 2]`, the smaller index first, in order.
 
     Args:
       hashes: what `clusters` takes.
-      block: what `clusters` takes.
     """
-    found = np.concatenate([np.empty((0, 2), int), *_near_pairs(hashes, block)])
+    found = np.concatenate([np.empty((0, 2), int), *_near_pairs(hashes)])
     return np.unique(np.sort(found[found[:, 0] != found[:, 1]], axis=1), axis=0)
 
 
-def clusters(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
+def clusters(hashes: np.ndarray) -> np.ndarray:
     """Labels the clusters of near-duplicates: the connected components of their graph.
 
     Args:
       hashes: uint64 `[N, 8]`, one row per tile from `hashes`.
-      block: tiles compared with all others at once; bounds the memory at `9 N block` bytes.
 
     Returns:
       int `[N]`: the smallest index of a tile in the same cluster.
@@ -135,20 +137,60 @@ def clusters(hashes: np.ndarray, *, block: int = 256) -> np.ndarray:
     # Identical tiles first: a thousand copies would otherwise make half a million pairs.
     distinct, same = np.unique(hashes, axis=0, return_inverse=True)
     labels = np.arange(len(distinct))
-    for near in _near_pairs(distinct, block):
+    for near in _near_pairs(distinct):
         labels = join(len(labels), np.concatenate([edges(labels), near]))
     return by_first(labels[same.ravel()])
 
 
-def _near_pairs(hashes: np.ndarray, block: int) -> Iterator[np.ndarray]:
+def _near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
     """Yields pairs `[P, 2]` of rows of uint64 `[N, 8]` within MAX_DISTANCE, in one order or both.
 
-    Each row is a pair with itself too.
+    A pair may come several times, and each row is one with itself.
+
+    All are found: of the parts of two hashes that differ in d bits, at most d differ. So for some
+    `_PARTS - MAX_DISTANCE` parts the two are equal, and tiles that are equal in such parts are the
+    only ones that are compared.
     """
-    for start in range(0, len(hashes), block):
-        interruption.check()
-        ours = hashes[start : start + block, :1]
-        near = np.zeros((len(ours), len(hashes)), bool)
-        for view in hashes.T:
-            near |= np.bitwise_count(ours ^ view[None]) <= MAX_DISTANCE
-        yield np.argwhere(near) + np.array([start, 0])
+    views = hashes.shape[1]
+    ours, theirs = np.ascontiguousarray(hashes[:, 0]), hashes.ravel()
+    for mask in _masks():
+        keys = theirs & mask
+        order = np.argsort(keys)
+        keys = keys[order]
+        wanted = ours & mask
+        start, stop = (np.searchsorted(keys, wanted, side) for side in ("left", "right"))
+        for low, high in _blocks(stop - start):
+            interruption.check()
+            one, place = _spread(start[low:high], stop[low:high])
+            one, two = one + low, order[place]
+            near = np.bitwise_count(ours[one] ^ theirs[two]) <= MAX_DISTANCE
+            yield np.stack([one[near], two[near] // views], axis=1)
+
+
+def _masks() -> list[np.uint64]:
+    """The bits of each choice of `_PARTS - MAX_DISTANCE` parts.
+
+    Parts are dealt bit by bit: neighbouring frequencies, which tell less, fall into several.
+    """
+    parts = [sum(1 << bit for bit in range(k, KEPT * KEPT, _PARTS)) for k in range(_PARTS)]
+    chosen = itertools.combinations(parts, _PARTS - MAX_DISTANCE)
+    return [np.uint64(sum(some)) for some in chosen]
+
+
+def _blocks(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cuts `[N]` sizes into ranges of at most `_BLOCK` in all, or of one size that is larger."""
+    ends = np.cumsum(sizes)
+    low = 0
+    while low < len(sizes):
+        done = ends[low - 1] if low else 0
+        high = max(low + 1, int(np.searchsorted(ends, done + _BLOCK, "right")))
+        yield low, high
+        low = high
+
+
+def _spread(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All whole numbers of ranges `[N]`, and before them which range each is of."""
+    sizes = stop - start
+    which = np.repeat(np.arange(len(sizes)), sizes)
+    first = np.cumsum(sizes) - sizes
+    return which, np.arange(len(which)) + (start - first)[which]

@@ -62,6 +62,8 @@ class Origin(Protocol):
     """All folders of images."""
     gives_splits: bool
     """Whether the labels say which tile is in which split."""
+    is_apart: bool
+    """Whether each tile stands by itself, so that another process may load it."""
 
     def describe(self) -> dict[str, Any]:
         """What is asked for, as it is stored and compared."""
@@ -126,7 +128,7 @@ class Images:
         self.labels, self.root = self._files[0], _root(self._files, self.folders)
         self._categories, self._reading = categories, reading
         self._of_folder = yolo if is_yolo else masks
-        self.gives_splits = len(self._files) > 1
+        self.gives_splits, self.is_apart = len(self._files) > 1, True
         self._own: dict[str, int] | None = None
 
     def describe(self) -> dict[str, Any]:

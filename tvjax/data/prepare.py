@@ -150,6 +150,12 @@ _LEAVE_OUT = flags.DEFINE_string(
     "A CSV file of images to leave out, e.g. FAULTS/worst.csv: the id of each, and after it, if at "
     "all, its file's name.",
 )  # fmt: skip
+_WORKERS = flags.DEFINE_integer(
+    "workers", None,
+    "Processes that read whole images, e.g. 2; default: as many as there are cores, if there are "
+    "enough images. Records do not depend on it.",
+    lower_bound=1,
+)  # fmt: skip
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draw and of the splits, e.g. 1.")
 
 
@@ -242,7 +248,7 @@ def _check_flags(kind: str) -> None:
     is_folder = _LABELS.value is not None and Path(_LABELS.value).is_dir()
     of_maps = _WHERE, _LAYER, _EXTENT, _KEEP_EMPTY, _TILE, _RESOLUTION, _GAP, _TMS
     useless = {
-        "labels": (_SIZE, _CATEGORY, _OBJECT),
+        "labels": (_SIZE, _CATEGORY, _OBJECT, _WORKERS),
         "masks": of_maps,
         "annotations": (*of_maps, _OBJECT),
     }[kind if not is_folder else "annotations"]
@@ -263,7 +269,7 @@ def main(argv: list[str]) -> None:
             origin, _OUT.value, size=size, limit=_LIMIT.value, seed=_SEED.value,
             skip_bad=_SKIP_BAD.value, split_file=_SPLIT_FILE.value, group=_GROUP.value,
             map_tiles=_MAP_TILES.value,
-            leave_out=_LEAVE_OUT.value,
+            leave_out=_LEAVE_OUT.value, workers=_WORKERS.value,
         )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written") from None

@@ -6,9 +6,10 @@ Training tiles that are cut from large images, and prediction, resize by the sam
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from tvjax.data import area
-from tvjax.data.area import overlaps, span
+from tvjax.data.area import banded, overlaps, span
 from tvjax.data.pictures import Raster
 from tvjax.errors import UserError
 
@@ -38,17 +39,16 @@ class Axis(NamedTuple):
         first, last = (self._centre(k) // (2 * self.new) for k in (start, stop - 1))
         return max(0, first), min(self.old, last + 2)
 
-    def weights(self, start: int, stop: int) -> np.ndarray:
+    def weights(self, start: int, stop: int) -> csr_array:
         """Whole numbers `[stop - start, hi - lo]`, float64: what each source weighs of `total`."""
         if self.new <= self.old:
             return overlaps(self.old, self.new, start, stop)
         low, high = self.source(start, stop)
         # Beyond the last centre its value holds.
-        centres = np.clip(
-            self._centre(np.arange(start, stop)[:, None]), 0, 2 * self.new * (self.old - 1)
-        )
-        shared = 2 * self.new - np.abs(centres - 2 * self.new * np.arange(low, high))
-        return np.maximum(shared, 0).astype(np.float64)
+        centres = np.clip(self._centre(np.arange(start, stop)), 0, 2 * self.new * (self.old - 1))
+        first = centres // (2 * self.new)
+        rest = centres - 2 * self.new * first
+        return banded(first - low, np.stack([2 * self.new - rest, rest], axis=1), high - low)
 
     @property
     def total(self) -> int:
@@ -92,7 +92,7 @@ def scaled(raster: Raster, scale: float) -> Raster:
 
     def weighted(
         read: Any, top: int, bottom: int, left: int, right: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, csr_array, csr_array]:
         block = read(*rows.source(top, bottom), *columns.source(left, right))
         return block, rows.weights(top, bottom), columns.weights(left, right)
 

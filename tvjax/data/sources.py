@@ -5,7 +5,7 @@ missing or could not be opened; `passed_over` are those that `limit` left out: t
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from tvjax import files
@@ -28,14 +28,18 @@ class Sources:
     def __init__(
         self, labels: Path, images: Path, listed: Callable[[], Iterable[Path]] = lambda: ()
     ):
-        self._labels, self._images, self._listed = labels, images, listed
-        self._stamps: dict[str, Stamp | None] = {}
+        self.labels, self.images, self._listed = labels, images, listed
+        self.stamps: dict[str, Stamp | None] = {}
 
     def read(self, file: Path) -> None:
         """Notes a file that is about to be read, or cannot be; of one that was noted, nothing."""
         name = self._name(file)
-        if name not in self._stamps:
-            self._stamps[name] = stamps.take(file)
+        if name not in self.stamps:
+            self.stamps[name] = stamps.take(file)
+
+    def add(self, stamps: Mapping[str, Stamp | None]) -> None:
+        """Takes over what another process noted."""
+        self.stamps |= stamps
 
     def check_unchanged(self, file: Path) -> None:
         """Checks that a file that has been read is still the one that was noted.
@@ -43,7 +47,7 @@ class Sources:
         Raises:
           UserError: it was written meanwhile.
         """
-        stamp = self._stamps[self._name(file)]
+        stamp = self.stamps[self._name(file)]
         if stamp is not None:
             size, _, changed = stamps.signature(file)
             if [size, changed] != [stamp[0], stamp[2]]:
@@ -59,13 +63,13 @@ class Sources:
           found: files of all sound tiles; those that were not noted were passed over.
           faulty: files that cannot be used.
         """
-        passed_over = set(map(self._name, found)) - self._stamps.keys()
+        passed_over = set(map(self._name, found)) - self.stamps.keys()
         passed_over -= set(map(self._name, faulty))
-        known = passed_over | self._stamps.keys()
+        known = passed_over | self.stamps.keys()
         for file in {*faulty, *self._listed()}:
             if self._name(file) not in known:
                 self.read(file)
-        content = {"read": self._stamps, "passed_over": sorted(passed_over)}
+        content = {"read": self.stamps, "passed_over": sorted(passed_over)}
         stamps.write(directory / FILE, content)
 
     def changes(self, directory: Path) -> str:
@@ -86,14 +90,14 @@ class Sources:
         )
 
     def _name(self, file: Path) -> str:
-        is_label = file.is_relative_to(self._labels) and not file.is_relative_to(self._images)
-        if file.parent == self._labels or is_label:
-            return f"masks/{file.relative_to(self._labels)}"
-        return f"images/{os.path.relpath(file, self._images)}"
+        is_label = file.is_relative_to(self.labels) and not file.is_relative_to(self.images)
+        if file.parent == self.labels or is_label:
+            return f"masks/{file.relative_to(self.labels)}"
+        return f"images/{os.path.relpath(file, self.images)}"
 
     def _path(self, name: str) -> Path:
         kind, _, rest = name.partition("/")
-        return (self._labels if kind == "masks" else self._images) / rest
+        return (self.labels if kind == "masks" else self.images) / rest
 
 
 def _read(directory: Path) -> tuple[dict[str, Stamp | None], list[str]]:

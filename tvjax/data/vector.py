@@ -221,6 +221,7 @@ class Scenes:
         folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
         self.root = Path(os.path.commonpath(folders))
         self.folders, self.gives_splits = [self.root], False
+        self.is_apart = False  # tiles of one image share the open file
         self._where = vector_files.parse_where(request.where)
         self._shelf: Shelf | None = None
 

@@ -1,0 +1,153 @@
+"""Tiles as records have them, made by this process or by several: the same ones in the same order.
+
+A tile is made of its own files alone, and all of it is whole numbers.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tvjax import interruption
+from tvjax.data import area, duplicates
+from tvjax.data.origins import Tile
+from tvjax.data.sources import Sources
+from tvjax.data.stamps import Stamp
+from tvjax.errors import Outage, UserError
+
+LEAST = 1000
+"""Tiles for which another process pays, which takes seconds to start."""
+
+TOGETHER = 32
+"""Tiles that a process gets at once."""
+
+
+class Shrunk(NamedTuple):
+    """What records and splits need of a tile."""
+
+    pixels: bytes
+    """Image and mask, uint8 `[h, w, 4]`."""
+    hashes: np.ndarray
+    """See `duplicates.hashes`."""
+
+
+Result = Shrunk | str | None
+"""A tile, what is wrong with it, or None: there is nothing to be seen in it."""
+
+
+def choose_workers(tiles: int) -> int:
+    """How many processes pay: one per core that this one may use, if each has `LEAST` tiles."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(1, min(cores, tiles // LEAST))
+
+
+def shrink(tile: Tile, size: tuple[int, int], sources: Sources) -> Result:
+    """Decodes a tile, shrinks it to a height and width, and hashes it; notes its files."""
+    for file in tile.files:
+        sources.read(file)
+    try:
+        loaded = tile.load()
+        for file in tile.files:
+            sources.check_unchanged(file)
+    except UserError as error:
+        return str(error)
+    if loaded is None:
+        return None
+    image, mask = loaded
+    parts = area.shrink_image(image, size), area.shrink_mask(mask, size)
+    return Shrunk(np.concatenate(parts, axis=2).tobytes(), duplicates.hashes(image))
+
+
+def each(
+    tiles: Sequence[Tile], size: tuple[int, int], sources: Sources, workers: int
+) -> Generator[Result, None, None]:
+    """Yields what becomes of each tile, in their order, whatever the number of processes.
+
+    Args:
+      tiles: of several processes, such as can be pickled.
+      size: height and width of the records.
+      sources: notes the files.
+      workers: processes that do the work; 1: this one alone.
+
+    Raises:
+      Outage: one of the processes was ended, for instance for want of memory.
+    """
+    if workers == 1:
+        for tile in tiles:
+            interruption.check()
+            yield shrink(tile, size, sources)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would share the locks of threads
+    given = sources.labels, sources.images, size
+    pool = ProcessPoolExecutor(workers, context, _start, given)
+    rest, waiting = iter(tiles), deque[Future[tuple[list[Result], dict[str, Stamp | None]]]]()
+    try:
+        while True:
+            interruption.check()
+            part = list(itertools.islice(rest, TOGETHER))
+            if part:
+                with _deaf():
+                    waiting.append(pool.submit(_shrink_all, part))
+            if not waiting:
+                return
+            if len(waiting) > 2 * workers or not part:
+                found, stamps = waiting.popleft().result()
+                sources.add(stamps)
+                yield from found
+    except BrokenProcessPool as error:
+        interruption.check()  # the signal that ended them may have come here too
+        raise Outage(
+            "a process that reads images was ended, perhaps for want of memory; run the same "
+            "command again, with fewer of them (--workers=1)"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started within it never hear Ctrl-C, which comes to the whole group: this one does,
+    afterwards, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Task:
+    """What a process of several is told once."""
+
+    labels: Path
+    images: Path
+    size: tuple[int, int]
+
+
+def _start(labels: Path, images: Path, size: tuple[int, int]) -> None:
+    _Task.labels, _Task.images, _Task.size = labels, images, size
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Where the parent was killed nobody else would end this process."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _shrink_all(tiles: Sequence[Tile]) -> tuple[list[Result], dict[str, Stamp | None]]:
+    sources = Sources(_Task.labels, _Task.images)
+    return [shrink(tile, _Task.size, sources) for tile in tiles], sources.stamps
