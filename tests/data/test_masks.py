@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from programs import use
 
-from tvjax.data import builder, manifest, mask_files, masks, records, sets, splits
+from tvjax.data import builder, manifest, mask_files, masks, origins, records, sets, splits
 from tvjax.errors import UserError
 
 
@@ -371,3 +371,16 @@ def test_colours_that_are_in_no_mask_are_told(source, tmp_path, capsys):
     for text in ("#12345", "red", "-1", "3.5"):
         with pytest.raises(UserError, match="give a number such as 3, or a colour"):
             mask_files.parse_object(text)
+
+
+def test_several_processes_tell_of_the_same_values(source, tmp_path):
+    write_masks(source, rgb)
+    told = []
+    for workers in (1, 2):
+        with pytest.raises(UserError, match=r"#8429F6 .* #3C1098 ") as error:
+            origin = origins.Images(source / "masks", source / "images", [(60, 16, 153)])
+            builder.build_from(
+                origin, tmp_path / "out", size=(6, 8), progress=False, workers=workers
+            )
+        told.append(str(error.value))
+    assert told[0] == told[1]

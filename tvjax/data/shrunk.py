@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -44,6 +44,10 @@ class Shrunk(NamedTuple):
 
 Result = Shrunk | str | None
 """A tile, what is wrong with it, or None: there is nothing to be seen in it."""
+
+
+Part = tuple[list[Result], dict[str, Stamp | None], Counter[int | str]]
+"""What a process gives back: tiles, stamps of their files, and the values of masks that it met."""
 
 
 def choose_workers(tiles: int) -> int:
@@ -92,7 +96,7 @@ def each(
     context = multiprocessing.get_context("spawn")  # a fork would share the locks of threads
     given = sources.labels, sources.images, size
     pool = ProcessPoolExecutor(workers, context, _start, given)
-    rest, waiting = iter(tiles), deque[Future[tuple[list[Result], dict[str, Stamp | None]]]]()
+    rest, waiting = iter(tiles), deque[Future[Part]]()
     try:
         while True:
             interruption.check()
@@ -103,8 +107,9 @@ def each(
             if not waiting:
                 return
             if len(waiting) > 2 * workers or not part:
-                found, stamps = waiting.popleft().result()
+                found, stamps, met = waiting.popleft().result()
                 sources.add(stamps)
+                _met(tiles).update(met)
                 yield from found
     except BrokenProcessPool as error:
         interruption.check()  # the signal that ended them may have come here too
@@ -148,6 +153,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _shrink_all(tiles: Sequence[Tile]) -> tuple[list[Result], dict[str, Stamp | None]]:
-    sources = Sources(_Task.labels, _Task.images)
-    return [shrink(tile, _Task.size, sources) for tile in tiles], sources.stamps
+def _shrink_all(tiles: Sequence[Tile]) -> Part:
+    sources, met = Sources(_Task.labels, _Task.images), _met(tiles)
+    met.clear()  # of what came with the tiles
+    return [shrink(tile, _Task.size, sources) for tile in tiles], sources.stamps, met
+
+
+def _met(tiles: Sequence[Tile]) -> Counter[int | str]:
+    """What counts the values of masks, which all tiles share; of other tiles nothing."""
+    found: Counter[int | str] | None = getattr(tiles[0], "met", None)
+    return Counter() if found is None else found
