@@ -39,7 +39,7 @@ class Shrunk(NamedTuple):
     pixels: bytes
     """Image and mask, uint8 `[h, w, 4]`."""
     hashes: np.ndarray
-    """See `duplicates.hashes`."""
+    """What `duplicates.hashes` gives."""
 
 
 Result = Shrunk | str | None
