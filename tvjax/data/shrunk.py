@@ -80,7 +80,7 @@ def each(
     """Yields what becomes of each tile, in their order, whatever the number of processes.
 
     Args:
-      tiles: of several processes, such as can be pickled.
+      tiles: the tiles, such as can be pickled where there are several processes.
       size: height and width of the records.
       sources: notes the files.
       workers: processes that do the work; 1: this one alone.
