@@ -46,7 +46,7 @@ def make(seed: int) -> Known:
         whole_rates=(0.3,),
         scale=0.3,
         moves=(3.0, 10.0, 30.0, 100.0, 300.0),
-        budget=200_000,
+        budget=600_000,
         whole_calls=500,
         box=BOX,
         test=lambda w: jnp.mean((rows @ w) * labels <= 0),
