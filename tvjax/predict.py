@@ -77,6 +77,12 @@ _DENOISE = flags.DEFINE_float(
 _SIMPLIFY = flags.DEFINE_float(
     "simplify", 0.0, "How far, in pixels of the image, polygons may leave the mask, e.g. 1."
 )
+_REGULARIZE = flags.DEFINE_bool(
+    "regularize",
+    False,
+    "Whether polygons get right angles where the outline says so; their area changes by at most a "
+    "tenth.",
+)
 _MIN_AREA = flags.DEFINE_integer(
     "min_area", 1, "Pixels of the smallest object that has a polygon, e.g. 20."
 )
@@ -131,6 +137,7 @@ def main(argv: list[str]) -> None:
         _SCALE.value or 1.0, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value,
         _MIN_AREA.value, _WHITE.value, coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value),
         reading, resolution if _SCALE.value is None else None,
+        _REGULARIZE.value,
     )  # fmt: skip
     try:
         objects, skipped = writing.predict_images(

@@ -255,7 +255,9 @@ def require_shapely() -> Any:
     try:
         import shapely
     except ImportError as error:
-        raise UserError("--simplify needs shapely; pip install 'tvjax[geo]'") from error
+        raise UserError(
+            "--simplify and --regularize need shapely; pip install 'tvjax[geo]'"
+        ) from error
     return shapely
 
 

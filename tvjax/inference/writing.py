@@ -19,7 +19,7 @@ from tvjax.data import coco, mosaic, pictures, scenes, workspace
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError, escaped
-from tvjax.inference import polygons, reader, tiles, writer
+from tvjax.inference import polygons, reader, regularize, tiles, writer
 
 
 class Options(NamedTuple):
@@ -38,6 +38,8 @@ class Options(NamedTuple):
     """How images are read."""
     resolution: float | None = None
     """Metres per pixel of what the net sees, of images on a map, in place of the scale."""
+    regularize: bool = False
+    """Whether polygons get right angles, see `tvjax.inference.regularize`."""
 
     def open(self, place: reader.Place) -> contextlib.AbstractContextManager[Raster]:
         """Opens an image."""
@@ -49,6 +51,12 @@ class Options(NamedTuple):
         if self.resolution is None or raster.transform is None or not raster.crs:
             return self.scale
         return scenes.scale(raster, self.resolution)
+
+    def draw(self, polygon: polygons.Polygon) -> polygons.Polygon:
+        """An object's outline as it is written."""
+        if self.regularize:
+            (polygon,) = regularize.regularize([polygon])
+        return polygons.simplify(polygon, self.simplify) if self.simplify else polygon
 
 
 DEFAULTS = Options()
@@ -214,7 +222,7 @@ def predict_images(
     (1, []) ['a.geojson', 'a_mask.png', 'results.json']
     """
     files.check_folder("out", out)
-    if options.simplify:
+    if options.simplify or options.regularize:
         polygons.require_shapely()
     skipped: list[str] = []
     tiling, sizes = _plan(images, net, options, tile, batch, skipped)
@@ -347,10 +355,7 @@ def predict_raster(
         for polygon in polygons.trace(
             written(), threshold=options.threshold, min_area=options.min_area
         ):
-            drawn = polygon
-            if options.simplify:
-                drawn = polygons.simplify(polygon, options.simplify)
-            features.add(polygons.feature(drawn, raster.transform))
+            features.add(polygons.feature(options.draw(polygon), raster.transform))
             yield polygon
 
 
