@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from nets import initial
+from nets import initial, state_shapes
 from scipy import ndimage
 from test_models import random, same_value_and_derivatives
 
@@ -277,8 +277,8 @@ def work_of(config, tiles):
 @pytest.mark.parametrize("name", ["segnet", "segformer"])
 def test_a_step_of_its_config_gives_the_state_of_the_next(tiles, name):
     """Traced only: to compile all blocks takes minutes."""
-    setup, work = work_of(config_of(name), tiles)
-    state = jax.eval_shape(setup.create)
+    setup, work = work_of(config := config_of(name), tiles)
+    state = state_shapes(config)
     after, metrics = jax.eval_shape(setup.plain, state, *next(work).arguments)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
@@ -295,7 +295,7 @@ def test_its_config_takes_steps_on_tiles(tiles, name, monkeypatch):
         "model.width": 2, "train.batch_size": 4, "train.steps": 3, "schedule.warmup": 1,
     })  # fmt: skip
     setup, work = work_of(config, tiles)
-    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(setup.create))
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state_shapes(config))
     start = initial(make_model(**config.model)[0], jnp.float32)["params"]
     params = jax.tree.map(jnp.copy, start)  # a step takes its state's memory
     state = state._replace(inner=state.inner._replace(params=params))

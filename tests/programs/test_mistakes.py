@@ -135,7 +135,7 @@ def outcomes(place, hostile_images):
     listed = {line: command(line) for line in MISTAKES} | USES
     found = dict(zip(listed, use_all(*listed.values(), cwd=place), strict=True))
     changed = {path for path, _ in state(place).items() ^ before.items()}
-    asked = ("scores", "damaged.net", "predicted")  # by the uses
+    asked = ("scores", "damaged.net", "predicted", "ranked")  # by the uses
     found["changes"] = {p for p in changed if p.relative_to(place).parts[0] not in asked}
     return found
 

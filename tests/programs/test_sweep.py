@@ -58,7 +58,8 @@ def test_the_same_command_goes_on(tiles, tmp_path, monkeypatch, capsys, args):
     rundir.write_config(tmp_path, config)
     first = next(iter(sweep._train(config, todo, tmp_path, args)))
     sweep.write(tmp_path, first)
-    assert [json.loads(x)["seed"] for x in (tmp_path / "results.jsonl").open()] == [0, 1]
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [0, 1]
     trained = []
     monkeypatch.setattr(
         sweep, "_train", lambda config, todo, *rest: iter([[x | {"lambda": p.lam, "seed": p.seed}]

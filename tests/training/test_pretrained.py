@@ -10,7 +10,7 @@ import weight_files
 from devices import Tiles
 from encoders import TINY, arrays_of
 from encoders import tiny as tiny
-from nets import initial
+from nets import initial, state_shapes
 
 import tvjax
 from configs import lunet_bilevel
@@ -90,7 +90,7 @@ def test_the_first_state_has_the_weights_of_the_file(tiny, tiles, file):
 def test_weights_that_do_not_fit_are_refused(tiny, tiles, file, content, words):
     file.write_bytes(content)
     config = config_of(tiles, file)
-    state = jax.eval_shape(make_setup(config, (16, 16)).create)
+    state = state_shapes(config)
     with pytest.raises(UserError, match=words):
         pretrained.put(config.model, state)
 

@@ -241,7 +241,7 @@ def after_two_steps(estimator, problem, state, alpha, along=1.0):
 @pytest.mark.slow
 def test_the_hypergradient_of_a_tv_softmax_head_is_exact_with_its_direct_term(x64):
     head = make_head(name="tv_softmax", num_iterations=1, kind="anisotropic")
-    _, problem, state, alpha = with_head(head, jnp.asarray(0.1), place="head")
+    _, problem, state, alpha = with_head(head, jnp.asarray(0.01), place="head")
     gradient, difference = after_two_steps(hypergrad.exact(), problem, state, alpha)
     np.testing.assert_allclose(gradient, difference, rtol=1e-9)
     cut = problem._replace(  # the outer loss at the lambda before the step: no direct term

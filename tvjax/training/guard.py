@@ -49,10 +49,10 @@ def loss_of(config: Config, scores: dict[str, Any]) -> float:
 def look(
     watch: Watch, config: Config, setup: Setup, state: TrainState, scores: dict[str, Any]
 ) -> Watch:
-    """The watch after an evaluation: with the lowest loss so far, or with a warning.
+    """The watch after an evaluation, with the lowest loss so far, or with a warning.
 
-    It warns where the loss was more than `RISE` above its lowest at `TWICE` evaluations running,
-    while something learned is further than a factor of `MOVE` from where it was at the lowest.
+    A warning comes where the loss was more than `RISE` above its lowest at `TWICE` evaluations
+    running, while something learned is further than a factor of `MOVE` from where it was then.
     Nothing shows that the one caused the other: a net that overfits does the same.
 
     Args:
@@ -60,7 +60,7 @@ def look(
       config: config of the run.
       setup: functions of the run; `plan.guard` tells whether to warn or to hold.
       state: the state that was evaluated, at the step that it says.
-      scores: its scores on the validation split.
+      scores: scores on the validation split.
     """
     plan = setup.plan
     if plan.guard == "none" or plan.estimator is None or watch.held:
