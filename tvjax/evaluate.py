@@ -56,6 +56,7 @@ _AGAINST = flags.DEFINE_multi_string(
     "against", [], "Folders of runs of another method to compare them with, e.g. B1,B2,B3."
 )
 _CHECKPOINT = program.define_checkpoint_flag()
+_AUGMENT = program.define_augment_flag()
 _SPLIT = flags.DEFINE_enum(
     "split", "val", ["train", "val", "test"], "Which of the run's tiles to score."
 )
@@ -189,7 +190,9 @@ def _open(workdir: str, out: Path | None) -> Opened:
 
 def open_net(workdir: Path) -> tuple[Predictor, Config]:
     """The net of a run and its config."""
-    net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
+    net = Predictor.load(
+        workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value, augment=_AUGMENT.value
+    )
     return net, restore.read_config(workdir)
 
 
@@ -222,7 +225,10 @@ def _reading(workdirs: list[Path]) -> Reading:
 def _settings(net: Predictor | None) -> dict[str, Any]:
     """How runs are scored: as the flags say, or a net's own denoising."""
     denoise = _DENOISE.value if net is None else net.denoise or 0.0
-    return {"scale": _SCALE.value, "denoise": denoise, "checkpoint": _CHECKPOINT.value}
+    return {
+        "scale": _SCALE.value, "denoise": denoise, "checkpoint": _CHECKPOINT.value,
+        "augment": _AUGMENT.value,
+    }  # fmt: skip
 
 
 def _score(

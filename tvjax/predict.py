@@ -101,6 +101,7 @@ _CATEGORY = flags.DEFINE_integer(
     "--annotations, else 1.",
 )
 _CHECKPOINT = program.define_checkpoint_flag()
+_AUGMENT = program.define_augment_flag()
 _TILE = flags.DEFINE_integer(
     "tile", 512, "Side, in pixels, of the tiles that large images are cut into, a multiple of 32."
 )
@@ -131,7 +132,9 @@ def main(argv: list[str]) -> None:
     if any(reader.path_of(place).parent.resolve() == folder for place in places):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
     files.check_folder("out", Path(out))
-    net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
+    net = Predictor.load(
+        workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value, augment=_AUGMENT.value
+    )
     reading, resolution = rundir.read_images_of(Path(workdir))
     options = writing.Options(
         _SCALE.value or 1.0, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value,

@@ -47,6 +47,15 @@ def define_checkpoint_flag() -> flags.FlagHolder[str]:
     )  # fmt: skip
 
 
+def define_augment_flag() -> flags.FlagHolder[bool]:
+    """`--augment`, of the programs that predict; see `Predictor.augment`."""
+    return flags.DEFINE_bool(
+        "augment", False,
+        "Whether probabilities are means over the image's flips and quarter turns, in eight times "
+        "the time (of tiles that are not square over flips, in four times).",
+    )  # fmt: skip
+
+
 def run(
     main: Callable[[list[str]], Any], *, interrupted: int = INTERRUPTED, words: int = 0
 ) -> None:

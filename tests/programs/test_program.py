@@ -243,6 +243,7 @@ def test_help_is_a_screen_or_two_that_names_every_flag(name):
     shared = ["config"] * (name in ("main", "sweep", "label_faults"))
     shared += ["coordinator", "num_processes", "process_id", "multihost"] * (name == "main")
     shared += ["checkpoint"] * (name in ("predict", "evaluate", "export"))
+    shared += ["augment"] * (name in ("predict", "evaluate"))
     named = re.findall(r"^  --(?:\[no\])?(\w+)", listed.partition("\nConfigs")[0], re.M)
     assert sorted(named) == sorted(own + shared)
     for words in re.split(r"\n  --", listed.partition("\n\n")[0]):

@@ -13,6 +13,7 @@ from jax import export as jax_export
 
 from tvjax import arguments
 from tvjax.errors import UserError
+from tvjax.inference import symmetries
 from tvjax.training import restore, rundir
 from tvjax.training.net import Net
 from tvjax.training.state import TrainState
@@ -60,10 +61,18 @@ class Predictor:
     step: Callable[..., tuple[jax.Array, jax.Array]] = field(metadata={"static": True})
     """`(state, images) -> (logits, probabilities)`, as in `steps.prediction_step`."""
     denoise_kind: str = field(default="anisotropic", metadata={"static": True})
+    augment: bool = field(default=False, metadata={"static": True})
+    """Whether probabilities are means over the symmetries of the images' shape: the eight of the
+    square, or four flips. Denoising comes after it."""
 
     @classmethod
     def load(
-        cls, workdir: str | Path, *, denoise: float | None = None, checkpoint: str | int = "newest"
+        cls,
+        workdir: str | Path,
+        *,
+        denoise: float | None = None,
+        checkpoint: str | int = "newest",
+        augment: bool = False,
     ) -> "Predictor":
         """The net of a run's checkpoint; its data need not be at hand.
 
@@ -72,6 +81,7 @@ class Predictor:
           denoise: weight of the TV denoising. None: the one that the run chose for this checkpoint
             (U-Net + TV), if it did; 0: no denoising.
           checkpoint: `"newest"`, `"best"` (by validation score), or the step of one that was kept.
+          augment: whether to average over symmetries, in eight times the time.
 
         Raises:
           UserError: there is no run, no such checkpoint, or `denoise` is not one number of at least
@@ -81,7 +91,8 @@ class Predictor:
         config, net, state = restore.open_net(workdir, checkpoint)
         if denoise is None:
             denoise = own_denoising(workdir, config, int(state.step))
-        return cls.of(net, state, denoise=denoise, denoise_kind=config.denoise.kind)
+        kind = config.denoise.kind
+        return cls.of(net, state, denoise=denoise, denoise_kind=kind, augment=augment)
 
     @classmethod
     def of(
@@ -91,16 +102,18 @@ class Predictor:
         *,
         denoise: float | None = None,
         denoise_kind: str = "anisotropic",
+        augment: bool = False,
     ) -> "Predictor":
         """A net with the parameters of a state that lies on one device."""
         weight = None if denoise is None else _weight(denoise)
-        return cls(state, weight or None, jax.jit(net.predict), denoise_kind)
+        return cls(state, weight or None, jax.jit(net.predict), denoise_kind, augment)
 
     def __repr__(self) -> str:
         """One line; the parameters themselves are in `state`."""
         leaves = jax.tree.leaves(self.state.inner.params) if self.state else []
         number = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
-        return f"Predictor({number:,} parameters, denoise={self.denoise})"
+        augment = ", augment=True" if self.augment else ""
+        return f"Predictor({number:,} parameters, denoise={self.denoise}{augment})"
 
     def __call__(self, images: Any) -> jax.Array:
         """Probabilities of the object.
@@ -135,9 +148,11 @@ class Predictor:
 
         Raises:
           UserError: the net takes no images of this size, or an argument cannot be so (see
-            `check_export`).
+            `check_export`), or it averages over symmetries and no size says how many there are.
         """
         check_export(size=size, batch=batch, platforms=platforms)
+        if self.augment and size is None:
+            raise UserError("size=None: a net with augment=True needs a size, e.g. size=512")
         if size is not None and not self._takes(size):
             near = range(size // MULTIPLE * MULTIPLE, size + 8 * MULTIPLE, MULTIPLE)
             good = [side for side in near if side and self._takes(side)][:2]
@@ -229,7 +244,10 @@ def _pixels(images: Any) -> jax.Array:
 
 @jax.jit
 def _apply(predictor: Predictor, images: jax.Array) -> jax.Array:
-    _, probabilities = predictor.step(predictor.state, images)
+    def predict(images: jax.Array) -> jax.Array:
+        return predictor.step(predictor.state, images)[1]
+
+    probabilities = symmetries.average(predict, images) if predictor.augment else predict(images)
     if predictor.denoise is None:
         return probabilities
     return denoise_tv(
