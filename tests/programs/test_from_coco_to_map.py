@@ -49,10 +49,10 @@ def test_from_a_coco_file_to_polygons_on_the_map(tmp_path):
     summary = last_line(use(
         "main", "--config=configs/lunet_bilevel.py", workdir,
         f"--config.data.directory={tmp_path}/tiles", f"--config.data.cache={tmp_path}/cache",
-        "--config.train.steps=40", "--config.train.batch_size=4", "--config.model.width=4",
+        "--config.train.steps=80", "--config.train.batch_size=4", "--config.model.width=4",
         "--config.model.depth=1", "--config.optimizer.learning_rate=0.02",
         "--config.hypergrad.warmup=20", "--config.hypergrad.batch_size=4",
-        "--config.evaluation.every=40",
+        "--config.evaluation.every=80",
     ))  # fmt: skip
     assert summary["test_iou"] > 0.8, summary
     scores = last_line(use("evaluate", workdir, *coco, "--scale=0.5", f"--out={tmp_path}/scores"))
@@ -68,9 +68,12 @@ def test_from_a_coco_file_to_polygons_on_the_map(tmp_path):
     assert len(found) == numbers["objects"] and found.crs.to_epsg() == 32633
     assert found.is_valid.all()
     shapes = np.array(found.geometry)
-    for roof in map(expected_outline, roofs):
+    for roof_at in roofs:
+        roof, has_court = expected_outline(roof_at), roof_at[-1]
         common = shapely.area(shapely.intersection(shapes, roof))
-        assert np.max(common / shapely.area(shapely.union(shapes, roof))) > 0.6, roof
+        # A wall of 4 pixels round a court is 2 of the net's, or 1 and two that are half covered.
+        least = 0.5 if has_court else 0.6
+        assert np.max(common / shapely.area(shapely.union(shapes, roof))) > least, roof
     plain = last_line(use("predict", *flags, "--denoise=0", f"--out={tmp_path}/plain"))
     exact = geopandas.read_file(tmp_path / "plain" / "town.geojson")
     assert plain["objects"] == numbers["objects"]
