@@ -315,11 +315,12 @@ def test_its_config_takes_steps_on_tiles(tiles, name, monkeypatch):
 def test_it_beats_the_baselines_of_the_embedded_set(tmp_path_factory, name):
     base = tmp_path_factory.getbasetemp()  # both nets' tiles are drawn once
     config = config_of(name, **{
-        "model.width": 8, "train.steps": 120, "schedule.warmup": 20, "evaluation.every": 120,
-        "checkpoint.every": 120, "data.cache": str(base / "embedded"),
+        "model.width": 8, "train.steps": 240, "schedule.warmup": 20, "evaluation.every": 240,
+        "checkpoint.every": 240, "data.cache": str(base / "embedded"),
     })  # fmt: skip
     summary = loop.run(config, base / f"embedded-{name}")
-    assert summary["test_iou"] > max(summary["test_baselines"].values()), summary
+    least = max(v for k, v in summary["test_baselines"].items() if k.endswith("_pooled"))
+    assert summary["test_pooled_iou"] > least + 0.1, summary
 
 
 @pytest.mark.slow
