@@ -17,9 +17,10 @@ from tvjax.errors import Outage
 class Killer:
     """A tile at which its process is ended, as for want of memory."""
 
-    files = ()
+    id, file, height, width = 0, Path("a.png"), 8, 8
+    files: tuple[Path, ...] = ()
 
-    def load(self):
+    def load(self) -> None:
         os._exit(9)
 
 

@@ -78,8 +78,11 @@ def hashes(image: np.ndarray) -> np.ndarray:
       change, to the bit, when the image is rotated by a quarter turn or flipped.
     """
     low = _transform(image)
-    if _is_flat(low):
-        return _digests(image)
+    return _digests(image) if _is_flat(low) else _bits(low)
+
+
+def _bits(low: np.ndarray) -> np.ndarray:
+    """The hashes of a transform `[KEPT, KEPT]`, uint64 `[8]`."""
     flips = (low, low * _SIGNS, low * _SIGNS[:, None], low * _SIGNS * _SIGNS[:, None])
     views = np.stack([view for flip in flips for view in (flip, flip.T)]).reshape(8, -1)
     middle = KEPT * KEPT // 2
