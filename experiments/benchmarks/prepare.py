@@ -152,6 +152,7 @@ def by_turns(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in tqdm(range(repeats), " and ".join(works)):
         for name, work in works.items():
+            time.sleep(0.2)  # threads of the one before spin for a while
             found[name].append(timed(work))
     return {name: np.array(times) for name, times in found.items()}
 
@@ -228,6 +229,10 @@ def measure_builds(repeats: int, tiles: int, dense_tiles: int, workers: int) -> 
     per_tile = {name: found[name] / works[name][1] for name in works}
     for name in works:
         shown[name]["processor_seconds_per_tile"] = float(np.median(per_tile[name][:, 1]))
+    few, many = (float(np.median(found[name][:, 1])) for name in list(works)[1:3])
+    further = (many - few) / (tiles - dense_tiles)
+    shown["processor seconds per further tile, 1 process"] = further
+    shown["processor seconds of 60,000 tiles, 1 process"] = few + further * (60_000 - dense_tiles)
     for name in list(works)[2:]:
         shown[f"dense over {name}, per tile"] = ratios(per_tile["dense, 1 process"], per_tile[name])
     return shown
