@@ -103,8 +103,10 @@ _CATEGORY = flags.DEFINE_integer(
 _CHECKPOINT = program.define_checkpoint_flag()
 _AUGMENT = program.define_augment_flag()
 _TILE = flags.DEFINE_integer(
-    "tile", 512, "Side, in pixels, of the tiles that large images are cut into, a multiple of 32."
-)
+    "tile", None,
+    "Side, in pixels, of the tiles that large images are cut into, a multiple of 32; default: 512, "
+    "or what fits images of one size best, at most 768.",
+)  # fmt: skip
 _BATCH = flags.DEFINE_integer(
     "batch", 1, "How many tiles of an image the net takes at once, e.g. 4."
 )

@@ -5,7 +5,9 @@
 Writes GeoTIFFs of two sizes (`--sizes`) and a folder of pictures of 300 pixels, and predicts each
 in a process of its own, whose peak memory is that of the operating system (`ru_maxrss`). The net is
 an untrained U-Net, whose answer is then overruled by the drawn roofs: outlines of noise would be
-the better part of the work. Compilation is not timed; reading, polygons and writing are.
+the better part of the work. Compilation is not timed; reading, polygons and writing are. Beside it,
+in the same process, stands the net's forward pass alone, of one batch of the tiles that are used.
+Processor seconds, of all threads, tell more than the clock where other work runs.
 """
 
 import json
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,9 @@ from PIL import Image
 
 from configs import base
 from tvjax import program, provenance
+from tvjax.data import pictures
 from tvjax.errors import UserError
-from tvjax.inference import writing
+from tvjax.inference import tiles, writing
 from tvjax.inference.predictor import Predictor
 from tvjax.training import parallel
 from tvjax.training.net import make_net
@@ -36,11 +40,14 @@ _JSON = flags.DEFINE_string("json", None, "JSON file of the result, e.g. predict
 _SIZES = flags.DEFINE_list("sizes", ["2000", "5000"], "Sides of the rasters, in pixels.")
 _PICTURES = flags.DEFINE_integer("pictures", 50, "Number of the pictures.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
-_TILE = flags.DEFINE_integer("tile", 512, "Side of the tiles, in pixels.")
+_TILE = flags.DEFINE_integer("tile", None, "Side of the tiles, in pixels; default: as predict's.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Tiles that the net takes at once.")
 _CASE = flags.DEFINE_string(
     "case", None, "Folder to predict, e.g. CASE; each process of the benchmark gets one."
 )
+
+PASSES = 9
+"""Forward passes that are timed."""
 
 GROUND = 80
 """Grey of what is no roof."""
@@ -82,33 +89,56 @@ def measure(folder: Path) -> dict:
 
     images = list(enumerate(sorted((folder / "images").iterdir()), 1))
     timed: dict[str, Any] = {"tile": _TILE.value, "batch": _BATCH.value}
-    if images[0][1].suffix == ".tif":
-        shape = (_BATCH.value, _TILE.value, _TILE.value, 3)
-    else:
-        shape = (_BATCH.value, 300, 300, 3)
-    jax.block_until_ready(net(np.zeros(shape, np.float32)))
+    sizes = {pictures.read_size(path) for _, path in images}
+    tiling = tiles.choose_tiling(sizes, net, **timed)
+    batch = np.random.default_rng(0).random((_BATCH.value, *tiling.tile, 3), np.float32)
+    jax.block_until_ready(net(batch))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    began = time.perf_counter()
-    objects, skipped = writing.predict_images(images, folder / "out", net, **timed)
-    seconds = time.perf_counter() - began
+    forward = np.array([times(lambda: jax.block_until_ready(net(batch))) for _ in range(PASSES)])
+    predicted = []
+    used = times(
+        lambda: predicted.append(writing.predict_images(images, folder / "out", net, **timed))
+    )
+    ((objects, skipped),) = predicted
     assert not skipped, skipped
+    each = batch.shape[0] * batch.shape[1] * batch.shape[2] / 1e6 / np.median(forward, axis=0)
     return {
         "images": len(images),
+        "tile": tiling.tile,
+        "tiles": sum(tiles.count(*size, tiling) for size in sizes) * len(images) // len(sizes),
         "objects": objects,
-        "seconds": seconds,
-        "images_per_s": len(images) / seconds,
+        "seconds": used[0],
+        "processor_seconds": used[1],
+        "forward_megapixels_per_s": each[0],
+        "forward_megapixels_per_processor_s": each[1],
+        "images_per_s": len(images) / used[0],
         "mib_before": before,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
+def times(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds by the clock, and of the processor."""
+    began, used = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - began, time.process_time() - used
+
+
 def run_case(folder: Path, side: int) -> dict:
     command = [sys.executable, "-m", "experiments.benchmarks.predict", f"--case={folder}"]
-    command += [f"--{flag.name}={flag.value}" for flag in (_WIDTH, _TILE, _BATCH)]
+    given = (flag for flag in (_WIDTH, _TILE, _BATCH) if flag.value is not None)
+    command += [f"--{flag.name}={flag.value}" for flag in given]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     megapixels = found["images"] * side**2 / 1e6
-    return {"side": side, **found, "megapixels_per_s": megapixels / found["seconds"]}
+    rate = megapixels / found["processor_seconds"]
+    return {
+        "side": side,
+        **found,
+        "megapixels_per_s": megapixels / found["seconds"],
+        "megapixels_per_processor_s": rate,
+        "of_forward": rate / found["forward_megapixels_per_processor_s"],
+    }
 
 
 def main(argv):
@@ -139,11 +169,15 @@ def main(argv):
     }
     Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
     Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{'images':>7}{'side':>7}{'seconds':>9}{'images/s':>10}{'Mpx/s':>7}{'peak MiB':>10}")
+    print(
+        f"{'images':>7}{'side':>7}{'seconds':>9}{'images/s':>10}{'Mpx/s':>7}{'of forward':>12}"
+        f"{'peak MiB':>10}"
+    )
     for case in cases:
         print(
             f"{case['images']:>7}{case['side']:>7}{case['seconds']:>9.1f}"
-            f"{case['images_per_s']:>10.2f}{case['megapixels_per_s']:>7.2f}{case['peak_mib']:>10.0f}"
+            f"{case['images_per_s']:>10.2f}{case['megapixels_per_s']:>7.2f}"
+            f"{case['of_forward']:>12.2f}{case['peak_mib']:>10.0f}"
         )
 
 

@@ -206,6 +206,42 @@ def test_tiles_give_what_one_pass_gives(size):
     np.testing.assert_allclose(np.concatenate(strips), whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(520, 600), (1500, 300), (1040, 780), (769, 1333)])
+def test_tiles_that_are_fitted_give_what_others_give(size):
+    def near(images):  # sees one pixel around
+        x = np.pad(np.asarray(images)[..., :1], ((0, 0), (1, 1), (1, 1), (0, 0)))
+        beside = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
+        return (x[:, 1:-1, 1:-1] + beside) / 5
+
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    fitted = tiles.choose_tiling({size}, near)
+    plain = tiles.choose_tiling({size}, near, tiles.TILE)
+    assert plain.tile == (512, 512) and plain[1:3] == fitted[1:3]
+    assert all(side % 32 == 0 and side <= tiles.FITTED for side in fitted.tile)
+    assert tiles.count(*size, fitted) <= tiles.count(*size, plain)
+    for length, side in zip(size, fitted.tile, strict=True):
+        cut = tiles.windows(length, side, *fitted[1:3])
+        if length > tiles.TILE:  # smaller ones would not do
+            ends = [w.start + side for w in cut]
+            assert length <= ends[-1] < length + 32
+            assert len(cut) == 1 or len(tiles.windows(length, side - 32, *fitted[1:3])) > len(cut)
+    found = [
+        np.concatenate(list(tiles.probabilities(reader.from_array(image), near, tiling)))
+        for tiling in (fitted, plain)
+    ]
+    np.testing.assert_allclose(*found, atol=1e-6)
+
+
+def test_tiles_are_fitted_to_one_size_alone_and_to_nets_that_see_little():
+    def mean(images):
+        return np.broadcast_to(images.mean((1, 2, 3), keepdims=True), (*images.shape[:3], 1))
+
+    assert tiles.choose_tiling({(600, 600)}, mean).tile == (512, 512)
+    assert tiles.choose_tiling({(600, 600), (700, 600)}, red).tile == (512, 512)
+    assert tiles.choose_tiling({(600, 600)}, red).tile == (608, 608)
+    assert max(tiles.choose_tiling({(600, 900)}, red, batch=2).tile) <= 512
+
+
 def test_a_net_that_reaches_everywhere_is_blended_without_seams():
     def mean_net(images):
         return np.broadcast_to(images.mean((1, 2, 3), keepdims=True), (*images.shape[:3], 1))

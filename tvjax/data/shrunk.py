@@ -26,8 +26,8 @@ from tvjax.data.sources import Sources
 from tvjax.data.stamps import Stamp
 from tvjax.errors import Outage, UserError
 
-LEAST = 1000
-"""Tiles for which another process pays, which takes seconds to start."""
+LEAST = 4000
+"""Tiles for which another process pays: some ten seconds' work, and it takes seconds to start."""
 
 TOGETHER = 32
 """Tiles that a process gets at once."""

@@ -25,6 +25,15 @@ SLACK = 1e-3
 ALIGNMENT = 32
 """Tiles start at its multiples, so that pooling meets the same pixels as in one pass."""
 
+TILE = 512
+"""Side of tiles, unless they are fitted or another is asked for."""
+
+FITTED = 768
+"""Side of fitted tiles, at most: what the net holds of one takes 2.3 times the memory of `TILE`."""
+
+LOOK = 256
+"""Side of the tiles by which a net's reach is measured before tiles are fitted."""
+
 ROW = 1 << 22
 """Bytes of a row of tiles that is kept in memory; a longer one is kept in a temporary file."""
 
@@ -239,29 +248,58 @@ def probabilities(
         yield strip
 
 
-def choose_tiling(sizes: set[tuple[int, int]], net: Net, tile: int = 512, batch: int = 1) -> Tiling:
+def choose_tiling(
+    sizes: set[tuple[int, int]], net: Net, tile: int | None = None, batch: int = 1
+) -> Tiling:
     """One tiling for images of these sizes, so that the net is compiled once.
 
-    Images of one size that is no larger than a tile are taken whole, as in training.
+    Images of one size that is no larger than a tile are taken whole, as in training. Larger ones of
+    one size are cut into as few tiles as do, none larger than need be, if the net's reach is small:
+    what tiles share is predicted twice.
+
+    Args:
+      sizes: heights and widths.
+      net: see `Net`.
+      tile: side of the tiles; None: `TILE`, or as it fits, at most `FITTED`.
+      batch: tiles that the net takes at once; tiles of several are fitted up to `TILE` only.
     """
-    least = 4 * ALIGNMENT
-    if tile < least or tile % ALIGNMENT:
-        raise UserError(f"--tile={tile} must be a multiple of {ALIGNMENT}, at least {least}")
+    side, least = TILE if tile is None else tile, 4 * ALIGNMENT
+    if side < least or side % ALIGNMENT:
+        raise UserError(f"--tile={side} must be a multiple of {ALIGNMENT}, at least {least}")
     if batch < 1:
         raise UserError(f"--batch={batch} must be at least 1")
     height, width = (max((size[axis] for size in sizes), default=1) for axis in (0, 1))
-    size = height * width if max(height, width) <= tile else tile**2
+    size = height * width if max(height, width) <= side else side**2
     if 12 * batch * size > MOST_AT_ONCE:
         raise UserError(
-            f"--batch={batch} --tile={tile}: these tiles need {12 * batch * size >> 20} MiB at "
+            f"--batch={batch} --tile={side}: these tiles need {12 * batch * size >> 20} MiB at "
             f"once, and at most {MOST_AT_ONCE >> 20} MiB are allowed; give smaller numbers"
         )
-    if max(height, width) > tile:
-        reach = measure_reach(net, (batch, tile, tile, 3))
-        return make_tiling(tile, reach, batch=batch)
+    if max(height, width) > side:
+        if tile is None and len(sizes) == 1:
+            reach = measure_reach(net, (batch, LOOK, LOOK, 3))
+            if reach is not None:
+                return _fitted((height, width), make_tiling(side, reach, batch=batch))
+        reach = measure_reach(net, (batch, side, side, 3))
+        return make_tiling(side, reach, batch=batch)
     if len(sizes) > 1:
         height, width = (-(-side // ALIGNMENT) * ALIGNMENT for side in (height, width))
     return Tiling((height, width), 0, 0, batch)
+
+
+def _fitted(size: tuple[int, int], tiling: Tiling) -> Tiling:
+    """The tiling with tiles as small as can be where as few as possible cover an image's size."""
+    most = FITTED if tiling.batch == 1 else TILE
+
+    def side(length: int) -> int:
+        if length <= TILE:
+            return TILE  # as with tiles that are not fitted: the same pixels are padded
+        number = len(_starts(length, most, tiling.overlap))
+        shared = -(-length // ALIGNMENT) * ALIGNMENT + (number - 1) * tiling.overlap
+        return -(-shared // (number * ALIGNMENT)) * ALIGNMENT
+
+    height, width = size
+    return tiling._replace(tile=(side(height), side(width)))
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:

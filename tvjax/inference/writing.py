@@ -192,7 +192,7 @@ def predict_images(
     net: tiles.Net,
     *,
     options: Options = DEFAULTS,
-    tile: int = 512,
+    tile: int | None = None,
     batch: int = 1,
 ) -> tuple[int, list[str]]:
     """Writes the masks and polygons of images into a folder; see `tvjax.predict`.
@@ -203,7 +203,7 @@ def predict_images(
         is removed at the end, or, after a kill, by the next that writes there.
       net: tiles, float32 `[batch, H, W, 3]` -> probabilities `[batch, H, W, 1]`; a `Predictor`.
       options: what is written.
-      tile: side of the tiles of images that are larger.
+      tile: side of the tiles of images that are larger; None: see `tiles.choose_tiling`.
       batch: tiles that the net takes at once.
 
     Returns:
