@@ -204,7 +204,12 @@ def _oriented(rings: list[np.ndarray]) -> list[np.ndarray]:
 def _signed_area(ring: np.ndarray) -> float:
     """Positive if the ring runs clockwise on the screen (y down)."""
     x, y = ring[:, 0].astype(float), ring[:, 1].astype(float)
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+    return float(np.dot(x, _after(y)) - np.dot(y, _after(x))) / 2
+
+
+def _after(ring: np.ndarray) -> np.ndarray:
+    """What comes after each point of a ring; `np.roll` takes ten times as long of few."""
+    return np.concatenate([ring[1:], ring[:1]])
 
 
 def run_lengths(polygon: Polygon, height: int, width: int) -> dict[str, Any]:
@@ -215,17 +220,15 @@ def run_lengths(polygon: Polygon, height: int, width: int) -> dict[str, Any]:
       height: height of the image, which has at most `MOST_CODED` pixels.
       width: width of the image.
     """
-    columns, rows = [], []
+    crossings = []
     for ring in polygon.rings:
-        after = np.roll(ring, -1, axis=0)
-        for (x0, y0), (x1, y1) in zip(ring.tolist(), after.tolist(), strict=True):
+        for (x0, y0), (x1, y1) in zip(ring.tolist(), _after(ring).tolist(), strict=True):
             if y0 == y1:
-                run = np.arange(min(x0, x1), max(x0, x1))
-                columns.append(run)
-                rows.append(np.full(len(run), y0))
+                left, right = min(x0, x1), max(x0, x1)
+                crossings.append(np.arange(left * height + y0, right * height + y0, height))
     # Down each column the outline is crossed in and out by turns; COCO counts column after column.
-    crossings = np.sort(np.concatenate(columns) * height + np.concatenate(rows))
-    lengths = np.diff(crossings, prepend=0, append=height * width)
+    ends = np.concatenate([[0], np.sort(np.concatenate(crossings)), [height * width]])
+    lengths = ends[1:] - ends[:-1]
     code: Any = {"size": [height, width], "counts": lengths.tolist()}
     made = coco_mask.frPyObjects(code, height, width)
     return {"size": [height, width], "counts": made["counts"].decode()}
