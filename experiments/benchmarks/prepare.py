@@ -40,7 +40,7 @@ from tvjax.data.splits import by_first, edges, join
 _JSON = flags.DEFINE_string(
     "json", None, "JSON file of the result, e.g. result.json.", required=True
 )
-_TILES = flags.DEFINE_integer("tiles", 2000, "Tiles of a build.")
+_TILES = flags.DEFINE_integer("tiles", 6000, "Tiles of a build.")
 _DENSE_TILES = flags.DEFINE_integer("dense_tiles", 100, "Tiles of a build by dense products.")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes of the build by several.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Repetitions, by turns; of builds half as many.")
