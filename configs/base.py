@@ -186,6 +186,10 @@ def get_config() -> Config:
             # Steps compiled into one program, of resident tiles. None: 16 on a GPU, else 1 (on a
             # CPU convolutions are some twenty times slower in a loop).
             steps_per_dispatch=placeholder(int),
+            # Decay of a moving average of the weights, which is then what is evaluated, predicts
+            # and is exported: 0.99 averages over some 100 steps. Training itself, and what is
+            # learned by hypergradients, go by the weights. 0: none.
+            ema=0.0,
         )
     )
     config.evaluation = ConfigDict(

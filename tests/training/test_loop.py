@@ -229,7 +229,7 @@ def scores_of(predictions, masks):
     )
     step = steps.evaluation_step(net, head, cast(Any, SimpleNamespace(lam=lambda hyper: hyper)))
     inner = SimpleNamespace(params={}, model_state={"batch_stats": {}})
-    state: Any = SimpleNamespace(inner=inner, hyper=jnp.float32(0))
+    state: Any = SimpleNamespace(inner=inner, hyper=jnp.float32(0), average=())
     images = (255 * predictions.repeat(3, axis=-1)).astype(np.uint8)
     batch = pipeline.Batch(jnp.asarray(images), jnp.asarray(masks))
     found, bce = jax.device_get(step(state, None, batch))

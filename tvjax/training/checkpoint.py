@@ -149,7 +149,7 @@ class Checkpoints:
         # A copy: the next step reuses the state's memory while the save still reads it.
         state = jax.tree.map(jnp.copy, state)
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(_stored(state)),
             run=ocp.args.JsonSave(run),
             checksums=ocp.args.JsonSave(sums),  # written by the first process, as `run` is
         )
@@ -226,7 +226,7 @@ class Checkpoints:
             sums = checksums.read(folder)
             shapes = _saved_shapes(handler, folder) if sums is None else checksums.shapes(sums)
             is_whole = _check_shapes(folder, shapes, like)
-            part = wanted if is_whole else _nested(_arrays(wanted))
+            part = _stored(wanted) if is_whole else _nested(_arrays(wanted))
             args = ocp.args.PyTreeRestore(
                 part, ocp.checkpoint_utils.construct_restore_args(part),
                 partial_restore=len(_arrays(wanted)) < len(shapes),
@@ -365,6 +365,11 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     """Where nothing is said, on one device, wherever it was saved."""
     here = x.sharding or SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+
+
+def _stored(state: TrainState) -> dict[str, Any]:
+    """What is written of a state, as before there were averages where there is none."""
+    return {k: x for k, x in state._asdict().items() if k != "average" or not _is_empty(x)}
 
 
 def _nested(arrays: dict[str, Any]) -> dict[str, Any]:

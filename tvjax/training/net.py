@@ -11,7 +11,7 @@ from tvjax.fields import TINY
 from tvjax.hypergrad import InnerState
 from tvjax.models import make_model
 from tvjax.models.heads import Head
-from tvjax.training import learned
+from tvjax.training import average, learned
 from tvjax.training.state import TrainState
 from tvjax.training.steps import Regularizer, prediction_step
 from tvjax.types import Config, PyTree
@@ -26,6 +26,8 @@ class Net(NamedTuple):
     regularizer: Regularizer
     hyper: PyTree
     """The config's first value of what is learned."""
+    decay: float = 0.0
+    """Decay of the weights' moving average; 0: there is none."""
 
     @property
     def predict(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -44,7 +46,8 @@ class Net(NamedTuple):
         variables = self.module.init(jax.random.key(seed), images, train=False)
         model_state = {"batch_stats": variables.get("batch_stats", {})}
         inner = InnerState(variables["params"], (), model_state)
-        return TrainState(jnp.zeros((), jnp.int32), inner, hyper, (), ())
+        own = average.begin(inner, self.decay)
+        return TrainState(jnp.zeros((), jnp.int32), inner, hyper, (), (), own)
 
 
 def make_net(
@@ -69,7 +72,8 @@ def make_net(
     module, head = make_model(axis_name=axis_name, **config.model)
     regularizer, lam = make_regularizer(head.channels, **config.regularizer)
     hyper = learned.start(config, lam, tiles)
-    return Net(net_of(module), head, regularizer._replace(start=lam), hyper)
+    regularizer = regularizer._replace(start=lam)
+    return Net(net_of(module), head, regularizer, hyper, config.train.ema)
 
 
 def make_regularizer(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from tvjax.errors import UserError
 from tvjax.models.encoders import weights
 from tvjax.models.unet import ENCODER
-from tvjax.training import parallel
+from tvjax.training import average, parallel
 from tvjax.training.state import TrainState
 from tvjax.types import Config
 
@@ -70,4 +70,5 @@ def put(
     params = params | {ENCODER: filled(params[ENCODER], loaded["params"])}
     statistics = statistics | {ENCODER: filled(statistics[ENCODER], loaded["batch_stats"])}
     inner = state.inner._replace(params=params, model_state=rest | {"batch_stats": statistics})
-    return state._replace(inner=inner)
+    begun = average.begin(inner, 1.0) if state.average else ()
+    return state._replace(inner=inner, average=begun)

@@ -28,7 +28,7 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 # What is the same in all checkpoints of a run, and changes what its net predicts.
-_OF_NET = ("model.", "regularizer.", "denoise.kind")
+_OF_NET = ("model.", "regularizer.", "denoise.kind", "train.ema")
 
 # What a run may change after it was ended by a number that is not finite, if its end says so.
 _MAY_BE_LESS = (
@@ -43,6 +43,7 @@ _ADDED = {
     "model": {"precision": "default", **_ENCODER},
     "evaluation": {"score": "iou"},
     "loss": {"mix": 0.5},
+    "train": {"ema": 0.0},
     "hypergrad": {
         "learn": ["lambda"],
         "block": 1,

@@ -12,7 +12,7 @@ from tvjax.hypergrad import Bilevel
 from tvjax.models.encoders.efficientnet import LITES
 from tvjax.models.heads import Loss, make_loss
 from tvjax.models.unet import ENCODER
-from tvjax.training import learned, parallel
+from tvjax.training import average, learned, parallel
 from tvjax.training.augment import Augment, make_augment
 from tvjax.training.net import Net, make_net
 from tvjax.training.plan import HyperPlan, make_hyper_plan
@@ -101,17 +101,19 @@ class Functions(NamedTuple):
     def create(self, seed: Any, hyper: PyTree) -> TrainState:
         """The state before the first step."""
         inner = self.net.create(seed, hyper, self.image_shape).inner
-        return create(
+        state = create(
             self.problem, inner.params, inner.model_state, hyper,
             self.plan.estimator, self.plan.optimizer,
         )  # fmt: skip
+        return state._replace(average=average.begin(state.inner, self.net.decay))
 
     def plain(
         self, seed: Any, state: TrainState, inner_batches: list[Batch]
     ) -> tuple[TrainState, PyTree]:
         """`(state, metrics)` after one step at the present lambda."""
         step = plain_step(self.problem, self.net.regularizer, self.augment_of(seed))
-        return step(state, inner_batches)
+        after, metrics = step(state, inner_batches)
+        return average.move(state, after, self.net.decay), metrics
 
     def bilevel(
         self, seed: Any, state: TrainState, inner_batches: list[Batch], outer_batch: Batch
@@ -123,7 +125,8 @@ class Functions(NamedTuple):
             self.problem, self.net.regularizer, plan.estimator, plan.optimizer,
             self.augment_of(seed),
         )  # fmt: skip
-        return step(state, inner_batches, outer_batch)
+        after, metrics = step(state, inner_batches, outer_batch)
+        return average.move(state, after, self.net.decay), metrics
 
 
 def make_functions(
@@ -148,7 +151,7 @@ def make_functions(
     """
     learned.check(config)
     net = make_net(config, axis_name=axis_name, net_of=net_of, tiles=tiles)
-    module, head, regularizer, _ = net
+    module, head, regularizer = net.module, net.head, net.regularizer
     optimizer, loss_at = partial(_optimizer_at, config), partial(_loss_at, config)
     plan = make_hyper_plan(_settings_at(config, ()), **config.hypergrad)
     is_fixed = learned.names(config) == ("lambda",)

@@ -25,6 +25,8 @@ class TrainState(NamedTuple):
     hyper_opt_state: PyTree
     carry: PyTree
     """What the estimator remembers between its calls."""
+    average: PyTree = ()
+    """The moving average of the weights, see `tvjax.training.average`; `()`: there is none."""
 
 
 def create(

@@ -17,7 +17,7 @@ from jax import lax
 from tvjax.hypergrad import Bilevel, Estimator
 from tvjax.models.heads import Head, Loss
 from tvjax.scoring import metrics
-from tvjax.training import learned
+from tvjax.training import average, learned
 from tvjax.training.augment import Augment, to_float
 from tvjax.training.state import TrainState
 from tvjax.tv.rof import denoise_tv
@@ -272,9 +272,7 @@ def prediction_step(net: nn.Module, head: Head, regularizer: Regularizer) -> Cal
     """`(state, images [B, H, W, 3]) -> (logits, probabilities [B, H, W, 1])`."""
 
     def step(state: TrainState, images: jax.Array):
-        batch_stats = state.inner.model_state["batch_stats"]
-        variables = {"params": state.inner.params, "batch_stats": batch_stats}
-        logits: Any = net.apply(variables, to_float(images), train=False)
+        logits: Any = net.apply(average.weights(state), to_float(images), train=False)
         return logits, head.probabilities(logits, regularizer.lam(state.hyper))
 
     return step
