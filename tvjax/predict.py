@@ -104,8 +104,8 @@ _CHECKPOINT = program.define_checkpoint_flag()
 _AUGMENT = program.define_augment_flag()
 _TILE = flags.DEFINE_integer(
     "tile", None,
-    "Side, in pixels, of the tiles that large images are cut into, a multiple of 32; default: 512, "
-    "or what fits images of one size best, at most 768.",
+    "Side, in pixels, of the tiles that large images are cut into, a multiple of 32, e.g. 512; "
+    "default: 512, or if all images are of one size, what fits them, at most 768.",
 )  # fmt: skip
 _BATCH = flags.DEFINE_integer(
     "batch", 1, "How many tiles of an image the net takes at once, e.g. 4."

@@ -40,7 +40,7 @@ _JSON = flags.DEFINE_string("json", None, "JSON file of the result, e.g. predict
 _SIZES = flags.DEFINE_list("sizes", ["2000", "5000"], "Sides of the rasters, in pixels.")
 _PICTURES = flags.DEFINE_integer("pictures", 50, "Number of the pictures.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
-_TILE = flags.DEFINE_integer("tile", None, "Side of the tiles, in pixels; default: as predict's.")
+_TILE = flags.DEFINE_integer("tile", None, "Side of the tiles, e.g. 512; default: that of predict.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Tiles that the net takes at once.")
 _CASE = flags.DEFINE_string(
     "case", None, "Folder to predict, e.g. CASE; each process of the benchmark gets one."
