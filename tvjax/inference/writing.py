@@ -252,7 +252,7 @@ def _plan(
     images: Sequence[tuple[int, reader.Place]],
     net: tiles.Net,
     options: Options,
-    tile: int,
+    tile: int | None,
     batch: int,
     skipped: list[str],
 ) -> tuple[tiles.Tiling, list[tuple[tuple[int, reader.Place], tuple[int, int]]]]:
