@@ -58,7 +58,8 @@ def test_readme_moves_the_weight_and_fits_on_few_screens():
 
 def flags_of(module):
     """The flags that a program and the modules that it shares them with define."""
-    files = [ROOT / (module.replace(".", "/") + ".py")]
+    place = ROOT / module.replace(".", "/")
+    files = [place / "__main__.py" if place.is_dir() else place.with_suffix(".py")]
     if module.startswith("tvjax."):
         files += [ROOT / "tvjax/program.py"]
     if module in ("tvjax.main", "tvjax.sweep"):
