@@ -190,6 +190,10 @@ def get_config() -> Config:
             # and is exported: 0.99 averages over some 100 steps. Training itself, and what is
             # learned by hypergradients, go by the weights. 0: none.
             ema=0.0,
+            # Evaluations without a better evaluation.score after which training ends. Its result is
+            # then the best checkpoint, whether or not it ended early. 0: it takes all steps, and
+            # its result is the last.
+            patience=0,
         )
     )
     config.evaluation = ConfigDict(

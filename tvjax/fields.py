@@ -159,6 +159,7 @@ FIELDS = {
     "train.log_every": COUNT,
     "train.steps_per_dispatch": or_none(whole(1, 10_000)),
     "train.ema": real(0, 1, below=True),
+    "train.patience": whole(0),
     "evaluation.every": COUNT,
     "evaluation.batch_size": whole(1, 2**16),
     "evaluation.score": one_of("pooled_iou", "iou"),

@@ -368,10 +368,12 @@ def _keep_data(config: Config, workdir: Path) -> None:
 def _train(config: Config, todo: list[Pair], workdir: Path, args: Any):
     devices = jax.devices()
     alone = len(devices) == 1 and devices[0].platform == "gpu"
-    only_lambda = learned.names(config) == ("lambda",)
-    if args.train == "together" and not only_lambda:
-        raise UserError("--train=together needs hypergrad.learn=('lambda',); take singly")
-    if args.train == "together" or (args.train == "auto" and alone and only_lambda):
+    are_alike = learned.names(config) == ("lambda",) and not config.train.patience
+    if args.train == "together" and not are_alike:
+        raise UserError(
+            "--train=together needs hypergrad.learn=('lambda',) and train.patience=0; take singly"
+        )
+    if args.train == "together" or (args.train == "auto" and alone and are_alike):
         return together(config, todo, sets.open_section(config.data), args.group)
     return singly(config, todo, workdir)
 

@@ -97,6 +97,13 @@ class Checkpoints:
         best = max(scores, key=lambda step: scores[step], default=None)
         return best if best is not None and scores[best] != _NOT_EVALUATED else None
 
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints that are newer than a step."""
+        self._finish(self._manager.wait_until_finished)
+        for newer in self.steps:
+            if newer > step:
+                self._finish(lambda newer=newer: self._manager.delete(newer))
+
     def choose(self, which: str | int) -> list[int]:
         """The steps to be tried in turn for a choice of checkpoint.
 

@@ -88,7 +88,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
             seconds += time.perf_counter() - began
             summary |= {"steps": int(state.step), "seconds": seconds}
             summary |= _provenance(config, state, splits["test"], data, session.changes)
-            summary |= guard.describe(session.watch)
+            summary |= guard.describe(session.watch) | session.describe()
             if tiles is not None:
                 learned.write_weights(state.hyper, workdir / "tile_weights.csv")
             rundir.write_summary(workdir, summary)
@@ -209,7 +209,9 @@ def train(
     """
     state = setup.create()
     run = {"seconds": 0.0, "sums": {}, "best_val_iou": -1.0, "changes": [], "watch": {}}
+    run["worse"] = 0
     keep = {name: config.checkpoint[name] for name in ("keep", "keep_best")}
+    keep["keep_best"] = max(keep["keep_best"], config.train.patience > 0)
     with Checkpoints(workdir / "checkpoints", **keep) as checkpoints:
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -226,9 +228,12 @@ def train(
         logs = Logs(workdir, start=start, steps=config.train.steps) if first else NoLogs()
         session = _Session(config, setup, splits, workdir, checkpoints, logs, run)
         with logs:
-            while int(state.step) < config.train.steps:  # again from where the guard took hold
+            # Again from where the guard took hold.
+            while int(state.step) < config.train.steps and not session.ends_early:
                 state = session.steps(state, stop)
         stop.check()
+        if config.train.patience:
+            state = session.take_best(state)
     return state, session
 
 
@@ -262,9 +267,31 @@ class _Session:
         # Sums of metrics since the last line of the log: saved, so that a resumed run logs the same
         self.sums = {name: tuple(pair) for name, pair in run["sums"].items()}
         self.best: float = run["best_val_iou"]
+        self.worse: int = run["worse"]
+        self.trained: int | None = None
         self.changes: list[dict[str, Any]] = run["changes"]
         self.watch = guard.Watch(**run["watch"])
         self.shown: dict[str, str] = {}
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether as many evaluations as `train.patience` found nothing better."""
+        return 0 < self.config.train.patience <= self.worse
+
+    def take_best(self, state: TrainState) -> TrainState:
+        """The state of the best checkpoint, which is the newest from now on."""
+        best, self.trained = self.checkpoints.best, int(state.step)
+        if best is None:
+            return state
+        self.checkpoints.drop_after(best)
+        restored = self.checkpoints.restore(state, best)
+        return state if restored is None else restored[0]
+
+    def describe(self) -> dict[str, Any]:
+        """What the summary says of a run with patience."""
+        if self.trained is None:
+            return {}
+        return {"patience": {"trained": self.trained, "ended": self.ends_early}}
 
     def seconds(self) -> float:
         """Seconds of the whole run up to now."""
@@ -296,13 +323,14 @@ class _Session:
             held = self.watch.held and not setup.plan.held
             _, state = guard.applied(self.watch, setup, state)
             best = val_iou is not None and val_iou > self.best
+            self.worse = self.worse + 1 if evaluates and not best else 0 if best else self.worse
             self.best = val_iou if val_iou is not None and best else self.best
-            if saves or (best and config.checkpoint.keep_best):
+            if saves or (best and (config.checkpoint.keep_best or config.train.patience)):
                 # Were steps taken meanwhile, a kill would cost more than an interval.
                 self._save(state, step, val_iou, wait=saves)
             if asked:
                 raise Interrupted(step)
-            if held:
+            if held or self.ends_early:
                 break
         return state
 
@@ -405,6 +433,7 @@ class _Session:
             "seconds": self.seconds(),
             "sums": self.sums,
             "best_val_iou": self.best,
+            "worse": self.worse,
             "changes": self.changes,
             "watch": self.watch._asdict(),
             "visible_cores": provenance.visible_cores(),

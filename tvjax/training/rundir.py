@@ -43,7 +43,7 @@ _ADDED = {
     "model": {"precision": "default", **_ENCODER},
     "evaluation": {"score": "iou"},
     "loss": {"mix": 0.5},
-    "train": {"ema": 0.0},
+    "train": {"ema": 0.0, "patience": 0},
     "hypergrad": {
         "learn": ["lambda"],
         "block": 1,
@@ -80,8 +80,9 @@ def check(workdir: Path, config: Config) -> None:
 
 
 def _decides(config: Config) -> str | None:
-    """What may not change after all: where evaluations decide whether lambda moves on."""
-    return "evaluation.every" if config.hypergrad.guard == "hold" else None
+    """What may not change after all: where evaluations decide what moves on, or how long."""
+    decides = config.hypergrad.guard == "hold" or config.train.patience > 0
+    return "evaluation.every" if decides else None
 
 
 def recorded(workdir: Path) -> dict[str, Any] | None:
@@ -339,7 +340,8 @@ def read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
     sound = all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers)
     if not (sound and _is_best(summary)):
         raise UserError(f"{path} {_DAMAGED_SUMMARY}")
-    return summary if summary["steps"] >= config.train.steps else None
+    told = summary.get("patience") or {"trained": summary["steps"], "ended": False}
+    return summary if told["ended"] or told["trained"] >= config.train.steps else None
 
 
 def _is_best(summary: dict[str, Any]) -> bool:
