@@ -1,6 +1,7 @@
 """Checkpoints: the whole training state and what resuming needs, by orbax."""
 
 import contextlib
+import copy
 import functools
 import gc
 import json
@@ -153,8 +154,9 @@ class Checkpoints:
             return
         metrics = {"val_iou": _NOT_EVALUATED if val_iou is None else val_iou}
         sums = checksums.take(_arrays(state), run, **metrics) if parallel.is_first() else {}
-        # A copy: the next step reuses the state's memory while the save still reads it.
-        state = jax.tree.map(jnp.copy, state)
+        # Copies: the next step reuses the state's memory, and adds to the sums in `run`, while the
+        # save still reads them.
+        state, run = jax.tree.map(jnp.copy, state), copy.deepcopy(run)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_stored(state)),
             run=ocp.args.JsonSave(run),
