@@ -218,17 +218,20 @@ def test_two_processes_of_two_devices_are_one_of_one(whole, tiles, tmp_path, map
 
 @pytest.mark.cluster
 def test_sigterm_to_one_of_two_saves_in_both_and_resumes_on_another_number_of_devices(
-    whole, tiles, tmp_path
+    tiles, tmp_path
 ):
-    workdir = tmp_path / "run"
-    one, two = start(2, *settings(tiles, workdir))
+    steps = "--config.train.steps=40"  # JAX looks for a signal once a second
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    done = alone(*settings(tiles, whole, steps))
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = start(2, *settings(tiles, workdir, steps))
     wait_for(lambda: len(read_metrics(workdir)) >= 6, one)
     two.send_signal(signal.SIGTERM)
     _, errors = one.communicate(timeout=120)
     two.communicate(timeout=120)
     assert (one.returncode, two.returncode) == (75, 75), errors.decode()[-3000:]
     assert b"the same command resumes" in errors
-    done = alone(*settings(tiles, workdir), devices=4)
+    done = alone(*settings(tiles, workdir, steps), devices=4)
     assert done.returncode == 0, done.stderr[-3000:]
     same_run(whole, workdir)
 
