@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
@@ -162,7 +163,7 @@ def _logits(x: Any) -> jax.Array:
     array = arguments.real("logits", x)
     if array.dtype == jnp.bool_:
         raise ValueError("logits must be real numbers; got bool, which a mask is")
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, core.Tracer):
         return array  # what is not finite gives NaN or infinity by itself
     return arguments.finite("logits", x)
 
