@@ -136,7 +136,12 @@ def outcomes(place, hostile_images):
     found = dict(zip(listed, use_all(*listed.values(), cwd=place), strict=True))
     changed = {path for path, _ in state(place).items() ^ before.items()}
     asked = ("scores", "damaged.net", "predicted", "ranked")  # by the uses
-    found["changes"] = {p for p in changed if p.relative_to(place).parts[0] not in asked}
+    found["changes"] = {
+        path
+        for path in changed
+        if path.relative_to(place).parts[0] not in asked
+        and path.name != "identity.json"  # stamps of files, renewed once the clock has moved on
+    }
     return found
 
 

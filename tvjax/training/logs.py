@@ -45,7 +45,8 @@ class Logs:
 
     def __exit__(self, kind, *_) -> None:
         self._bar.close()
-        for file in (self._file, self._events):
+        # The last closes what the one before leaves open where it cannot be written to its end.
+        for file in (self._file, self._events, self._events._py_recordio_writer):
             # The error under way says more than a file that cannot be written for the same reason.
             with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
                 file.close()
