@@ -173,15 +173,21 @@ class Checkpoints:
                 self._manager.check_for_errors()
         except Exception as error:  # orbax and tensorstore pass on what the file system says
             self._manager.reload()
-            if parallel.is_alone():  # else another process may be writing there still
-                for folder in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(folder, ignore_errors=True)
+            self._remove_unfinished()
             kept = next(iter(self.steps), None)
             left = "there is none before it" if kept is None else f"checkpoint {kept} is kept"
             raise Outage(
                 f"{self._directory}: a checkpoint could not be written ({_reason(error)}); {left}. "
                 f"Where that is mended, the same command resumes"
             ) from error
+
+    def _remove_unfinished(self) -> None:
+        if not parallel.is_alone():  # another process may be writing there still
+            return
+        for seconds in (0, 0.1, 0.4):  # tensorstore's threads may write on for a moment
+            time.sleep(seconds)
+            for folder in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def restore(
         self, like: TrainState, which: str | int = "newest"
