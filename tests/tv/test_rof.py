@@ -360,10 +360,11 @@ def test_an_image_that_is_not_finite_is_nan_throughout_and_alone(bad):
 
 
 def test_compiles_once():
-    before = _denoise._cache_size()
+    sizes = []
     for lam, tolerance in ((0.1, 1e-3), (0.2, 1e-4), (jnp.array(0.3), 1e-5)):
         denoise_tv(jnp.ones((2, 7, 11, 1)), lam, tolerance=tolerance)
-    assert _denoise._cache_size() == before + 1
+        sizes.append(_denoise._cache_size())
+    assert sizes[0] > 0 and len(set(sizes)) == 1  # whatever other tests compiled before
 
 
 def test_precision_of_the_input():
