@@ -132,16 +132,16 @@ def hostile_images(place):
 def outcomes(place, hostile_images):
     """What came of all: status, stdout and stderr by the names of the commands."""
     before = state(place)
+    known = json.loads((place / "tiles" / "identity.json").read_text())["sha256"]
     listed = {line: command(line) for line in MISTAKES} | USES
     found = dict(zip(listed, use_all(*listed.values(), cwd=place), strict=True))
     changed = {path for path, _ in state(place).items() ^ before.items()}
     asked = ("scores", "damaged.net", "predicted", "ranked")  # by the uses
-    found["changes"] = {
-        path
-        for path in changed
-        if path.relative_to(place).parts[0] not in asked
-        and path.name != "identity.json"  # stamps of files, renewed once the clock has moved on
-    }
+    # Its stamps of files are renewed once the clock has moved on; what it identifies stays.
+    identity = place / "tiles" / "identity.json"
+    found["identities"] = known, json.loads(identity.read_text())["sha256"]
+    changed.discard(identity)
+    found["changes"] = {p for p in changed if p.relative_to(place).parts[0] not in asked}
     return found
 
 
@@ -151,6 +151,8 @@ def test_mistakes_are_one_line_and_touch_nothing(outcomes):
         assert status == 2 and errors.count("\n") == 1, (line, errors[-2000:])
         assert errors.startswith("error: ") and words in errors, (line, errors)
     assert not outcomes["changes"]
+    known, now = outcomes["identities"]
+    assert known == now
 
 
 def test_scores_say_how_they_were_made(place, outcomes):
