@@ -409,3 +409,17 @@ def test_the_derivative_is_linear_however_small_the_cotangent():
     expected = gradient(1.0)
     for scale in (1e-18, 1e-30):
         np.testing.assert_allclose(gradient(scale) / scale, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "method"),
+    [("isotropic", np.float32, "primal_dual"), ("anisotropic", np.float32, "fista"),
+     ("isotropic", np.float64, "fista")],
+)  # fmt: skip
+def test_the_default_is_the_quickest_method(x64, kind, dtype, method):
+    f = noise(1, 8, 8, 1).astype(dtype)
+    default = denoise_tv(f, 0.1, kind=kind, tolerance=1e-4)
+    named = denoise_tv(f, 0.1, kind=kind, tolerance=1e-4, method=method)
+    np.testing.assert_array_equal(default.image, named.image)
+    np.testing.assert_array_equal(default.iterations, named.iterations)
+    np.testing.assert_array_equal(denoise_tv(f, 0.0, kind=kind).image, f)

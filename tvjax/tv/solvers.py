@@ -100,7 +100,7 @@ def primal_dual(f, lam, *, kind, tolerance, max_iterations):
         sigma, t = dual.per_image(STEP / tau), dual.per_image(tau)
         d = dual.differences(ahead)
         v = dual.project(Field(v.y + sigma * d.y, v.x + sigma * d.x), lam, kind)
-        new = (u + t * (f - dual.adjoint(v))) / (1 + t)
+        new = u + t / (1 + t) * (f - dual.adjoint(v) - u)  # f itself where lam = 0
         theta = lax.rsqrt(1 + 2 * gamma * tau)
         return _PrimalDual(new, new + dual.per_image(theta) * (new - u), v, theta * tau)
 
