@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import lunet_bilevel
+from tvjax import hypergrad
 from tvjax.errors import UserError
 from tvjax.training import guard, loop
 from tvjax.training.guard import Watch
@@ -16,17 +17,19 @@ from tvjax.training.guard import Watch
 NET = SimpleNamespace(regularizer=SimpleNamespace(lam=jnp.exp))
 
 
-def setup_of(kind):
-    return SimpleNamespace(net=NET, plan=SimpleNamespace(estimator=True, guard=kind))
+def setup_of(kind, estimator=None):
+    plan = SimpleNamespace(estimator=estimator or hypergrad.exact(), guard=kind)
+    return SimpleNamespace(net=NET, plan=plan)
 
 
-def watched(losses, alphas, kind="warn"):
+def watched(losses, alphas, kind="warn", method="exact", estimator=None):
     """The watch after evaluations of these losses, one per step, at these hyperparameters."""
     config = lunet_bilevel.get_config()
+    config.hypergrad.method = method
     watch = Watch()
     for step, (loss, alpha) in enumerate(zip(losses, alphas, strict=True)):
         state = SimpleNamespace(step=step, hyper=jnp.float32(alpha))
-        watch = guard.look(watch, config, setup_of(kind), state, {"bce": loss})
+        watch = guard.look(watch, config, setup_of(kind, estimator), state, {"bce": loss})
     return watch
 
 
@@ -34,11 +37,28 @@ def test_it_warns_of_a_loss_that_rose_while_lambda_moved():
     watch = watched([0.7, 0.4, 0.5, 0.6], [-14.0, -13.0, -12.0, -11.0])
     assert watch.said == (
         "step 3: the validation loss is 0.6, and was 0.4 at step 1; since then lambda went from "
-        "2.26e-06 to 1.67e-05. A derivative of one step ahead may mislead; if the training goes "
-        "wrong, take hypergrad.guard='hold' or a smaller hypergrad.learning_rate"
+        "2.26e-06 to 1.67e-05. hypergrad.method='exact' sees 1 step ahead, and may mislead; if the "
+        "training goes wrong, take hypergrad.guard='hold' or a smaller hypergrad.learning_rate"
     )
     assert not watch.held and watch.step == 1 and watch.hyper == (-13.0,)
     assert json.loads(json.dumps(watch._asdict())) == {**watch._asdict(), "hyper": [-13.0]}
+
+
+@pytest.mark.parametrize(
+    "method, estimator, sight",
+    [
+        ("forward", hypergrad.forward(5), "sees 5 steps ahead"),
+        ("reverse", hypergrad.reverse(5), "sees 5 steps ahead"),
+        ("forward_online", hypergrad.forward_online(), "sees the steps so far, none that follow"),
+        ("soba", hypergrad.soba(0.1), "takes the net to be at its inner optimum"),
+        ("f2sa", hypergrad.f2sa(10.0, steps=2), "takes the net to be at its inner optimum"),
+        ("paper", hypergrad.paper(0.1), "sees 1 step ahead"),
+        ("training_loss", hypergrad.training_loss(), "does not see the validation loss"),
+    ],
+)
+def test_it_says_what_the_method_sees(method, estimator, sight):
+    watch = watched([0.4, 0.5, 0.6], [-14, -13, -12], method=method, estimator=estimator)
+    assert f". hypergrad.method={method!r} {sight}, and may mislead; if the" in watch.said
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Watching the validation loss while something is learned.
 
-A hypergradient that looks one step ahead may move lambda, or a weight decay, to where a finished
-training is worse (`docs/hypergradients.md`). The loss over the whole validation split shows it.
+A hypergradient that does not see the rest of the training may move lambda, or a weight decay, to
+where a finished training is worse (`docs/hypergradients.md`). The loss over the whole validation
+split shows it.
 """
 
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tvjax.hypergrad import Estimator
 from tvjax.training import learned
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState
@@ -21,6 +23,11 @@ MOVE = 2.0
 """The factor by which something learned moved before a risen loss may be its doing."""
 TWICE = 2
 """Evaluations running that must find the loss risen: one may be a whim of a single step."""
+SEES = {
+    "whole run": "sees the steps so far, none that follow",
+    "optimum": "takes the net to be at its inner optimum",
+}
+"""What an estimator sees of a training, by its horizon; the others see their steps."""
 
 
 class Watch(NamedTuple):
@@ -74,7 +81,7 @@ def look(
     watch = watch._replace(risen=risen)
     if risen < TWICE or not moves:
         return watch
-    held = plan.guard == "hold"
+    held, method = plan.guard == "hold", config.hypergrad.method
     advice = (
         f"back to step {watch.step} with what is learned, where it stays"
         if held
@@ -83,8 +90,8 @@ def look(
     )
     said = (
         f"step {step}: the validation loss is {loss:.3g}, and was {watch.lowest:.3g} at step "
-        f"{watch.step}; since then {'; '.join(moves)}. A derivative of one step ahead may mislead; "
-        f"{advice}"
+        f"{watch.step}; since then {'; '.join(moves)}. hypergrad.method={method!r} "
+        f"{_sight(method, plan.estimator)}, and may mislead; {advice}"
     )
     return watch._replace(said=said, held=held)
 
@@ -102,6 +109,12 @@ def describe(watch: Watch) -> dict[str, Any]:
     if not watch.said:
         return {}
     return {"guard": {"warning": watch.said, "held": watch.held, "lowest_loss_step": watch.step}}
+
+
+def _sight(method: str, estimator: Estimator) -> str:
+    if method == "training_loss":
+        return "does not see the validation loss"
+    return SEES.get(estimator.horizon, f"sees {estimator.sees} ahead")
 
 
 def _there(watch: Watch, hyper: Any) -> Any:
