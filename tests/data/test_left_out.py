@@ -2,9 +2,11 @@
 
 import csv
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tvjax.data import builder, left_out, manifest, records, splits
+from tvjax.data import builder, left_out, manifest, origins, records, splits
 from tvjax.data.embedded import synthetic
 from tvjax.errors import UserError
 
@@ -45,6 +47,52 @@ def test_what_a_list_names_is_left_out_and_the_others_stay_where_they_were(coco,
     assert sorted(ids(tmp_path / "ids")) == sorted({*range(20)} - {3})
     with pytest.raises(UserError, match="limit=20"):
         build(coco, tmp_path / "more", leave_out=worst, limit=20)
+
+
+def pictures(folder, kind):
+    """Twelve images, and masks or YOLO polygons of a square in each."""
+    rng = np.random.default_rng(0)
+    for name in ("images", kind):
+        (folder / name).mkdir()
+    for k in range(12):
+        image = rng.integers(0, 256, (4, 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(image).save(folder / "images" / f"{k:02d}.png")
+        if kind == "masks":
+            mask = np.zeros((16, 16), np.uint8)
+            mask[:8, : 4 + k % 8] = 255
+            Image.fromarray(mask).save(folder / kind / f"{k:02d}.png")
+        else:
+            (folder / kind / f"{k:02d}.txt").write_text("0 0 0 0.5 0 0.5 0.5 0 0.5\n")
+    return origins.Images([folder / kind], [folder / "images"], is_yolo=kind == "yolo"), 8
+
+
+def town(folder):
+    """A GeoTIFF that is cut into tiles, and polygons."""
+    towns = pytest.importorskip("towns", reason="needs rasterio and shapely")
+    from tvjax.data.vector import Request, Scenes
+
+    shapes = towns.roofs(260, 330)
+    towns.write_tif(folder / "town.tif", 260, 330, shapes)
+    towns.write_geojson(folder / "roofs.geojson", [towns.in_degrees(shape) for shape in shapes])
+    return Scenes(Request([str(folder / "town.tif")], folder / "roofs.geojson", 48)), 48
+
+
+@pytest.mark.parametrize("kind", ["masks", "yolo", "polygons"])
+def test_labels_of_every_kind_can_be_left_out_by_the_list_of_their_tiles(kind, tmp_path):
+    origin, size = town(tmp_path) if kind == "polygons" else pictures(tmp_path, kind)
+    builder.build_from(origin, tmp_path / "all", size=size, progress=False)
+    with open(tmp_path / "all" / "splits.csv", newline="") as file:
+        before = list(csv.DictReader(file))
+    worst = next(row for row in before if row["split"] == "train")
+    (tmp_path / "worst.csv").write_text(f"id,file\n{worst['id']},{worst['file']}\n")
+    # Given splits need no gaps, so that images would be cut otherwise than before.
+    given = {} if kind == "polygons" else {"split_file": tmp_path / "all" / "splits.csv"}
+    clean, leave_out = tmp_path / "clean", tmp_path / "worst.csv"
+    builder.build_from(origin, clean, size=size, progress=False, leave_out=leave_out, **given)
+    with open(clean / "splits.csv", newline="") as file:
+        after = {row["file"]: row["split"] for row in csv.DictReader(file)}
+    rest = {row["file"]: row["split"] for row in before if row is not worst}
+    assert after == rest if given else after.keys() == rest.keys()
 
 
 @pytest.mark.parametrize(
