@@ -77,7 +77,7 @@ def until_significant(
 
     Cost: none to speak of. Memory: three numbers an element (four with blocks), and its optimiser's
     state. The price is waiting: for weak signals 1.5 to 2.2 times as many gradients as a test needs
-    that looks once, for any at least 14 at threshold 2 and 19 at 3 (`docs/hypergradients.md`).
+    that looks once, for any at least 14 at threshold 2 and 19 at 3 (`docs/results.md`).
 
     What it cannot do: tell noise from a signal of rare, large gradients before one has come; and
     help against a bias, such as that of a short horizon.
