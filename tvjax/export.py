@@ -1,6 +1,9 @@
 r"""A trained net as StableHLO: `python -m tvjax.export --workdir=DIR --out=FILE [--size=512]`.
 
-The file needs JAX and no tvjax, and runs on a CPU, a CUDA GPU and a TPU:
+`--onnx=FILE` writes an ONNX model instead (extra `onnx`), which the QGIS plugin Deepness opens:
+float32 `[B, 3, H, W]` in [0, 1] -> `[B, 1, H, W]`, of images whose side `--size` fixes (512).
+
+The other file needs JAX and no tvjax, and runs on a CPU, a CUDA GPU and a TPU:
 
     net = jax.export.deserialize(pathlib.Path(FILE).read_bytes())
     probabilities = net.call(images)  # float32 [B, H, W, 3] in [0, 1] -> [B, H, W, 1]
@@ -14,18 +17,24 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from tvjax import files, interruption, program
 from tvjax.errors import UserError
+from tvjax.inference import onnx_file
 from tvjax.inference.predictor import KNOWN, PLATFORMS, Predictor, check_export
+from tvjax.training import rundir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, e.g. runs/roofs.")
 _OUT = flags.DEFINE_string("out", None, "File to write, e.g. net.stablehlo.")
+_ONNX = flags.DEFINE_string("onnx", None, "ONNX file to write instead, e.g. net.onnx.")
 _CHECKPOINT = program.define_checkpoint_flag()
 _SIZE = flags.DEFINE_string(
-    "size", "symbolic", "Side of the images in pixels, e.g. 512; symbolic: any multiple of 32."
+    "size",
+    "symbolic",
+    "Side of the images in pixels, e.g. 512; symbolic: any multiple of 32 (of ONNX: 512).",
 )
 _BATCH = flags.DEFINE_integer("batch", None, "Number of the images, e.g. 1; default: any.")
 _PLATFORMS = flags.DEFINE_list(
@@ -42,35 +51,58 @@ _MLIR = flags.DEFINE_bool("mlir", False, "Whether to write the program as text i
 def main(argv: list[str]) -> None:
     """Writes the file and prints what it takes."""
     del argv
-    workdir, out = _WORKDIR.value, _OUT.value
+    workdir, out = _WORKDIR.value, _ONNX.value or _OUT.value
     if not (workdir and out):
-        raise UserError("--workdir and --out are needed, see --help")
+        raise UserError("--workdir and --out (or --onnx) are needed, see --help")
+    if _ONNX.value and (_OUT.value or _MLIR.value):
+        raise UserError("--onnx writes a file of its own: give it without --out and --mlir")
     asked = {"size": _size(), "batch": _BATCH.value, "platforms": _PLATFORMS.value}
     try:
         check_export(**asked)
     except UserError as error:
         raise UserError(f"--{error}") from error
     path = Path(os.path.realpath(out))  # of a link, what it points to
-    files.check_file("out", path)
+    files.check_file("onnx" if _ONNX.value else "out", path)
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
+    make = _onnx if _ONNX.value else _stablehlo
     try:
-        exported = net.export(**asked)
+        content, told = make(net, **asked)
     except UserError as error:
         raise UserError(f"--{error}") from error
+    interruption.check()
+    with files.writing("onnx" if _ONNX.value else "out", Path(out)):
+        with files.making(path.parent), files.replacing(path) as temporary:
+            temporary.write_bytes(content)
+    step = {"step": int(net.state.step)}
+    print(json.dumps({"out": out, "bytes": len(content), **step, **told}))
+
+
+def _stablehlo(net: Predictor, **asked: Any) -> tuple[bytes, dict[str, Any]]:
+    """The file's content, and what is told of it."""
+    try:
+        exported = net.export(**asked)
+    except UserError:
+        raise
     except Exception as error:  # what a net does with an open size may fail as anything
         first = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"--size={_SIZE.value}: this net cannot be exported so ({first}); give --size and "
+            f"size={_SIZE.value}: this net cannot be exported so ({first}); give --size and "
             f"--batch, e.g. --size=512 --batch=1"
         ) from error
-    interruption.check()
     content = exported.mlir_module().encode() if _MLIR.value else bytes(exported.serialize())
-    with files.writing("out", Path(out)):
-        with files.making(path.parent), files.replacing(path) as temporary:
-            temporary.write_bytes(content)
     shapes = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in exported.in_avals]
-    taken = {"step": int(net.state.step), "images": shapes[0], "platforms": exported.platforms}
-    print(json.dumps({"out": out, "bytes": len(content), **taken}))
+    return content, {"images": shapes[0], "platforms": exported.platforms}
+
+
+def _onnx(
+    net: Predictor, *, size: int | None, batch: int | None, platforms: Any
+) -> tuple[bytes, dict[str, Any]]:
+    """The same of an ONNX model, which any platform takes."""
+    del platforms
+    _, resolution = rundir.read_images_of(Path(str(_WORKDIR.value)))
+    side = size or onnx_file.SIZE
+    model = onnx_file.make(net, size=side, batch=batch, resolution=resolution)
+    return model.SerializeToString(), {"images": f"float32[{batch or 'batch'},3,{side},{side}]"}
 
 
 def _size() -> int | None:

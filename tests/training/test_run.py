@@ -165,6 +165,13 @@ def test_a_run_is_not_compared_with_itself_and_is_exported(whole, tmp_path):
     net = tvjax.Predictor.load(whole[0])
     np.testing.assert_allclose(exported.call(images), net(images), atol=1e-5)
     fails_with(use("export", workdir, f"--out={tmp_path}/net", "--size=big"), "--size=big")
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime, which runs the model")
+    result = use("export", workdir, f"--onnx={tmp_path}/net.onnx", "--size=16")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["images"] == "float32[batch,3,16,16]"
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.transpose(0, 3, 1, 2)})
+    np.testing.assert_allclose(found.transpose(0, 2, 3, 1), net(images), atol=1e-5)
     fails_with(use("predict", workdir, "--images=nowhere/*.tif", "--out=x"), "nowhere/*.tif")
 
 

@@ -153,19 +153,27 @@ class Predictor:
         check_export(size=size, batch=batch, platforms=platforms)
         if self.augment and size is None:
             raise UserError("size=None: a net with augment=True needs a size, e.g. size=512")
-        if size is not None and not self._takes(size):
-            near = range(size // MULTIPLE * MULTIPLE, size + 8 * MULTIPLE, MULTIPLE)
-            good = [side for side in near if side and self._takes(side)][:2]
-            hint = f"the nearest that it takes: {' and '.join(map(str, good))}" if good else ""
-            raise UserError(
-                f"size={size}: the net takes no images of this side; {hint}".rstrip("; ")
-            )
+        if size is not None:
+            self.check_size(size)
         number, height, width = jax_export.symbolic_shape(
             f"{batch or 'b'}, {size or f'{MULTIPLE}*h'}, {size or f'{MULTIPLE}*w'}"
         )
         images = jax.ShapeDtypeStruct((number, height, width, 3), jnp.float32)
         function = jax.jit(lambda images: _apply(self, arguments.share("images", images)))
         return jax_export.export(function, platforms=platforms)(images)
+
+    def check_size(self, size: int) -> None:
+        """Refuses a side of square images that the net does not take.
+
+        Raises:
+          UserError: naming the nearest that it takes.
+        """
+        if self._takes(size):
+            return
+        near = range(size // MULTIPLE * MULTIPLE, size + 8 * MULTIPLE, MULTIPLE)
+        good = [side for side in near if side and self._takes(side)][:2]
+        hint = f"the nearest that it takes: {' and '.join(map(str, good))}" if good else ""
+        raise UserError(f"size={size}: the net takes no images of this side; {hint}".rstrip("; "))
 
     def _takes(self, size: int) -> bool:
         """Whether the net takes square images of this side."""
