@@ -1,4 +1,4 @@
-"""Imports point one way, and `import tvjax` is light."""
+"""Imports point one way, and a program loads what it uses."""
 
 import ast
 import subprocess
@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tvjax"
 HEAVY = (
-    "tensorflow", "tensorflow_datasets", "grain", "orbax", "matplotlib", "pycocotools", "flax",
-    "jaxopt", "tensorboardX", "ml_collections", "scipy.ndimage", "rasterio", "shapely",
+    "jax", "optax", "tensorflow", "tensorflow_datasets", "grain", "orbax", "matplotlib",
+    "pycocotools", "flax", "jaxopt", "tensorboardX", "ml_collections", "scipy.ndimage",
+    "rasterio", "shapely",
 )  # fmt: skip
 
 # What the modules of a folder (or file) may import of the package, and what they may not at all.
@@ -77,8 +78,17 @@ def test_imports_point_one_way(part):
             assert top not in FORBIDDEN.get(part, ()), f"{file} imports {name}"
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    code = f"import sys, tvjax; print([m for m in {HEAVY!r} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "unused"),
+    [
+        ("tvjax", HEAVY),
+        ("tvjax.data.prepare", ("jax", "optax", "flax", "orbax", "matplotlib")),
+        ("tvjax.main", ("matplotlib", "scipy.stats", "rasterio", "shapely")),
+        ("tvjax.evaluate", ("matplotlib", "scipy.stats", "rasterio", "shapely")),
+    ],
+)
+def test_importing_a_module_loads_nothing_that_it_does_not_use(module, unused):
+    code = f"import sys, {module}; print([m for m in {unused!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 

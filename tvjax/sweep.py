@@ -27,7 +27,7 @@ from tvjax import fields, files, interruption, program, provenance
 from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
-from tvjax.training import figures, interrupt, learned, loop, members, parallel, pretrained, rundir
+from tvjax.training import interrupt, learned, loop, members, parallel, pretrained, rundir
 from tvjax.training.feeds import schedule
 from tvjax.training.resident import take
 from tvjax.training.setup import Functions, make_functions
@@ -353,6 +353,8 @@ def main(argv: list[str]) -> None:
             for found in _train(config, todo, workdir, args):
                 lines += found
                 write(workdir, lines)
+        from tvjax.training import figures  # matplotlib is slow to load
+
         figures.sweep_of_seeds(lines, workdir / "sweep.png", score=config.evaluation.score)
     print(table(lines))
     print(f"figure: {workdir}/sweep.png")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tvjax import interruption
 
@@ -129,7 +129,7 @@ def interval(
         kept = spreads > least
         found.append((drawn.mean(axis=1)[kept] - mean) / spreads[kept])
     ratios, tail = np.concatenate(found) * n**0.5, (1 - confidence) / 2
-    either = max(stats.t.ppf(1 - tail, n - 1), np.quantile(np.abs(ratios), confidence))
+    either = max(special.stdtrit(n - 1, 1 - tail), np.quantile(np.abs(ratios), confidence))
     below, above = np.quantile(ratios, [tail, 1 - tail])
     error = spread / n**0.5
     return mean - max(either, above) * error, mean + max(either, -below) * error
@@ -156,6 +156,8 @@ def _levels(change: np.ndarray, rounding: float) -> np.ndarray:
 
 def _signed_rank(levels: np.ndarray) -> float:
     """The two-sided p-value of Wilcoxon's signed-rank test of differences, none of which is 0."""
+    from scipy import stats  # slow to load, and of use to comparisons alone
+
     if len(levels) > EXACT:
         return float(stats.wilcoxon(levels).pvalue)  # pyright: ignore
     # The chance of each sum of positive ranks if signs are fair coins; ranks twice, to be whole.

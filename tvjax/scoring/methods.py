@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tvjax import interruption
 
@@ -132,7 +132,7 @@ def compare(
 def interval(difference: float, parts: Sequence[Part], confidence: float) -> tuple[float, float]:
     """The confidence interval of a difference with these sources of chance; see `compare`."""
     tail = (1 + confidence) / 2
-    half = sum(float(stats.t.ppf(tail, p.degrees)) ** 2 * p.variance for p in parts) ** 0.5
+    half = sum(float(special.stdtrit(p.degrees, tail)) ** 2 * p.variance for p in parts) ** 0.5
     return difference - half, difference + half
 
 

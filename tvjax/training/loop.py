@@ -18,7 +18,7 @@ from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.data.sets import open_section
 from tvjax.errors import Outage, UserError
-from tvjax.training import figures, guard, learned, parallel, pretrained, rundir
+from tvjax.training import guard, learned, parallel, pretrained, rundir
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.evaluation import (
     baselines,
@@ -84,6 +84,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         stop.check()
         if parallel.is_first():
             if "denoise_val_score" in summary:
+                from tvjax.training import figures  # matplotlib is slow to load
+
                 figures.sweep(summary["denoise_val_score"], workdir / "sweep.png")
             seconds += time.perf_counter() - began
             summary |= {"steps": int(state.step), "seconds": seconds}
@@ -377,11 +379,13 @@ class _Session:
         if watch.said and not self.watch.said:
             self.logs.say(watch.said)
         self.watch = watch
-        if parallel.is_first():
+        if parallel.is_first() and step:  # of an untrained net there is nothing to see
             self._draw(state, step)
         return score
 
     def _draw(self, state: TrainState, step: int) -> None:
+        from tvjax.training import figures  # matplotlib is slow to load
+
         metrics = read_metrics(self.workdir)
         score = self.config.evaluation.score
         figures.learning_curves(metrics, self.workdir / "curves.png", score=score)
