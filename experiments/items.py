@@ -108,7 +108,8 @@ def _steps(lab, trainer: Trainer, data: str) -> Iterator[tuple[str, Callable[[],
     """Functions that take one step and wait for it, by name."""
     for method in ("unet", "softmax", "runet", "lunet", "exact", "printed"):
         held = method in ("unet", "softmax")
-        run = runs.Run("train", data, 0, method, None if held else runs.PAPER_LAMBDA, 1)
+        lam, epochs = None if held else runs.PAPER_LAMBDA, lab.scale.epochs
+        run = runs.Run("train", data, 0, method, lam, epochs)  # whose programs trainings share
         config = lab.config(run)
         states, take = [trainer.start(config)], trainer.stepper(config)
         learns = trainer.programs(config).functions.plan.estimator is not None

@@ -13,7 +13,6 @@ on where it stopped.
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,9 +21,9 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
-from scipy import stats
 
 from configs import unet
+from experiments import kept, lambda_claims
 from tvjax import fields, files, label_faults, program, provenance
 from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
@@ -210,8 +209,8 @@ def rank(
     began = time.process_time()
     found = measure(planted.kind, ranker(work).score)
     seconds = round(time.process_time() - began, 1)
-    for kept in folder.glob("hypergradient_*.npy"):  # other forms would take them for their own
-        kept.unlink()
+    for old in folder.glob("hypergradient_*.npy"):  # other forms would take them for their own
+        old.unlink()
     shutil.rmtree(folder / "learned", ignore_errors=True)
     return {"seed": seed, "ranker": name, **found, "processor_seconds": seconds}
 
@@ -235,12 +234,9 @@ def at(line: dict[str, Any], part: float) -> float:
 
 def interval(values: list[float]) -> list[float]:
     """Mean, and Student's 95 % interval over seeds, within [0, 1]; the mean alone of one."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return [round(mean, 3)]
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    ends = np.clip([mean - half, mean + half], 0, 1)
-    return [round(float(x), 3) for x in (mean, *ends)]
+    mean = lambda_claims.mean(values)
+    ends = [] if len(values) < 2 else np.clip(mean[1:], 0, 1)
+    return [round(float(x), 3) for x in (mean.value, *ends)]
 
 
 def draw(out: Path) -> None:
@@ -268,25 +264,6 @@ def draw(out: Path) -> None:
     figures.save(figure, out / "label_faults.png")
 
 
-def begin(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines that an earlier call of the same config wrote.
-
-    Raises:
-      UserError: the file is damaged, or of another config.
-    """
-    if not path.exists():
-        return []
-    try:
-        earlier = files.read_object(path)
-        lines, same = earlier["lines"], earlier["config"] == json.loads(json.dumps(config))
-        summarise(lines)  # which reads what is read of them
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); move it away") from error
-    if not same:
-        raise UserError(f"{path} is of another config; use another --name or --out")
-    return lines
-
-
 def describe(args: Any) -> dict[str, Any]:
     """What lines of one file have in common."""
     config = json.loads(config_of(args, 0).to_json())
@@ -301,7 +278,7 @@ def main(argv) -> None:
     out, config = Path(args.out), config_of(args, 0)
     files.check_folder("out", out)
     path = out / f"{args.name}.json"
-    lines = begin(path, describe(args))
+    lines = kept.lines(path, describe(args), "lines", summarise)
     with interrupt.Stop() as stop:
         program.cache_compilations(Path(config.data.cache) / "compiled")
         splits = sets.open_section(config.data)
@@ -327,16 +304,11 @@ def todo(args: Any) -> Iterator[tuple[int, str, Ranker]]:
 
 def write(path: Path, args: Any, lines: list[dict[str, Any]]) -> None:
     """Writes what is known by now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"config": describe(args), **provenance.describe(0), "lines": lines,
                "summary": summarise(lines)}  # fmt: skip
-    files.write_text(path, json.dumps(content, indent=1) + "\n")
+    kept.write(path, content, indent=1)
 
 
 if __name__ == "__main__":
     define_flags()
-    try:
-        program.run(main, interrupted=interrupt.INTERRUPTED)
-    except interrupt.Interrupted as interrupted:
-        print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(interrupt.INTERRUPTED)
+    interrupt.run(main)

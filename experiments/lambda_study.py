@@ -39,7 +39,7 @@ import optax
 from absl import flags
 
 from configs import lunet
-from experiments import pack
+from experiments import kept, pack
 from tvjax import hypergrad, program, provenance
 from tvjax.errors import UserError
 from tvjax.hypergrad.trees import floats, merge
@@ -701,25 +701,12 @@ def _run_piece(lab: Lab, out: Path, piece: Any, path: Path, commit: str | None) 
     }
     if commit:
         content["commit"] = commit
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(json.dumps(_strict(content), separators=(",", ":")) + "\n")
-    temporary.replace(path)
+    kept.write(path, kept.strict(content, 7), separators=(",", ":"))
 
 
 def _file(out: Path, piece: Any) -> Path:
     name = piece.name if isinstance(piece, Piece) else f"whole_{piece[1]}_{piece[2]:02d}"
     return out / f"{name}.json"
-
-
-def _strict(x: Any) -> Any:
-    """The same with None for what JSON has no word for, and no digits that float32 has not."""
-    if isinstance(x, dict):
-        return {k: _strict(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [_strict(v) for v in x]
-    if isinstance(x, float):
-        return float(f"{x:.7g}") if math.isfinite(x) else None
-    return x
 
 
 def _compiled(lowered: Any) -> Any:

@@ -18,20 +18,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from configs import unet
-from experiments import twins
+from experiments import kept, twins
+from experiments.trainer import Trainer, summary
 from tvjax import files, interruption, program, provenance
-from tvjax.data import arrangement, duplicates, pipeline, sets, splits
+from tvjax.data import arrangement, duplicates, sets, splits
 from tvjax.errors import UserError
 from tvjax.scoring import methods
-from tvjax.scoring.mask_scores import of_images
-from tvjax.training import figures, parallel
-from tvjax.training.setup import Setup, make_functions, make_setup
+from tvjax.training import figures
 from tvjax.types import Batch, Config
 
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -174,50 +172,14 @@ def draw_both(
     return test, np.isin(labels[test], labels[leaky]), {"random": leaky, "clustered": apart}
 
 
-class Trainer:
-    """Trains nets of one config; holds what is compiled."""
-
-    def __init__(self, config: Config, tiles: twins.Tiles):
-        shape = tiles.image.shape[1:3]
-        self.config, self.tiles = config, Batch(tiles.image, tiles.mask)
-        self.setup: Setup = make_setup(config, shape)
-        functions = make_functions(config, shape)
-        self.create = parallel.compile_drawing(
-            lambda seed: functions.create(seed, functions.net.hyper)
-        )
-
-    def train(self, rows: np.ndarray, seed: int, label: str) -> Any:
-        """The state after training on these tiles."""
-        size, steps = self.config.train.batch_size, self.config.train.steps
-        order = pipeline.TrainIndices(len(rows), batch_size=size, seed=seed)
-        tiles = jax.device_put(Batch(*(x[rows] for x in self.tiles)))
-        state = self.create(seed)
-        for t in tqdm(range(steps), label, leave=False):
-            interruption.check()
-            state, _ = self.setup.plain(state, (tiles, None), [np.asarray(order[t], np.int32)])
-        return state
-
-    def score(self, state: Any, rows: np.ndarray) -> list[dict[str, Any]]:
-        """Scores of each of these tiles."""
-        found = []
-        for start in range(0, len(rows), 16):
-            batch = np.resize(rows[start : start + 16], 16)
-            p = np.asarray(self.setup.predict(state, self.tiles.image[batch])[1])[..., -1] > 0.5
-            count = min(16, len(rows) - start)
-            scores = of_images(p[:count], self.tiles.mask[batch[:count], ..., 0] > 0)
-            found += [{k: float(v[i]) for k, v in scores.items()} for i in range(count)]
-        return found
-
-
-def summarise(rows: list[dict[str, Any]], twin: np.ndarray) -> dict[str, float | None]:
-    """Mean and pooled IoU, and the mean over test tiles with a twin and over those without."""
-    parts = {"": np.ones(len(rows), bool), "twins_": twin, "others_": ~twin}
-    found: dict[str, float | None] = {"twins": int(twin.sum()), "test_tiles": len(rows)}
+def summarise(scores: dict[str, np.ndarray], twin: np.ndarray) -> dict[str, float | None]:
+    """Mean and pooled IoU, and the same over test tiles with a twin and over those without."""
+    parts = {"": np.ones(len(twin), bool), "twins_": twin, "others_": ~twin}
+    found: dict[str, float | None] = {"twins": int(twin.sum()), "test_tiles": len(twin)}
     for name, part in parts.items():
-        chosen = [row for row, take in zip(rows, part, strict=True) if take]
-        for score, sums in (("test_iou", methods.mean_iou), ("pooled_iou", methods.pooled_iou)):
-            value = float(methods.ratio(sums(chosen).sum(0))) if chosen else None
-            found[name + score] = value
+        own = summary({k: v[part] for k, v in scores.items()}) if part.any() else {}
+        found[f"{name}test_iou"] = own.get("iou")
+        found[f"{name}pooled_iou"] = own.get("pooled_iou")
     return found
 
 
@@ -267,25 +229,6 @@ def config_of(args: Any) -> Config:
     return config
 
 
-def begin(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trainings that an earlier call of the same config finished.
-
-    Raises:
-      UserError: the file is damaged, or of another config.
-    """
-    if not path.exists():
-        return []
-    try:
-        earlier = files.read_object(path)
-        lines = [line for line in earlier["scores"] if line["split"] in WAYS]
-        same = earlier["config"] == config
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); move it away") from error
-    if not same:
-        raise UserError(f"{path} is of another config; use another --out, or move it away")
-    return lines
-
-
 def main(argv) -> None:
     del argv
     args: Any = flags.FLAGS
@@ -297,7 +240,7 @@ def main(argv) -> None:
     images, masks, labels = read(args.data, size=args.size, limit=args.limit)
     known = know(images, masks, labels, args.planted)
     result = describe(known, args, config)
-    lines = begin(out / "result.json", result["config"])
+    lines = kept.lines(out / "result.json", result["config"], "scores", differences)
     print(json.dumps(result["share"]))
     out.mkdir(parents=True, exist_ok=True)
     if known.tiles.kind.any() or len(known.pairs):
@@ -328,15 +271,22 @@ def train_both(
     known: Known, config: Config, seeds: int, lines: list[dict[str, Any]], *, save: Callable
 ) -> None:
     """Trains both ways with each seed, but for what is in `lines` already, which it adds to."""
-    trainer = Trainer(config, known.tiles)
+    trainer = None
     done = {(line["split"], line["seed"]) for line in lines}
     for seed in range(seeds):
         test, twin, training = draw_both(known.together, seed)
         for way in WAYS:
             if (way, seed) in done:
                 continue
-            state = trainer.train(training[way], seed, f"{way}, seed {seed}")
-            scored = summarise(trainer.score(state, test), twin)
+            # The scores of "val" during the training are not kept, so one tile will do.
+            rows = {"train": training[way], "val": test[:1], "test": test}
+            tiles = {
+                name: Batch(known.tiles.image[r], known.tiles.mask[r]) for name, r in rows.items()
+            }
+            trainer = Trainer(tiles, trainer)
+            config.seed = seed
+            state = trainer.train(config).state
+            scored = summarise(trainer.score(trainer.programs(config), state, "test"), twin)
             lines.append({"split": way, "seed": seed, "train_tiles": len(training[way]), **scored})
             save()
             print(f"{way}, seed {seed}: test IoU {scored['test_iou']:.4f}", flush=True)
@@ -345,7 +295,7 @@ def train_both(
 def write(out: Path, result: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     """Writes what is known by now."""
     content = result | {"scores": lines, "difference": differences(lines)}
-    files.write_text(out / "result.json", json.dumps(content, indent=1) + "\n")
+    kept.write(out / "result.json", content, indent=1)
 
 
 if __name__ == "__main__":

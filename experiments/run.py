@@ -16,7 +16,6 @@ the results.
 """
 
 import fnmatch
-import json
 import sys
 import time
 import traceback
@@ -27,9 +26,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import items, pack, runs
+from experiments import items, kept, pack, runs
 from experiments.trainer import Trainer
-from tvjax import files, interruption, program, provenance
+from tvjax import interruption, program, provenance
 from tvjax.data import pictures, pipeline, sets
 from tvjax.data.embedded import synthetic
 from tvjax.errors import UserError
@@ -144,19 +143,7 @@ def _write(path: Path, result: dict[str, Any], run: runs.Run, seconds: float, co
         "run": run._asdict(), "seconds": round(seconds, 2), **provenance.describe(run.seed),
         **({"commit": commit} if commit else {}), **result,
     }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, json.dumps(strict(content), separators=(",", ":")) + "\n")
-
-
-def strict(x: Any) -> Any:
-    """The same with None for what JSON has no word for, and no digits that float32 has not."""
-    if isinstance(x, dict):
-        return {k: strict(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple, np.ndarray)):
-        return [strict(v) for v in x]
-    if isinstance(x, (float, np.floating)):
-        return float(f"{x:.6g}") if np.isfinite(x) else None
-    return x.item() if isinstance(x, np.integer) else x
+    kept.write(path, kept.strict(content, 6), separators=(",", ":"))
 
 
 def read_places(given: list[str]) -> dict[str, str]:

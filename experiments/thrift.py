@@ -10,7 +10,6 @@ its mean, `sign` the share of estimates whose sign is the mean's, `seconds` thos
 lambda is updated, all else equal.
 """
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from experiments import kept
 from experiments.benchmarks import workload
 from tvjax import program, provenance
 from tvjax.data import pipeline
@@ -32,9 +32,7 @@ from tvjax.types import Batch
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of a bilevel run, e.g. runs/lunet_bilevel.", required=True
 )
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32"], "Validation images in an update.")
 _DRAWS = flags.DEFINE_integer("draws", 48, "Number of pairs of batches for each size.")
 
@@ -88,7 +86,7 @@ def main(argv):
         "rows": rows,
         **provenance.describe(config.seed),
     }
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     print(
         "images      mean +- error       spread  sign   cost, every " + ", ".join(map(str, EVERY))
     )

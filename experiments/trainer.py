@@ -57,15 +57,18 @@ class Trained(NamedTuple):
 
 
 class Trainer:
-    """The programs of all configs that were met so far, on the tiles of one set."""
+    """The programs of all configs that were met so far, on the tiles of one set.
 
-    def __init__(self, tiles: Mapping[str, Batch]):
+    With `like` they are those of another trainer, on other tiles of the same size.
+    """
+
+    def __init__(self, tiles: Mapping[str, Batch], like: "Trainer | None" = None):
         self.tiles = tiles
         self.resident = {s: jax.device_put(tiles[s]) for s in ("train", "val")}
-        self._programs: dict[str, Programs] = {}
+        self._programs: dict[str, Programs] = like._programs if like else {}
         # Of the same section `model`, and `hypergrad`: what the regulariser does not change.
-        self._scores: dict[str, tuple[Any, Any]] = {}
-        self._creates: dict[str, Any] = {}
+        self._scores: dict[str, tuple[Any, Any]] = like._scores if like else {}
+        self._creates: dict[str, Any] = like._creates if like else {}
 
     def programs(self, config: Config) -> Programs:
         """What this config is trained and scored by."""

@@ -16,7 +16,6 @@ well each of them finds wrong labels. The same command goes on where it was stop
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +191,4 @@ def describe(
 
 if __name__ == "__main__":
     define_flags()
-    try:
-        program.run(main, interrupted=interrupt.INTERRUPTED)
-    except interrupt.Interrupted as interrupted:
-        print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(interrupt.INTERRUPTED)
+    interrupt.run(main)

@@ -6,7 +6,6 @@ The same command again resumes where the last one stopped. In the workdir: `conf
 """
 
 import json
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -28,12 +27,7 @@ def main(argv: list[str]) -> None:
     names = "coordinator", "num_processes", "process_id"
     cluster.join(multihost=_MULTIHOST.value, **{name: flags.FLAGS[name].value for name in names})
     workdir = Path(_WORKDIR.value or Path("runs") / config.name)
-    try:
-        summary = loop.run(config, workdir)
-    except interrupt.Interrupted as interrupted:
-        if parallel.is_first():
-            print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(interrupt.INTERRUPTED)
+    summary = loop.run(config, workdir)
     if not parallel.is_first():
         return
     print(rundir.format_summary(summary, workdir))
@@ -41,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, interrupted=interrupt.INTERRUPTED)
+    interrupt.run(main)

@@ -382,8 +382,4 @@ def _train(config: Config, todo: list[Pair], workdir: Path, args: Any):
 
 if __name__ == "__main__":
     define_flags()
-    try:
-        program.run(main, interrupted=interrupt.INTERRUPTED)
-    except interrupt.Interrupted as interrupted:
-        print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(interrupt.INTERRUPTED)
+    interrupt.run(main)

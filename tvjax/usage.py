@@ -56,7 +56,7 @@ def _own() -> Iterator[Any]:
     """The program's flags, then those that it shares with others; none of libraries."""
     modules = flags.FLAGS.flags_by_module_dict()
     own = [name for name in modules if name == sys.argv[0]]
-    shared = [name for name in modules if name.startswith("tvjax.")]
+    shared = [name for name in modules if name.startswith(("tvjax.", "experiments."))]
     for module in own + shared:
         yield from (flag for flag in modules[module] if "." not in flag.name)
 

@@ -19,7 +19,6 @@ import json
 import time
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,14 +29,13 @@ from absl import flags
 from skimage.restoration import denoise_tv_chambolle
 from skimage.transform import resize
 
+from experiments import kept
 from tvjax import program, provenance
 from tvjax.tv import dual, solvers
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.variation import total_variation
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _CASES = flags.DEFINE_list(
     "cases", ["256x1", "256x64", "1024x1", "1024x64"],
     "Cases, each as side in pixels x images in a batch; the last one takes half an hour.",
@@ -212,14 +210,12 @@ def main(argv) -> None:
         **provenance.describe(seed=0),
         "rows": [],
     }
-    file = Path(_JSON.value)
-    file.parent.mkdir(parents=True, exist_ok=True)
     for case in _CASES.value:
         size, number = map(int, case.split("x"))
         for row in measure(size, number):
             print(json.dumps(row), flush=True)
             report["rows"].append(row)
-            file.write_text(json.dumps(report, indent=1) + "\n")  # what is known is kept
+            kept.write(_JSON.value, report, indent=1)  # what is known is kept
 
 
 if __name__ == "__main__":

@@ -9,26 +9,22 @@ gradients as it needs to find that signal in half and in nine tenths of the case
 """
 
 import functools
-import json
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from scipy import stats
 from tqdm import tqdm
 
+from experiments import kept
 from tvjax import hypergrad, program, provenance
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 
 RUNS, LOOKS, LONG = 4_000, 10_000, 20_000
 THRESHOLDS = 2.0, 3.0
@@ -59,7 +55,7 @@ def main(argv):
         "waiting": waits,
         **provenance.describe(seed=0),
     }
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     for row in noise + waits:
         print(
             "  ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())

@@ -7,22 +7,19 @@ softmax, the paper's TV-softmax of one iteration, and the converged one at two w
 grows with lambda: the solver needs more iterations). `over_softmax` is the figure to quote.
 """
 
-import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 from absl import flags
 from tqdm import tqdm
 
+from experiments import kept
 from experiments.benchmarks import workload
 from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
 _SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
@@ -67,7 +64,7 @@ def main(argv):
         "over_softmax": {name: value / medians["softmax"] for name, value in medians.items()},
         **provenance.describe(seed=0),
     }  # fmt: skip
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     for name, value in medians.items():
         print(f"{name:<36}{value:>9.3f} s{result['over_softmax'][name]:>8.2f} softmax steps")
     print(f"written to {_JSON.value}", file=sys.stderr)

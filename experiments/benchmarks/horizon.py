@@ -8,22 +8,18 @@ program plus the tangent that it carries, whatever the horizon; `forward` holds 
 too, but takes K steps to give one value; `reverse` keeps K states.
 """
 
-import json
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from absl import flags
 from tqdm import tqdm
 
+from experiments import kept
 from experiments.benchmarks import workload
 from tvjax import hypergrad, program, provenance
 from tvjax.types import PyTree
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 
 WIDTH, SIZE, BATCH = 4, 32, 4
 HORIZONS = (10, 100, 1000)
@@ -51,7 +47,7 @@ def main(argv):
         "bytes": rows,
         **provenance.describe(seed=0),
     }
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     print(f"{'K':>6}" + "".join(f"{name + ', MiB':>22}" for name in makers))
     for row in rows:
         print(f"{row['horizon']:>6}" + "".join(f"{row[n] / 2**20:>22.2f}" for n in makers))

@@ -9,7 +9,6 @@ on the way. `--data` is a folder of prepared tiles; default: the embedded set, d
 """
 
 import itertools
-import json
 import os
 import sys
 import time
@@ -24,14 +23,13 @@ from absl import flags
 from tqdm import tqdm
 
 from configs import base
+from experiments import kept
 from tvjax import program, provenance
 from tvjax.data import pipeline
 from tvjax.data.sets import open_section
 from tvjax.training import parallel, resident
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _DATA = flags.DEFINE_string("data", None, "Folder of prepared tiles, e.g. TILES.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
 _BATCHES = flags.DEFINE_integer("batches", 300, "Number of batches that are timed.")
@@ -127,7 +125,7 @@ def measure() -> dict:
 def main(argv):
     del argv
     result = measure()
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     for name, value in result["images_per_s"].items():
         print(f"{name:<22}{value:>10.0f} images/s")
     held = result["streaming_bytes_held"]

@@ -13,11 +13,9 @@ second step of Adam: where one differs, its derivative is not that of the step.
 # PyTorch and its peers are no dependency.
 # pyright: reportMissingImports=false
 
-import json
 import sys
 import warnings
 from importlib import metadata
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,15 +25,14 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from experiments import kept
 from experiments.benchmarks import workload
 from experiments.benchmarks.torch_unet import TorchUNet
 from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 from tvjax.types import Batch
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
 _SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
@@ -248,7 +245,7 @@ def main(argv):
         "peers": versions,
         **provenance.describe(seed=0),
     }  # fmt: skip
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     print(f"{'':<14}{'seconds':>9}{'exact / it':>12}   hypergradient")
     for name, value in medians.items():
         print(f"{name:<14}{value:>9.3f}{medians['exact'] / value:>12.2f}   {slopes[name]}")

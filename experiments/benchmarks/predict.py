@@ -28,6 +28,7 @@ from absl import flags
 from PIL import Image
 
 from configs import base
+from experiments import kept
 from tvjax import program, provenance
 from tvjax.data import pictures
 from tvjax.errors import UserError
@@ -167,8 +168,7 @@ def main(argv):
         "cases": cases,
         **origin,
     }
-    Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     print(
         f"{'images':>7}{'side':>7}{'seconds':>9}{'images/s':>10}{'Mpx/s':>7}{'of forward':>12}"
         f"{'peak MiB':>10}"

@@ -32,14 +32,13 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
+from experiments import kept
 from tvjax import program, provenance
 from tvjax.data import area, builder, duplicates
 from tvjax.data.origins import Images
 from tvjax.data.splits import by_first, edges, join
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _TILES = flags.DEFINE_integer("tiles", 6000, "Tiles of a build.")
 _DENSE_TILES = flags.DEFINE_integer("dense_tiles", 100, "Tiles of a build by dense products.")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes of the build by several.")
@@ -302,8 +301,7 @@ def main(argv):
         ),
         **provenance.describe(seed=0),
     }  # fmt: skip
-    Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     print(json.dumps({name: result[name] for name in ("clusters", "shrink", "build")}, indent=2))
     print(f"written to {_JSON.value}", file=sys.stderr)
 

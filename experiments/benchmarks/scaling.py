@@ -7,10 +7,8 @@ an accelerator the devices are fake ones that share the same cores: what is seen
 overhead of splitting a step, never a speed-up. All are timed in turn, round after round.
 """
 
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,13 +17,12 @@ from absl import flags
 from tqdm import tqdm
 
 from configs import lunet_bilevel
+from experiments import kept
 from tvjax import program, provenance
 from tvjax.training import feeds
 from tvjax.training.setup import make_setup
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4"], "Numbers of devices to try.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a step, over all devices.")
 _SIZE = flags.DEFINE_integer("size", 32, "Height and width of the images, in pixels.")
@@ -105,7 +102,7 @@ def main(argv):
     del argv
     jax.config.update("jax_num_cpu_devices", max(int(n) for n in _DEVICES.value))
     result = measure()
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     print(f"{'step, devices, map':<22}{'seconds':>10}{'to one device':>16}")
     for name, value in result["medians_s"].items():
         print(f"{name:<22}{value:>10.4f}{result['ratios_to_one_device'][name]:>16.2f}")

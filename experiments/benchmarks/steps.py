@@ -16,24 +16,21 @@ program, ten steps of this net take the compiler more than 20 GiB), on an accele
 `temporary` bytes are those of the scan.
 """
 
-import json
 import os
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import jax
 from absl import flags
 from tqdm import tqdm
 
+from experiments import kept
 from experiments.benchmarks import workload
 from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
 _SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
@@ -147,7 +144,7 @@ def main(argv):
     flag = "--xla_cpu_experimental_ynn_fusion_type="
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     result = measure()
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     print(f"{'':<18}{'seconds':>10}{'plain steps':>13}{'compile s':>11}{'MiB':>9}")
     for name, value in result["medians_s"].items():
         print(

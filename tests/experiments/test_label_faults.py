@@ -1,7 +1,5 @@
 """Planted faults: what they are, and how rankings of them are counted."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -84,16 +82,3 @@ def test_precision_is_the_share_of_wrong_ones_among_the_first():
     mean, half = (0.75 + 0.8) / 2, 12.7062 * 0.05 / 2
     np.testing.assert_allclose(found["at_faults"], [mean, mean - half, 1], atol=1e-3)
     assert found["seeds"] == 2 and found["of_each"] == 2 and found["at_half"] == [0.75, 0, 1]
-
-
-def test_what_is_done_is_read_again_and_another_config_is_refused(tmp_path):
-    path, line = tmp_path / "a.json", label_faults.measure(np.array(["shifted", ""]), np.arange(2))
-    lines = [line | {"ranker": "a", "seed": 0}]
-    assert label_faults.begin(path, {"a": (1,)}) == []
-    path.write_text(json.dumps({"config": {"a": [1]}, "lines": lines}))
-    assert label_faults.begin(path, {"a": (1,)}) == lines
-    with pytest.raises(UserError, match="another config"):
-        label_faults.begin(path, {"a": (2,)})
-    path.write_text(json.dumps({"config": {"a": [1]}, "lines": [{"ranker": "a"}]}))
-    with pytest.raises(UserError, match="damaged"):
-        label_faults.begin(path, {"a": (1,)})

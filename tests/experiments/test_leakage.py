@@ -101,7 +101,7 @@ def test_both_ways_have_the_same_test_and_as_much_training():
         assert twin.tolist() == np.isin(labels[test], labels[leaky]).tolist()
 
 
-def test_differences_are_paired_and_resumed_lines_are_of_the_same_config(tmp_path):
+def test_differences_are_paired():
     lines = [
         {"split": way, "seed": s, "test_iou": 0.5 + 0.1 * s + 0.04 * (way == "random") + 0.01 * s
          * (way == "random"), "pooled_iou": 0.5, "twins_test_iou": None}
@@ -115,15 +115,6 @@ def test_differences_are_paired_and_resumed_lines_are_of_the_same_config(tmp_pat
     assert found["test_iou"]["mean"] == pytest.approx(0.05) and found["test_iou"]["pairs"] == 3
     half = 4.302653 * 0.01 / 3**0.5
     assert found["test_iou"]["high"] - 0.05 == pytest.approx(half, rel=1e-5)
-    path = tmp_path / "result.json"
-    assert leakage.begin(path, {"a": 1}) == []
-    path.write_text(json.dumps({"config": {"a": 1}, "scores": lines}))
-    assert leakage.begin(path, {"a": 1}) == lines
-    with pytest.raises(UserError, match="another config"):
-        leakage.begin(path, {"a": 2})
-    path.write_text("{}")
-    with pytest.raises(UserError, match="damaged"):
-        leakage.begin(path, {"a": 1})
 
 
 def test_clusters_of_prepared_tiles_are_read(tiles, tmp_path):

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import signal
+import sys
+from collections.abc import Callable
+from typing import Any
 
-from tvjax import interruption
+from tvjax import interruption, program
 from tvjax.training import parallel
 
 INTERRUPTED = 75
@@ -21,6 +24,16 @@ class Interrupted(BaseException):
     def __init__(self, step: int | None = None):
         saved = "" if step is None else f": saved at step {step}"
         super().__init__(f"interrupted{saved}; the same command resumes from there")
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """Runs a program's `main` whose same command resumes it; see `program.run`."""
+    try:
+        program.run(main, interrupted=INTERRUPTED)
+    except Interrupted as interrupted:
+        if parallel.is_first():
+            print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 class Stop:
