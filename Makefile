@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # A process per core; each takes whole files as long as it can, so that their fixtures are made once.
 SPREAD := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: run test test-slow test-cluster check gpu gpu-wheels clean
+.PHONY: run test test-slow test-cluster bench-check check gpu gpu-wheels clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m tvjax.main --config=configs/lunet_bilevel.py
@@ -20,6 +20,10 @@ test-slow: $(VENV)/test.stamp
 
 test-cluster: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m cluster
+
+# Ratios of small benchmarks against their bounds, in two minutes; never part of the tests.
+bench-check: $(VENV)/test.stamp
+	$(BIN)/python -m experiments.benchmarks --check
 
 # By the machine's own Python and JAX, without .venv and without network; see launch/gpu.sh.
 gpu:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import sys
 
 import jax
@@ -79,3 +80,33 @@ def test_the_audit_of_the_net_runs_on_any_tiles(x64, tiles, monkeypatch):
     assert found["exact"]["relative_error"] < 1e-9
     assert found["reverse_3"]["value"] == pytest.approx(found["forward_3"]["value"], rel=1e-9)
     assert jax.config.jax_enable_x64
+
+
+def test_every_aim_of_the_benchmarks_reads_its_result_and_every_check_has_one():
+    with program("experiments.benchmarks.__main__") as benchmarks:
+        folder = ROOT / "results" / "benchmarks"
+        names = {aim.name for aim in benchmarks.AIMS}
+        assert names | set(benchmarks.CHECKS) <= set(benchmarks.PROGRAMS)
+        read = 0
+        for aim in benchmarks.AIMS:
+            path = folder / f"{aim.name}_x86_64_cpu_2cores.json"
+            if path.exists():
+                read += aim.figure(json.loads(path.read_text())) > 0
+        assert read >= 10
+        for name, (_, bounds) in benchmarks.CHECKS.items():
+            assert len(list(benchmarks.bounded(name, bounds))) == len(bounds)
+
+
+def test_the_table_of_benchmarks_says_what_is_met_and_what_is_not_measured(tmp_path):
+    with program("experiments.benchmarks.__main__") as benchmarks:
+        medians = {"plain": 2.0, "exact": 4.2}
+        found = {"medians_s": medians, "commit": "abc"}
+        benchmarks.result(tmp_path, "steps_w16").write_text(json.dumps(found))
+        medians["exact"] = 9.0
+        benchmarks.result(tmp_path, "steps_w64").write_text(json.dumps(found))
+        text = benchmarks.table(tmp_path)
+    assert "width 16 | 2.10 | <= 2.2 | yes | `steps_w16`" in text
+    assert "the same, width 64 | 4.50 | <= 2.2 | **no** | `steps_w64`" in text
+    assert (
+        "| not measured | >= 10 |" in text and "| `steps_w16` | `steps --width=16` | abc |" in text
+    )
