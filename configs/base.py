@@ -112,6 +112,14 @@ def get_config() -> Config:
             flips=False,  # left to right and upside down
             turns=False,  # by quarter turns; for square tiles
             brightness=0.0,  # the greatest relative change, below 1
+            # Beyond a tile's edge these mirror it, image and mask alike.
+            rotation=0.0,  # the greatest angle in degrees, to either side: 180 for any
+            scale=0.0,  # s: objects grow or shrink by up to 1 + s times
+            crop=0.0,  # the greatest share of the sides cut away, at most 0.9; the rest is enlarged
+            contrast=0.0,  # the greatest relative change, below 1, as of saturation
+            saturation=0.0,
+            hue=0.0,  # the greatest turn of the colours around grey, in degrees
+            blur=0.0,  # the greatest standard deviation of a Gaussian, in pixels
         )
     )
     config.hypergrad = ConfigDict(

@@ -128,6 +128,13 @@ FIELDS = {
     "augmentation.flips": TRUTH,
     "augmentation.turns": TRUTH,
     "augmentation.brightness": DECAY,
+    "augmentation.rotation": real(0, 180),
+    "augmentation.scale": real(0, 3),
+    "augmentation.crop": real(0, 0.9),
+    "augmentation.contrast": DECAY,
+    "augmentation.saturation": DECAY,
+    "augmentation.hue": real(0, 180),
+    "augmentation.blur": real(0, 10),
     "hypergrad.method": one_of(
         "none", "exact", "sgd_formula", "paper", "preconditioned", "darts", "reverse", "forward",
         "forward_online", "training_loss", "soba", "amigo", "stocbio", "f2sa", "bome",

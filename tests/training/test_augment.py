@@ -2,14 +2,16 @@
 
 from itertools import product
 
+import devices  # noqa: F401  its net, which compiles in a moment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from configs import base
 from tvjax.hypergrad import Bilevel, Estimate, Estimator
-from tvjax.training import augment, state, steps
+from tvjax.training import augment, loop, state, steps
 from tvjax.types import Batch
 
 
@@ -19,12 +21,16 @@ def batch(n=8, size=4, seed=0):
     return Batch(jnp.asarray(255 * mask.repeat(3, -1)), jnp.asarray(mask))
 
 
-def made(axis_name=None, *, seed=0, **options):
-    options = {"flips": False, "turns": False, "brightness": 0.0} | options
-    return augment.make_augment(seed=seed, image_shape=(4, 4), axis_name=axis_name, **options)
+def made(axis_name=None, *, seed=0, image_shape=(4, 4), **options):
+    options = base.get_config().augmentation.to_dict() | options
+    return augment.make_augment(seed=seed, image_shape=image_shape, axis_name=axis_name, **options)
 
 
 ALL = {"flips": True, "turns": True, "brightness": 0.3}
+MORE = {
+    "rotation": 180.0, "scale": 0.5, "crop": 0.3, "contrast": 0.3, "saturation": 0.5, "hue": 20.0,
+    "blur": 1.0,
+}  # fmt: skip
 
 
 def test_what_is_drawn_is_done():
@@ -89,6 +95,53 @@ def test_four_devices_augment_as_one():
     step = made("devices", **ALL)
     parts = jax.vmap(lambda b: step(jnp.int32(2), b), axis_name="devices")(shares)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b), parts, whole)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_each_option_changes_every_image_anew_in_each_step_and_masks_where_it_moves_them(name):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    data = batch(8, 16)._replace(image=jnp.asarray(noise))
+    change = jax.jit(made(**{name: MORE[name]}, image_shape=(16, 16)))
+    found, later = change(jnp.int32(0), data), change(jnp.int32(1), data)
+    moves = name in ("rotation", "scale", "crop")
+    assert np.any(found.mask != data.mask) == moves
+    assert found.mask.dtype == jnp.uint8 and set(np.unique(found.mask)) == {0, 1}
+    assert found.image.min() >= 0 and found.image.max() <= 1
+    for other in (augment.to_float(data.image), later.image):
+        assert np.any(found.image != other, axis=(1, 2, 3)).all()
+
+
+def test_one_program_serves_all_steps_and_repeats_them_bit_for_bit():
+    data = batch(8, 16)
+    change = jax.jit(made(**ALL, **MORE, image_shape=(16, 16)))
+    first, other = change(jnp.int32(5), data), change(jnp.int32(6), data)
+    jax.tree.map(np.testing.assert_array_equal, first, change(jnp.int32(5), data))
+    assert np.any(first.mask != other.mask) and np.any(first.image != other.image)
+    assert change._cache_size() == 1
+
+
+def test_an_augmented_run_resumes_bit_for_bit(tiles, tmp_path):
+    def run(steps, name):
+        config = base.get_config()
+        config.data.directory, config.data.cache = str(tiles), str(tiles.parent / "cache")
+        config.model.update(name="pixels", width=2)
+        config.augmentation.update(**ALL, **MORE)
+        config.train.update(steps=steps, batch_size=4, log_every=1)
+        config.evaluation.update(every=10**6, panels=0)
+        return loop.run(config, tmp_path / name)
+
+    whole, _ = run(7, "whole"), run(4, "parts")
+    assert run(7, "parts")["parameters_sha256"] == whole["parameters_sha256"]
+
+
+def test_four_devices_warp_and_colour_as_one():
+    data = batch(8, 16)
+    step = made("devices", **ALL, **MORE, image_shape=(16, 16))
+    whole = jax.jit(made(**ALL, **MORE, image_shape=(16, 16)))(jnp.int32(2), data)
+    shares = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), data)
+    parts = jax.jit(jax.vmap(lambda b: step(jnp.int32(2), b), axis_name="devices"))(shares)
+    np.testing.assert_allclose(parts.image.reshape(whole.image.shape), whole.image, atol=1e-5)
+    np.testing.assert_array_equal(parts.mask.reshape(whole.mask.shape), whole.mask)
 
 
 def test_training_batches_are_augmented_each_by_its_step_and_validation_batches_never():

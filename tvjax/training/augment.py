@@ -1,4 +1,4 @@
-"""Flips, quarter turns and brightness, drawn anew for each image of each training batch.
+"""Flips, turns, changes of size and of colours, drawn anew for each image of each training batch.
 
 What is drawn is a function of the seed, the step and the image's place in the global batch: a
 resumed run draws the same, and so does one on any number of devices.
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tvjax.errors import UserError
+from tvjax.training import colour, warp
 from tvjax.types import Batch
 
 Augment = Callable[[jax.Array, Batch], Batch]
@@ -31,21 +32,50 @@ class Draw(NamedTuple):
     """float32: what the image is multiplied by, before it is clipped to [0, 1]."""
 
 
+class Limits(NamedTuple):
+    """What is drawn, and how far it goes."""
+
+    flips: bool
+    """Left to right and upside down, each for half of the images."""
+    turns: bool
+    """Turns by 0, 90, 180 or 270 degrees, all alike often."""
+    brightness: float
+    """b: images are multiplied by a number drawn from [1 - b, 1 + b]."""
+    warp: warp.Limits
+    colour: colour.Limits
+
+
 def make_augment(
     *,
     flips: bool,
     turns: bool,
     brightness: float,
+    rotation: float,
+    scale: float,
+    crop: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    blur: float,
     seed: int,
     image_shape: tuple[int, int],
     axis_name: str | None = None,
 ) -> Augment | None:
     """The augmentation of training batches, masks along with their images; None if there is none.
 
+    Flips and turns come first, then `warp.apply`, then `colour.apply`, then brightness.
+
     Args:
-      flips: left to right and upside down, each for half of the images.
-      turns: whether to turn by 0, 90, 180 or 270 degrees, all alike often.
-      brightness: b: images are multiplied by a number drawn from [1 - b, 1 + b].
+      flips: see `Limits`, as for `turns` and `brightness`.
+      turns: whether to turn by quarters.
+      brightness: the greatest relative change.
+      rotation: see `warp.Limits`, as for `scale` and `crop`.
+      scale: the greatest relative change of size.
+      crop: the greatest share that is cut away.
+      contrast: see `colour.Limits`, as for `saturation`, `hue` and `blur`.
+      saturation: the greatest relative change.
+      hue: the greatest turn of colours, in degrees.
+      blur: the greatest standard deviation, in pixels.
       seed: seed of the draws.
       image_shape: height and width of the tiles.
       axis_name: the axis over which the batch is spread, if any.
@@ -56,7 +86,10 @@ def make_augment(
     height, width = image_shape
     if turns and height != width:
         raise UserError(f"augmentation.turns=True needs square tiles; these are {height}x{width}")
-    if not (flips or turns or brightness):
+    moved = warp.Limits(rotation, scale, crop)
+    coloured = colour.Limits(contrast, saturation, hue, blur)
+    limits = Limits(flips, turns, brightness, moved, coloured)
+    if not any((flips, turns, brightness, *moved, *coloured)):
         return None
 
     def augment(step: jax.Array, batch: Batch) -> Batch:
@@ -64,15 +97,26 @@ def make_augment(
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
         key = jax.random.fold_in(jax.random.key(seed), step)
         # Every device draws for all and takes its own, so that their number does not matter.
-        whole = draw(key, share * devices, flips=flips, turns=turns, brightness=brightness)
+        whole = draw_all(key, share * devices, limits)
         first = 0 if axis_name is None else share * lax.axis_index(axis_name)
-        return apply(Draw(*(lax.dynamic_slice_in_dim(x, first, share) for x in whole)), batch)
+        own = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, share), whole)
+        return apply(own[0], batch, *own[1:], blur=blur)
 
     return augment
 
 
+def draw_all(
+    key: jax.Array, count: int, limits: Limits
+) -> tuple[Draw, warp.Warp | None, colour.Colour | None]:
+    """Draws for `count` images; each part from a key of its own, whatever the others are."""
+    drawn = draw(key, count, flips=limits.flips, turns=limits.turns, brightness=limits.brightness)
+    moved = warp.draw(jax.random.fold_in(key, 1), count, limits.warp)
+    coloured = colour.draw(jax.random.fold_in(key, 2), count, limits.colour)
+    return drawn, moved, coloured
+
+
 def draw(key: jax.Array, count: int, *, flips: bool, turns: bool, brightness: float) -> Draw:
-    """Draws for `count` images; the options are those of `make_augment`."""
+    """Draws for `count` images; the options are those of `Limits`."""
     keys = jax.random.split(key, 4)
     turn = jax.random.randint(keys[0], (count,), 0, 4) if turns else jnp.zeros(count, jnp.int32)
     rows, columns = (jax.random.bernoulli(k, 0.5, (count,)) & flips for k in keys[1:3])
@@ -87,7 +131,14 @@ def draw(key: jax.Array, count: int, *, flips: bool, turns: bool, brightness: fl
     )
 
 
-def apply(drawn: Draw, batch: Batch) -> Batch:
+def apply(
+    drawn: Draw,
+    batch: Batch,
+    moved: warp.Warp | None = None,
+    coloured: colour.Colour | None = None,
+    *,
+    blur: float = 0.0,
+) -> Batch:
     """Augments images (uint8, or floats in [0, 1]) and masks; uint8 become floats in [0, 1]."""
 
     def move(x: jax.Array) -> jax.Array:
@@ -96,9 +147,13 @@ def apply(drawn: Draw, batch: Batch) -> Batch:
         x = jnp.where(_each(drawn.flip_rows), x[:, ::-1], x)
         return jnp.where(_each(drawn.flip_columns), x[:, :, ::-1], x)
 
-    image = move(to_float(batch.image))
+    image, mask = move(to_float(batch.image)), move(batch.mask)
+    if moved is not None:
+        image, mask = warp.apply(moved, image, mask)
+    if coloured is not None:
+        image = colour.apply(coloured, image, blur=blur)
     bright = image * _each(drawn.brightness).astype(image.dtype)
-    return batch._replace(image=jnp.clip(bright, 0, 1), mask=move(batch.mask))
+    return batch._replace(image=jnp.clip(bright, 0, 1), mask=mask)
 
 
 def to_float(images: jax.Array) -> jax.Array:

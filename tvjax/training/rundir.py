@@ -44,6 +44,9 @@ _ADDED = {
     "evaluation": {"score": "iou"},
     "loss": {"mix": 0.5},
     "train": {"ema": 0.0, "patience": 0},
+    "augmentation": dict.fromkeys(
+        ("rotation", "scale", "crop", "contrast", "saturation", "hue", "blur"), 0.0
+    ),
     "hypergrad": {
         "learn": ["lambda"],
         "block": 1,
