@@ -30,6 +30,9 @@ def get_config() -> Config:
             # False: stream them from the records. Of several processes each streams its own rows of
             # each batch, whatever is said here.
             resident=True,
+            # Learn beside the roofs where they nearly touch, so that predict and evaluate part
+            # neighbours. Needs tiles prepared with --boundaries, or a folder with annotation.json.
+            boundaries=False,
         )
     )
     config.model = ConfigDict(

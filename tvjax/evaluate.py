@@ -38,7 +38,7 @@ from tvjax import files, interruption, program
 from tvjax.data import arrangement, coco, workspace
 from tvjax.data.reading import Reading
 from tvjax.errors import UserError
-from tvjax.inference import reader, tiles
+from tvjax.inference import reader, separation, tiles
 from tvjax.inference.predictor import Predictor
 from tvjax.scoring import claims, mask_scores, neighbours, scores, sides
 from tvjax.scoring.comparison import describe_run
@@ -191,8 +191,11 @@ def _open(workdir: str, out: Path | None) -> Opened:
 def open_net(workdir: Path) -> tuple[Predictor, Config]:
     """The net of a run and its config."""
     net = Predictor.load(
-        workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value, augment=_AUGMENT.value
-    )
+        workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value, augment=_AUGMENT.value,
+        contact=True,
+    )  # fmt: skip
+    if net.channels > 1:
+        separation.require_skimage()
     return net, restore.read_config(workdir)
 
 
@@ -285,7 +288,7 @@ def keep(
         figures.predictions(
             [example.image for example in shown],
             [example.mask for example in shown],
-            [scores.probabilities(e, net, tiling, scale=_SCALE.value) for e in shown],
+            [scores.probabilities(e, net, tiling, scale=_SCALE.value)[..., :1] for e in shown],
             labels=[f"{name}: IoU {result.images[k]['iou']:.3f}" for name, k in chosen],
         ),
         out / "grid.png",

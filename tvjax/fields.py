@@ -89,6 +89,7 @@ FIELDS = {
     "data.limit": or_none(COUNT),
     "data.seed": SEED,
     "data.resident": TRUTH,
+    "data.boundaries": TRUTH,
     "model.name": text(),  # of a net of `models.NETS`, to which others may be added
     "model.head": one_of("sigmoid", "softmax", "tv_softmax"),
     "model.head_iterations": or_none(whole(0)),

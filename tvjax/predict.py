@@ -135,8 +135,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
     files.check_folder("out", Path(out))
     net = Predictor.load(
-        workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value, augment=_AUGMENT.value
-    )
+        workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value, augment=_AUGMENT.value,
+        contact=True,
+    )  # fmt: skip
     reading, resolution = rundir.read_images_of(Path(workdir))
     options = writing.Options(
         _SCALE.value or 1.0, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value,

@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     image: Any
     """uint8 `[B, H, W, 3]`."""
     mask: Any
-    """uint8 `[B, H, W, 1]`, 0 or 1."""
+    """uint8 `[B, H, W, 1]`, 0 or 1; with `data.boundaries` `[B, H, W, 2]`: object and contact."""
 
 
 class NumberedBatch(NamedTuple):

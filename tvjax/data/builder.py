@@ -12,7 +12,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,9 +41,12 @@ from tvjax.data.origins import Images, Origin, Tile
 from tvjax.data.sources import Sources
 from tvjax.errors import UserError, escaped
 
+MOST_BOUNDARIES = 64
+"""Pixels between objects that still count as close."""
+
 
 class Tiles(tfds.core.GeneratorBasedBuilder):
-    """The tfds builder: `arrays` holds image and mask of each tile, `assigned` its split."""
+    """The tfds builder: `arrays` holds the pixels of each tile, `assigned` its split."""
 
     name = "tiles"  # pinned, as the version is: both are part of the records' paths
     VERSION = tfds.core.Version(manifest.VERSION)
@@ -70,6 +73,8 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
             "id": tfds.features.Scalar(np.int64),
             "file": tfds.features.Text(),
         }
+        if self._arrays.shape[3] > 4:
+            features["contact"] = features["mask"]
         return tfds.core.DatasetInfo(
             builder=self,
             description="Tiles with masks, shrunk by area.",
@@ -84,15 +89,15 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for k in np.flatnonzero(self._assigned == split):
             interruption.check()
-            yield (
-                int(k),
-                {
-                    "image": self._arrays[k, :, :, :3],
-                    "mask": self._arrays[k, :, :, 3:],
-                    "id": self._ids[k],
-                    "file": self._names[k],
-                },
-            )
+            record = {
+                "image": self._arrays[k, :, :, :3],
+                "mask": self._arrays[k, :, :, 3:4],
+                "id": self._ids[k],
+                "file": self._names[k],
+            }
+            if self._arrays.shape[3] > 4:
+                record["contact"] = self._arrays[k, :, :, 4:]
+            yield int(k), record
 
 
 def build(
@@ -110,6 +115,7 @@ def build(
     group: str | None = None,
     map_tiles: bool = True,
     leave_out: str | Path | None = None,
+    boundaries: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Builds the records of a COCO file or of masks; see `build_from`.
@@ -130,12 +136,13 @@ def build(
       group: pattern of names that stay together.
       map_tiles: whether names of map tiles count.
       leave_out: list of tiles that are left out.
+      boundaries: pixels between close objects.
       progress: whether to show a bar.
     """
     return build_from(
         Images(annotations, images, categories), out, size=size, limit=limit, seed=seed,
         split=split, skip_bad=skip_bad, split_file=split_file, group=group, map_tiles=map_tiles,
-        leave_out=leave_out, progress=progress,
+        leave_out=leave_out, boundaries=boundaries, progress=progress,
     )  # fmt: skip
 
 
@@ -152,6 +159,7 @@ def build_from(
     group: str | None = None,
     map_tiles: bool = True,
     leave_out: str | Path | None = None,
+    boundaries: int | None = None,
     progress: bool = True,
     workers: int | None = 1,
 ) -> dict[str, Any]:
@@ -175,6 +183,8 @@ def build_from(
       map_tiles: whether tiles whose names say that they are of one ground stay together, see
         `map_tiles.ground`.
       leave_out: list of tiles that are left out, see `left_out.read`; before the draw of `limit`.
+      boundaries: records hold `contact` too, where objects are closer than this number of pixels
+        of the records, see `touching.contact`; None: they do not.
       progress: whether to show a progress bar on stderr.
       workers: processes that read whole images, at least 1, which is this one; None: as many as
         pay, see `shrunk.choose_workers`. Where there are several, each imports the program that
@@ -192,10 +202,12 @@ def build_from(
     _check([out, *origin.folders], seed)
     if origin.gives_splits and split_file is not None:
         raise UserError("three COCO files give the splits, and so does split_file; leave one out")
+    _check_boundaries(boundaries, origin)
     asked = manifest.request(
         origin.describe(), size=size, limit=limit, seed=seed, split=split,
         split_file=None if split_file is None else Path(split_file), group=group,
         map_tiles=map_tiles, leave_out=None if leave_out is None else Path(leave_out),
+        boundaries=boundaries,
     )  # fmt: skip
     sources = Sources(origin.labels, origin.root, origin.listed)
     if manifest.is_built(out, asked, sources, skip_bad=skip_bad):
@@ -218,12 +230,14 @@ def build_from(
         # the process by SIGBUS.
         with open(work / "arrays", "wb") as rows, contextlib.closing(origin):
             number = (workers or shrunk.choose_workers(len(tiles))) if origin.is_apart else 1
-            tiles, hashes = _decode(tiles, size, rows, faults, sources, skip_bad, progress, number)
+            results = shrunk.each(tiles, size, sources, number, boundaries)
+            tiles, hashes = _decode(tiles, results, rows, faults, skip_bad, progress)
         if not skip_bad or not tiles:
             faults.check(total)
         if not tiles:
             raise UserError(f"{origin.root}: no tile of its images has data")
-        arrays = np.memmap(work / "arrays", np.uint8, "r", shape=(len(tiles), *size, 4))
+        shape = (len(tiles), *size, 4 if boundaries is None else 5)
+        arrays = np.memmap(work / "arrays", np.uint8, "r", shape=shape)
         for note in plausible.check(tiles, arrays[..., 3], origin.labels):
             print(f"note: {escaped(note)}", file=sys.stderr)
         finished = work / "finished"
@@ -240,6 +254,18 @@ def _check(folders: list[Path], seed: int) -> None:
             raise UserError(f"{folder}: the bytes of its name are no UTF-8; rename it")
     if not 0 <= seed < 2**31:
         raise UserError(f"seed={seed} must be an integer of at least 0, below 2^31")
+
+
+def _check_boundaries(boundaries: int | None, origin: Origin) -> None:
+    if boundaries is None:
+        return
+    if not 0 < boundaries <= MOST_BOUNDARIES:
+        raise UserError(f"--boundaries={boundaries} must be 1 to {MOST_BOUNDARIES} pixels")
+    if not origin.has_outlines:
+        raise UserError(
+            f"--boundaries={boundaries}: the masks in {origin.labels} do not tell objects that "
+            "touch apart; give polygons (--annotations or --labels), or leave it out"
+        )
 
 
 def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -341,15 +367,13 @@ def _cutting(tile: Tile, size: tuple[int, int]) -> str:
 
 def _decode(
     tiles: list[Tile],
-    size: tuple[int, int],
+    results: Generator[shrunk.Result, None, None],
     out: BinaryIO,
     faults: Faults,
-    sources: Sources,
     skip_bad: bool,
     progress: bool,
-    workers: int,
 ) -> tuple[list[Tile], np.ndarray]:
-    """Writes image and mask of each tile, uint8 `[h, w, 4]`, one behind the other.
+    """Writes the pixels of each tile's `Shrunk`, one behind the other.
 
     Returns:
       The tiles that could be decoded, and their hashes, `[n, 8]`.
@@ -357,7 +381,7 @@ def _decode(
     hashes = np.empty((len(tiles), 8), np.uint64)
     good, bare = [], 0
     bar = tqdm(tiles, "preparing tiles", unit="tile", disable=not progress)
-    with contextlib.closing(shrunk.each(tiles, size, sources, workers)) as results:
+    with contextlib.closing(results):
         for tile, found in zip(bar, results, strict=True):
             bare += found is None
             if isinstance(found, str):

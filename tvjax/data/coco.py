@@ -85,6 +85,10 @@ class Tile(NamedTuple):
         """
         return self.read()[:2]
 
+    def number(self) -> np.ndarray:
+        """Which annotation each pixel belongs to, see `regions.number`; no file is read."""
+        return regions.number(self.segmentations, self.height, self.width)
+
     def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Decodes the tile, as `load` does, with bool `[H, W]`, where the image has data."""
         with pictures.open_raster(self.file, self.reading) as raster:

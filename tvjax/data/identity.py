@@ -23,7 +23,8 @@ def digest(sets: Mapping[str, Iterable[tuple[np.ndarray, np.ndarray]]]) -> str:
     """SHA-256 over the splits' names and, in their order, all images and masks.
 
     Args:
-      sets: for each split its pairs of an image uint8 `[H, W, 3]` and a mask uint8 `[H, W, 1]`.
+      sets: for each split its pairs of an image uint8 `[H, W, 3]` and a mask uint8 `[H, W, 1]`, or
+        with contact `[H, W, 2]`.
     """
     found = hashlib.sha256()
     for name, pairs in sets.items():
@@ -72,7 +73,8 @@ def _files(directory: Path) -> dict[str, Path]:
 def _pairs(split: records.Split) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, len(split), 256):
         for record in split.__getitems__(range(start, min(start + 256, len(split)))):
-            yield record["image"], record["mask"]
+            parts = [record[name] for name in ("mask", "contact") if name in record]
+            yield record["image"], np.concatenate(parts, axis=-1)
 
 
 def _read(directory: Path) -> dict[str, Any]:

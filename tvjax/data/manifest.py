@@ -35,6 +35,7 @@ def request(
     group: str | None = None,
     map_tiles: bool = True,
     leave_out: Path | None = None,
+    boundaries: int | None = None,
 ) -> dict[str, Any]:
     """What the caller of a build asks for, in the form that is stored and compared.
 
@@ -55,6 +56,7 @@ def request(
         "group": group,
         "map_tiles": map_tiles,
         "leave_out_sha256": None if leave_out is None else local.sha256(leave_out),
+        "boundaries": boundaries,
     }
 
 

@@ -60,6 +60,10 @@ class Tile(NamedTuple):
         mask = mask_files.read_mask(self.mask, self.objects, self.met)
         return image, mask if valid is None else mask & valid
 
+    def number(self) -> np.ndarray:
+        """A mask does not tell objects that touch apart."""
+        raise NotImplementedError("the builder asks `Origin.has_outlines` first")
+
 
 def read(
     images: str | Path,

@@ -50,6 +50,11 @@ class Tile(Protocol):
         """Image, uint8 `[H, W, 3]`, and mask, bool `[H, W]`; None: nothing is to be seen there."""
         ...
 
+    def number(self) -> np.ndarray:
+        """Which object each pixel belongs to, int `[H, W]`, 0 of none; not where
+        `Origin.has_outlines` is False."""
+        ...
+
 
 class Origin(Protocol):
     """Where the tiles of a set come from."""
@@ -62,6 +67,8 @@ class Origin(Protocol):
     """All folders of images."""
     gives_splits: bool
     """Whether the labels say which tile is in which split."""
+    has_outlines: bool
+    """Whether the labels tell objects that touch apart."""
     is_apart: bool
     """Whether each tile stands by itself, so that another process may load it."""
 
@@ -129,6 +136,7 @@ class Images:
         self._categories, self._reading = categories, reading
         self._of_folder = yolo if is_yolo else masks
         self.gives_splits, self.is_apart = len(self._files) > 1, True
+        self.has_outlines = is_yolo or not self.labels.is_dir()
         self._own: dict[str, int] | None = None
 
     def describe(self) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def resident(source: Any, *, progress: bool = True) -> Batch:
       progress: whether to show a bar on stderr, if it takes more than three seconds.
 
     Returns:
-      A `Batch` of uint8 `[N, H, W, 3]` and `[N, H, W, 1]`; row i is `source[i]`.
+      A `Batch` of uint8 `[N, H, W, 3]` and `[N, H, W, 1]` (with contact 2); row i is `source[i]`.
     """
     starts = range(0, len(source), 256)
     bar = tqdm(starts, "loading tiles", delay=3, disable=not progress)
@@ -176,5 +176,10 @@ def gather(source: Any, indices: Sequence[int] | np.ndarray) -> Batch:
     records = many(indices) if many else [source[int(i)] for i in indices]
     return Batch(
         np.stack([record["image"] for record in records]),
-        np.stack([record["mask"] for record in records]),
+        np.stack([_mask(record, getattr(source, "boundaries", False)) for record in records]),
     )
+
+
+def _mask(record: dict[str, Any], boundaries: bool) -> np.ndarray:
+    parts = [record["mask"], record["contact"]] if boundaries else [record["mask"]]
+    return np.concatenate(parts, axis=-1)

@@ -156,6 +156,11 @@ _WORKERS = flags.DEFINE_integer(
     "enough images. Records do not depend on it.",
     lower_bound=1,
 )  # fmt: skip
+_BOUNDARIES = flags.DEFINE_integer(
+    "boundaries", None,
+    "Pixels of the tiles: tiles then also hold where roofs are closer than this, e.g. 4, so that "
+    "nets can learn to part them (data.boundaries); labels must be polygons.",
+)  # fmt: skip
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draw and of the splits, e.g. 1.")
 
 
@@ -269,7 +274,7 @@ def main(argv: list[str]) -> None:
             origin, _OUT.value, size=size, limit=_LIMIT.value, seed=_SEED.value,
             skip_bad=_SKIP_BAD.value, split_file=_SPLIT_FILE.value, group=_GROUP.value,
             map_tiles=_MAP_TILES.value,
-            leave_out=_LEAVE_OUT.value, workers=_WORKERS.value,
+            leave_out=_LEAVE_OUT.value, boundaries=_BOUNDARIES.value, workers=_WORKERS.value,
         )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written") from None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tvjax.data import manifest, splits
+from tvjax.data import manifest, splits, touching
 from tvjax.errors import UserError
 
 
@@ -14,11 +14,19 @@ class Split:
     """The records of one split, in the order of image ids; a source for grain.
 
     `split[i]` is a dict with `image` uint8 `[H, W, 3]`, `mask` uint8 `[H, W, 1]` of 0 and 1, `id`
-    (int, of the image in the COCO file) and `file` (str, its path in the folder of images).
+    (int, of the image in the COCO file) and `file` (str, its path in the folder of images); of
+    tiles prepared with `--boundaries` also with `contact`, like `mask`, see `touching`.
+
+    Args:
+      directory: folder of the records.
+      name: name of the split.
+      source: the records.
+      boundaries: whether batches hold `contact` as a second channel of their masks.
     """
 
-    def __init__(self, directory: Path, name: str, source: Any):
+    def __init__(self, directory: Path, name: str, source: Any, *, boundaries: bool = False):
         self.directory, self.name, self._source = directory, name, source
+        self.boundaries = boundaries
 
     def __len__(self) -> int:
         return len(self._source)
@@ -45,7 +53,8 @@ class Split:
         Args:
           rows: places of the records in this split.
         """
-        return Split(self.directory, self.name, _Rows(self._source, np.asarray(rows, int)))
+        source = _Rows(self._source, np.asarray(rows, int))
+        return Split(self.directory, self.name, source, boundaries=self.boundaries)
 
 
 class _Rows:
@@ -61,16 +70,17 @@ class _Rows:
         return self._source.__getitems__(self._rows[indices].tolist())
 
 
-def open_split(directory: str | Path, split: str) -> Split:
+def open_split(directory: str | Path, split: str, *, boundaries: bool = False) -> Split:
     """Opens a split of a prepared directory, wherever it has been moved.
 
     Args:
       directory: the folder given to `build` or to `python -m tvjax.data.prepare --out`.
       split: "train", "val" or "test".
+      boundaries: see `Split`.
 
     Raises:
       UserError: the directory is not a set of prepared tiles, or one of its files is missing or
-        has another size than when it was written.
+        has another size than when it was written, or `boundaries` are asked of tiles without.
       ValueError: there is no such split.
     """
     import tensorflow_datasets as tfds  # tiles that come from elsewhere do without it
@@ -78,7 +88,13 @@ def open_split(directory: str | Path, split: str) -> Split:
     directory = Path(directory)
     if split not in splits.NAMES:
         raise ValueError(f"split={split!r}: one of {', '.join(splits.NAMES)} is needed")
-    for name, size in manifest.read(directory)["files"].items():
+    content = manifest.read(directory)
+    if boundaries and content["request"].get("boundaries") is None:
+        raise UserError(
+            f"data.boundaries=True: the tiles in {directory} were prepared without; prepare them "
+            f"anew by python -m tvjax.data.prepare --boundaries={touching.PIXELS} --out=OTHER ..."
+        )
+    for name, size in content["files"].items():
         file = directory / name
         found = file.stat().st_size if file.is_file() else None
         if found != size:
@@ -96,13 +112,12 @@ def open_split(directory: str | Path, split: str) -> Split:
             f"{folder}: dataset_info.json or features.json is damaged ({type(error).__name__}: "
             f"{first}); copy them again or prepare the tiles anew"
         ) from error
-    return Split(directory, split, source)
+    return Split(directory, split, source, boundaries=boundaries)
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "image": np.asarray(record["image"]),
-        "mask": np.asarray(record["mask"]),
+    arrays = (name for name in ("image", "mask", "contact") if name in record)
+    return {name: np.asarray(record[name]) for name in arrays} | {
         "id": int(record["id"]),
         "file": record["file"].decode(),
     }

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tvjax.data import builder, identity, manifest
+from tvjax.data import builder, identity, manifest, touching
 from tvjax.data.embedded import synthetic
 from tvjax.data.records import Split, open_split
 from tvjax.errors import UserError
@@ -20,7 +20,13 @@ EMBEDDED_VERSION = 1
 
 
 def open_sets(
-    *, directory: str | None, cache: str, size: int, limit: int | None, seed: int
+    *,
+    directory: str | None,
+    cache: str,
+    size: int,
+    limit: int | None,
+    seed: int,
+    boundaries: bool = False,
 ) -> dict[str, Split]:
     """Opens the splits `train`, `val` and `test`.
 
@@ -31,9 +37,11 @@ def open_sets(
       size: pixels, height and width of tiles that are prepared here.
       limit: how many tiles of a folder to draw; None takes all.
       seed: seed of the draw, the splits and the embedded scenes.
+      boundaries: whether batches tell where objects nearly touch, see `touching`.
 
     Raises:
-      UserError: there is nothing usable in `directory`, or the cache cannot be written.
+      UserError: there is nothing usable in `directory`, it does not tell where objects nearly
+        touch, or the cache cannot be written.
     """
     if directory == "":
         raise UserError(
@@ -42,8 +50,8 @@ def open_sets(
         )
     prepared = expanded(directory) if directory else None
     if prepared is None or not is_prepared(directory):
-        prepared = _prepare(prepared, expanded(cache), size, limit, seed)
-    return open_prepared(prepared)
+        prepared = _prepare(prepared, expanded(cache), size, limit, seed, boundaries)
+    return open_prepared(prepared, boundaries=boundaries)
 
 
 def open_section(data: Config, **changes: Any) -> dict[str, Split]:
@@ -53,19 +61,24 @@ def open_section(data: Config, **changes: Any) -> dict[str, Split]:
     return open_sets(**options)
 
 
-def open_prepared(directory: Path) -> dict[str, Split]:
+def open_prepared(directory: Path, *, boundaries: bool = False) -> dict[str, Split]:
     """Opens the three splits of prepared records."""
-    return {name: open_split(directory, name) for name in ("train", "val", "test")}
+    names = "train", "val", "test"
+    return {name: open_split(directory, name, boundaries=boundaries) for name in names}
 
 
-def find_embedded(cache: str, *, size: int, seed: int) -> Path | None:
+def find_embedded(cache: str, *, size: int, seed: int, boundaries: bool = False) -> Path | None:
     """The embedded set that was prepared in a cache before, if it was."""
-    found = expanded(cache) / f"{_embedded(seed)}-{size}px"
+    found = expanded(cache) / f"{_embedded(seed)}{_ending(size, boundaries)}"
     return found if is_prepared(str(found)) else None
 
 
 def _embedded(seed: int) -> str:
     return f"embedded-{EMBEDDED_VERSION}-{EMBEDDED_TILES}-seed{seed}"
+
+
+def _ending(size: int, boundaries: bool) -> str:
+    return f"-{size}px" + f"-boundaries{touching.PIXELS}" * boundaries
 
 
 def is_prepared(directory: str | None) -> bool:
@@ -107,7 +120,9 @@ def identify(sets: dict[str, Split], directory: str | None) -> dict[str, Any]:
     return known | manifest.read_request(records)
 
 
-def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, seed: int) -> Path:
+def _prepare(
+    source: Path | None, cache: Path, size: int, limit: int | None, seed: int, boundaries: bool
+) -> Path:
     if source is None:
         name = _embedded(seed)
         source, limit = cache / name, None
@@ -129,8 +144,11 @@ def _prepare(source: Path | None, cache: Path, size: int, limit: int | None, see
     annotations = coco if coco.exists() else source / "masks"
     # What was made from other images stays: a run may be reading it, and they may come back.
     for number in itertools.count(1):
-        out = cache / (f"{name}-{size}px" + (f"-{number}" if number > 1 else ""))
+        out = cache / (name + _ending(size, boundaries) + (f"-{number}" if number > 1 else ""))
         with contextlib.suppress(manifest.Differs):
-            builder.build(annotations, source / "images", out, size=size, limit=limit, seed=seed)
+            builder.build(
+                annotations, source / "images", out, size=size, limit=limit, seed=seed,
+                boundaries=touching.PIXELS if boundaries else None,
+            )  # fmt: skip
             break
     return out

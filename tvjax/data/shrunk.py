@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tvjax import interruption
-from tvjax.data import area, duplicates
+from tvjax.data import area, duplicates, touching
 from tvjax.data.origins import Tile
 from tvjax.data.sources import Sources
 from tvjax.data.stamps import Stamp
@@ -37,7 +37,7 @@ class Shrunk(NamedTuple):
     """What records and splits need of a tile."""
 
     pixels: bytes
-    """Image and mask, uint8 `[h, w, 4]`."""
+    """Image, mask, and contact if it is asked for, uint8 `[h, w, 4]` or `[h, w, 5]`."""
     hashes: np.ndarray
     """What `duplicates.hashes` gives."""
 
@@ -57,12 +57,15 @@ def choose_workers(tiles: int) -> int:
     return max(1, min(cores, tiles // LEAST))
 
 
-def shrink(tile: Tile, size: tuple[int, int], sources: Sources) -> Result:
+def shrink(
+    tile: Tile, size: tuple[int, int], sources: Sources, boundaries: int | None = None
+) -> Result:
     """Decodes a tile, shrinks it to a height and width, and hashes it; notes its files."""
     for file in tile.files:
         sources.read(file)
     try:
         loaded = tile.load()
+        numbers = None if boundaries is None or loaded is None else tile.number()
         for file in tile.files:
             sources.check_unchanged(file)
     except UserError as error:
@@ -70,12 +73,19 @@ def shrink(tile: Tile, size: tuple[int, int], sources: Sources) -> Result:
     if loaded is None:
         return None
     image, mask = loaded
-    parts = area.shrink_image(image, size), area.shrink_mask(mask, size)
+    parts = [area.shrink_image(image, size), area.shrink_mask(mask, size)]
+    if boundaries is not None and numbers is not None:
+        numbers = touching.shrink(numbers, parts[1][..., 0] > 0)
+        parts.append(touching.contact(numbers, boundaries)[..., None].astype(np.uint8))
     return Shrunk(np.concatenate(parts, axis=2).tobytes(), duplicates.hashes(image))
 
 
 def each(
-    tiles: Sequence[Tile], size: tuple[int, int], sources: Sources, workers: int
+    tiles: Sequence[Tile],
+    size: tuple[int, int],
+    sources: Sources,
+    workers: int,
+    boundaries: int | None = None,
 ) -> Generator[Result, None, None]:
     """Yields what becomes of each tile, in their order, whatever the number of processes.
 
@@ -84,6 +94,7 @@ def each(
       size: height and width of the records.
       sources: notes the files.
       workers: processes that do the work; 1: this one alone.
+      boundaries: pixels of `touching.contact`; None: tiles come without contact.
 
     Raises:
       Outage: one of the processes was ended, for instance for want of memory.
@@ -91,10 +102,10 @@ def each(
     if workers == 1:
         for tile in tiles:
             interruption.check()
-            yield shrink(tile, size, sources)
+            yield shrink(tile, size, sources, boundaries)
         return
     context = multiprocessing.get_context("spawn")  # a fork would share the locks of threads
-    given = sources.labels, sources.images, size
+    given = sources.labels, sources.images, size, boundaries
     pool = ProcessPoolExecutor(workers, context, _start, given)
     rest, waiting = iter(tiles), deque[Future[Part]]()
     try:
@@ -138,10 +149,14 @@ class _Task:
     labels: Path
     images: Path
     size: tuple[int, int]
+    boundaries: int | None
 
 
-def _start(labels: Path, images: Path, size: tuple[int, int]) -> None:
+def _start(
+    labels: Path, images: Path, size: tuple[int, int], boundaries: int | None = None
+) -> None:
     _Task.labels, _Task.images, _Task.size = labels, images, size
+    _Task.boundaries = boundaries
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -156,7 +171,8 @@ def _end_with_parent() -> None:
 def _shrink_all(tiles: Sequence[Tile]) -> Part:
     sources, met = Sources(_Task.labels, _Task.images), _met(tiles)
     met.clear()  # of what came with the tiles
-    return [shrink(tile, _Task.size, sources) for tile in tiles], sources.stamps, met
+    found = [shrink(tile, _Task.size, sources, _Task.boundaries) for tile in tiles]
+    return found, sources.stamps, met
 
 
 def _met(tiles: Sequence[Tile]) -> Counter[int | str]:

@@ -116,20 +116,23 @@ class Outlines(NamedTuple):
             )
         return cls(found, shapely.STRtree(found))
 
-    def fill(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        """Bool `[h, w]`, the pixels of a window whose centre lies in a polygon."""
+    def number(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """Int32 `[h, w]`: which polygon the centre of each pixel of a window lies in, 0 of none.
+
+        They count from 1, and where they overlap the later one counts.
+        """
         import shapely
         from rasterio import Affine
         from rasterio.features import rasterize
 
         box = shapely.box(left, top, right, bottom)
-        found = self.polygons[self.tree.query(box, predicate="intersects")]
+        found = self.polygons[np.sort(self.tree.query(box, predicate="intersects"))]
         size = bottom - top, right - left
         if not len(found):
-            return np.zeros(size, bool)
-        shapes = ((polygon, 1) for polygon in found)
+            return np.zeros(size, np.int32)
+        shapes = ((polygon, place) for place, polygon in enumerate(found, 1))
         corner = Affine.translation(left, top)
-        return np.asarray(rasterize(shapes, size, transform=corner, dtype=np.uint8)) > 0
+        return np.asarray(rasterize(shapes, size, transform=corner, dtype=np.int32))
 
 
 class Shelf:
@@ -200,8 +203,12 @@ class Tile(NamedTuple):
         valid = None if raster.valid is None else raster.valid(*self.window)
         if valid is not None and valid.mean() < LEAST_DATA:
             return None
-        mask = outlines.fill(*self.window)
+        mask = outlines.number(*self.window) > 0
         return raster.read(*self.window), mask if valid is None else mask & valid
+
+    def number(self) -> np.ndarray:
+        """Which polygon each pixel belongs to, see `Outlines.number`."""
+        return self.shelf.get(self.scene)[1].number(*self.window)
 
 
 class Scenes:
@@ -220,7 +227,7 @@ class Scenes:
         paths = map(mosaic.path_of, self._places)
         folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
         self.root = Path(os.path.commonpath(folders))
-        self.folders, self.gives_splits = [self.root], False
+        self.folders, self.gives_splits, self.has_outlines = [self.root], False, True
         self.is_apart = False  # tiles of one image share the open file
         self._where = vector_files.parse_where(request.where)
         self._shelf: Shelf | None = None
@@ -389,7 +396,7 @@ class Scenes:
             # Told by pixels' centres: two files seldom agree to the last digit.
             known = Outlines.of(labels.extent, labels.extent_tree, scene)
             corners = grid[:, :2].tolist()
-            return grid[[known.fill(r, r + tile, c, c + tile).all() for r, c in corners]]
+            return grid[[known.number(r, r + tile, c, c + tile).all() for r, c in corners]]
         if self._request.keep_empty:
             return grid
         boxes = shapely.box(grid[:, 1], grid[:, 0], grid[:, 1] + tile, grid[:, 0] + tile)

@@ -75,62 +75,99 @@ def trace(
       >>> found.shell.tolist(), found.holes[0].tolist(), found.area
       ([[0, 0], [3, 0], [3, 3], [0, 3]], [[1, 1], [1, 2], [2, 2], [2, 1]], 8)
     """
-    tracer = None
-    for strip in strips:
-        tracer = tracer or _Tracer(strip.shape[1], threshold, min_area)
-        rows = max(1, STRIP // strip.shape[1])
-        for k in range(0, len(strip), rows):
-            yield from tracer.add(np.asarray(strip[k : k + rows]))
-    if tracer:
-        yield from tracer.finish()
+    yield from Tracer(threshold, min_area).run(strips)
 
 
-class _Tracer:
-    """The open objects, numbered from 1: `row` holds their numbers in the last row seen."""
+class Tracer:
+    """The open objects, numbered from 1: `row` holds their numbers in the last row seen.
 
-    def __init__(self, width: int, threshold: float, min_area: int):
+    Args:
+      threshold: see `trace`.
+      min_area: see `trace`.
+    """
+
+    def __init__(self, threshold: float, min_area: int):
         self._threshold, self._min_area = threshold, min_area
         self._y = 0
-        self._row = np.zeros(width, int)
-        self._corners = _Corners(*(np.empty(0, int) for _ in _Corners._fields))
+        self._row = np.empty(0, int)
+        self._held: list[Any] = [_Corners(*(np.empty(0, int) for _ in _Corners._fields))]
         self._sums = np.zeros((2, 0))  # pixels and probabilities of each open object
 
-    def finish(self) -> Iterator[Polygon]:
-        yield from self.add(np.zeros((1, len(self._row))))
+    def run(self, strips: Iterable[np.ndarray]) -> Iterator[Polygon]:
+        """The objects of an image that comes as strips from the top."""
+        shape: tuple[int, ...] = ()
+        for strip in strips:
+            if not shape:
+                shape = strip.shape[1:]
+                self._row = np.zeros(shape[0], int)
+            rows = max(1, STRIP // shape[0])
+            for k in range(0, len(strip), rows):
+                yield from self._add(np.asarray(strip[k : k + rows]))
+        if shape:
+            yield from self._add(np.zeros((1, *shape)))
 
-    def add(self, strip: np.ndarray) -> Iterator[Polygon]:
+    def _probabilities(self, strip: np.ndarray) -> np.ndarray:
+        """The probabilities of a strip, `[h, W]`."""
+        return strip
+
+    def _find(self, labels: np.ndarray, strip: np.ndarray) -> list[Any]:
+        """What is held of each open object until it is complete, of the rows of a strip.
+
+        Named tuples of arrays of which `label` tells the object.
+
+        Args:
+          labels: the objects of these rows and of the one above.
+          strip: the rows.
+        """
+        del strip
+        return [_find_corners(labels, self._y)]
+
+    def _add(self, strip: np.ndarray) -> Iterator[Polygon]:
+        whole, strip = strip, self._probabilities(strip)
         known = self._sums.shape[1]
         labels, new = ndimage.label(strip > self._threshold)  # pyright: ignore
         labels = np.where(labels > 0, labels.astype(int) + known, 0)
-        found = _find_corners(np.concatenate([self._row[None], labels]), self._y)
+        found = self._find(np.concatenate([self._row[None], labels]), whole)
         self._y += len(strip)
-        corners = _Corners(*map(np.concatenate, zip(self._corners, found, strict=True)))
         counts = np.bincount(labels.ravel(), minlength=known + new + 1)[1:]
         weights = np.bincount(labels.ravel(), strip.ravel(), minlength=known + new + 1)[1:]
         sums = np.stack([counts, weights]).astype(float)
         sums[:, :known] += self._sums
         # Objects that meet across the border become one.
         names = _united(known + new, self._row, labels[0])
-        corners = corners._replace(label=names[corners.label])
         number = names.max(initial=0) + 1
         total = np.stack([np.bincount(names[1:], each, minlength=number) for each in sums])
         last = names[labels[-1]]
         is_open = np.zeros(total.shape[1], bool)
         is_open[last] = True
         is_open[0] = False
-        closed = _Corners(*(field[~is_open[corners.label]] for field in corners))
-        kept = _Corners(*(field[is_open[corners.label]] for field in corners))
+        is_closed = ~is_open & (total[0] >= self._min_area)
         renumbered = np.cumsum(is_open) * is_open
-        self._corners = kept._replace(label=renumbered[kept.label])
+        closed = []
+        for k, (before, more) in enumerate(zip(self._held, found, strict=True)):
+            both = before._make(map(np.concatenate, zip(before, more, strict=True)))
+            both = both._replace(label=names[both.label])
+            closed.append(of(both, is_closed))
+            kept = of(both, is_open)
+            self._held[k] = kept._replace(label=renumbered[kept.label])
         self._row, self._sums = renumbered[last], total[:, is_open]
         yield from self._polygons(closed, total)
 
-    def _polygons(self, corners: _Corners, sums: np.ndarray) -> Iterator[Polygon]:
-        large = sums[0][corners.label] >= self._min_area
-        corners = _Corners(*(field[large] for field in corners))
+    def _polygons(self, closed: list[Any], sums: np.ndarray) -> Iterator[Polygon]:
+        """The objects that are complete, by what was held of them."""
+        for _, polygon in self._whole(closed[0], sums):
+            yield polygon
+
+    def _whole(self, corners: _Corners, sums: np.ndarray) -> Iterator[tuple[int, Polygon]]:
         for label, (shell, *holes) in _link(corners):
             area, weight = sums[:, label]
-            yield Polygon(shell, tuple(holes), float(weight / area), int(area))
+            yield label, Polygon(shell, tuple(holes), float(weight / area), int(area))
+
+
+def of(held: Any, is_chosen: np.ndarray) -> Any:
+    """What is held of the chosen objects."""
+    rows = is_chosen[held.label]
+    return held._make(field[rows] for field in held)
 
 
 def _find_corners(labels: np.ndarray, y: int) -> _Corners:

@@ -64,6 +64,8 @@ class Predictor:
     augment: bool = field(default=False, metadata={"static": True})
     """Whether probabilities are means over the symmetries of the images' shape: the eight of the
     square, or four flips. Denoising comes after it."""
+    channels: int = field(default=1, metadata={"static": True})
+    """2: the probability of contact (`data.boundaries`) comes behind that of the object."""
 
     @classmethod
     def load(
@@ -73,6 +75,7 @@ class Predictor:
         denoise: float | None = None,
         checkpoint: str | int = "newest",
         augment: bool = False,
+        contact: bool = False,
     ) -> "Predictor":
         """The net of a run's checkpoint; its data need not be at hand.
 
@@ -82,6 +85,7 @@ class Predictor:
             (U-Net + TV), if it did; 0: no denoising.
           checkpoint: `"newest"`, `"best"` (by validation score), or the step of one that was kept.
           augment: whether to average over symmetries, in eight times the time.
+          contact: whether the probability of contact comes too, of runs that learned it.
 
         Raises:
           UserError: there is no run, no such checkpoint, or `denoise` is not one number of at least
@@ -92,7 +96,9 @@ class Predictor:
         if denoise is None:
             denoise = own_denoising(workdir, config, int(state.step))
         kind = config.denoise.kind
-        return cls.of(net, state, denoise=denoise, denoise_kind=kind, augment=augment)
+        return cls.of(
+            net, state, denoise=denoise, denoise_kind=kind, augment=augment, contact=contact
+        )
 
     @classmethod
     def of(
@@ -103,10 +109,13 @@ class Predictor:
         denoise: float | None = None,
         denoise_kind: str = "anisotropic",
         augment: bool = False,
+        contact: bool = False,
     ) -> "Predictor":
         """A net with the parameters of a state that lies on one device."""
         weight = None if denoise is None else _weight(denoise)
-        return cls(state, weight or None, jax.jit(net.predict), denoise_kind, augment)
+        both = contact and net.head.contact is not None
+        step = jax.jit(net.predict_both if both else net.predict)
+        return cls(state, weight or None, step, denoise_kind, augment, 1 + both)
 
     def __repr__(self) -> str:
         """One line; the parameters themselves are in `state`."""
@@ -124,14 +133,15 @@ class Predictor:
             nearly black. Traced floats beyond [0, 1] are read as NaN.
 
         Returns:
-          Float32 `[..., H, W, 1]` in [0, 1].
+          Float32 `[..., H, W, 1]` in [0, 1], or `[..., H, W, 2]`, see `channels`.
 
         Raises:
           ValueError: images of another shape or type, or not in [0, 1].
         """
         images = _pixels(images)
         batch, shape = images.shape[:-3], images.shape[-3:]
-        return _apply(self, images.reshape(math.prod(batch), *shape)).reshape(*batch, *shape[:2], 1)
+        found = _apply(self, images.reshape(math.prod(batch), *shape))
+        return found.reshape(*batch, *shape[:2], self.channels)
 
     def export(
         self, *, size: int | None, batch: int | None = None, platforms: Sequence[str] = PLATFORMS
@@ -144,7 +154,7 @@ class Predictor:
           platforms: what the program is to run on: "cpu", "cuda", "rocm" or "tpu".
 
         Returns:
-          Of a function from float32 `[batch, H, W, 3]` in [0, 1] to `[batch, H, W, 1]`.
+          Of a function from float32 `[batch, H, W, 3]` in [0, 1] to `[batch, H, W, channels]`.
 
         Raises:
           UserError: the net takes no images of this size, or an argument cannot be so (see
@@ -258,10 +268,13 @@ def _apply(predictor: Predictor, images: jax.Array) -> jax.Array:
     probabilities = symmetries.average(predict, images) if predictor.augment else predict(images)
     if predictor.denoise is None:
         return probabilities
-    return denoise_tv(
-        probabilities,
+    denoised = denoise_tv(
+        probabilities[..., :1] if predictor.channels > 1 else probabilities,
         jnp.float32(predictor.denoise),
         kind=predictor.denoise_kind,
         tolerance=1e-3,
         max_iterations=2000,
     ).image
+    if predictor.channels == 1:
+        return denoised
+    return jnp.concatenate([denoised, probabilities[..., 1:]], axis=-1)

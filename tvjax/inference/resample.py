@@ -31,7 +31,7 @@ def resample_strips(
         yield from strips
         return
     most = strip_rows(max(columns.old, columns.new))
-    held, first, done = np.empty((0, columns.old, 1), np.float32), 0, 0
+    held, first, done = np.empty(0, np.float32), 0, 0
     for strip in strips:
         held = np.concatenate([held, strip]) if len(held) else strip
         known = first + len(held)

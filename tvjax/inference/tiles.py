@@ -48,7 +48,8 @@ MOST_AT_ONCE = 1 << 33
 """Bytes of the tiles that a net takes at once."""
 
 Net = Callable[[np.ndarray], Any]
-"""Images, float32 `[B, H, W, 3]` in [0, 1] -> probabilities `[B, H, W, 1]`."""
+"""Images, float32 `[B, H, W, 3]` in [0, 1] -> probabilities `[B, H, W, C]`, where C is its
+attribute `channels`, or 1 of a function without."""
 
 
 class Tiling(NamedTuple):
@@ -62,6 +63,8 @@ class Tiling(NamedTuple):
     """How far from a tile's inner edge its pixels have no say; less than half the overlap."""
     batch: int = 1
     """Tiles that the net takes at once; the last batch of an image is filled up."""
+    channels: int = 1
+    """Maps that the net gives; with 2, contact comes behind the object, see `separation`."""
 
 
 class Window(NamedTuple):
@@ -162,12 +165,12 @@ def strips(
       progress: called with the number of tiles after each batch.
 
     Yields:
-      Float32 `[h, width, 1]`, from the top; together `height` rows.
+      Float32 `[h, width, C]`, from the top; together `height` rows.
     """
     rows = windows(height, tiling.tile[0], tiling.overlap, tiling.reach)
     columns = windows(width, tiling.tile[1], tiling.overlap, tiling.reach)
     across = columns[-1].start + tiling.tile[1]
-    tall, release = _row_of_tiles(tiling.tile[0], across)
+    tall, release = _row_of_tiles(tiling.tile[0], across, tiling.channels)
     most = strip_rows(width)
     for k, row in enumerate(rows):
         bottom = min(row.start + tiling.tile[0], height)
@@ -176,7 +179,7 @@ def strips(
             for place, column in enumerate(group):
                 right = min(column.start + tiling.tile[1], width)
                 images[place] = _padded(read(row.start, bottom, column.start, right), tiling.tile)
-            probabilities = _checked(np.asarray(net(images)), images.shape)
+            probabilities = _checked(np.asarray(net(images)), (*images.shape[:-1], tiling.channels))
             interruption.check()
             for column, tile in zip(group, probabilities, strict=False):
                 weights = row.weights[:, None, None] * column.weights[None, :, None]
@@ -211,7 +214,7 @@ def check_size(path: Path, size: tuple[int, int], tiling: Tiling) -> None:
     what = f"{path}: is {width}x{height} pixels"
     if height * width > MOST_PIXELS:
         raise UserError(f"{what}, more than {MOST_PIXELS}; cut it up (gdal_translate -srcwin)")
-    row = 4 * tiling.tile[0] * (width + tiling.tile[1])
+    row = 4 * tiling.tile[0] * (width + tiling.tile[1]) * tiling.channels
     most, why = MOST_ROW, "that are allowed"
     if row > ROW:
         folder = tempfile.gettempdir()
@@ -231,7 +234,7 @@ def probabilities(
     scale: float = 1.0,
     progress: Callable[[int], Any] = lambda tiles: None,
 ) -> Iterator[np.ndarray]:
-    """Probabilities of an image in strips from the top, float32 `[h, width, 1]`.
+    """Probabilities of an image in strips from the top, float32 `[h, width, C]`.
 
     They are 0 where the image has no data: what a net says of that means nothing.
     """
@@ -263,6 +266,10 @@ def choose_tiling(
       tile: side of the tiles; None: `TILE`, or as it fits, at most `FITTED`.
       batch: tiles that the net takes at once; tiles of several are fitted up to `TILE` only.
     """
+    return _choose(sizes, net, tile, batch)._replace(channels=getattr(net, "channels", 1))
+
+
+def _choose(sizes: set[tuple[int, int]], net: Net, tile: int | None, batch: int) -> Tiling:
     side, least = TILE if tile is None else tile, 4 * ALIGNMENT
     if side < least or side % ALIGNMENT:
         raise UserError(f"--tile={side} must be a multiple of {ALIGNMENT}, at least {least}")
@@ -308,22 +315,25 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, last, max(1, tile - overlap)), last]
 
 
-def _row_of_tiles(height: int, width: int) -> tuple[np.ndarray, Callable[[], object]]:
-    """Zeros, float32 `[height, width, 1]`, and what takes them out of the memory for now."""
-    if 4 * height * width <= ROW:
-        return np.zeros((height, width, 1), np.float32), lambda: None
+def _row_of_tiles(
+    height: int, width: int, channels: int
+) -> tuple[np.ndarray, Callable[[], object]]:
+    """Zeros, float32 `[height, width, channels]`, and what takes them out of memory for now."""
+    line = 4 * width * channels
+    if height * line <= ROW:
+        return np.zeros((height, width, channels), np.float32), lambda: None
     try:
         with tempfile.TemporaryFile() as file:
             for _ in range(height):  # not as a hole: on a full disk that would end the process
-                file.write(bytes(4 * width))
+                file.write(bytes(line))
             file.flush()
-            pages = mmap.mmap(file.fileno(), 4 * height * width)
+            pages = mmap.mmap(file.fileno(), height * line)
     except OSError as error:
         raise UserError(
-            f"{tempfile.gettempdir()} has no room for a row of tiles, {height * width >> 18} MiB "
+            f"{tempfile.gettempdir()} has no room for a row of tiles, {height * line >> 20} MiB "
             f"({error.strerror}); set TMPDIR to a folder that has"
         ) from error
-    row = np.frombuffer(pages, np.float32).reshape(height, width, 1)
+    row = np.frombuffer(pages, np.float32).reshape(height, width, channels)
     advice = getattr(mmap, "MADV_DONTNEED", None)  # not everywhere; the system decides there
     return row, lambda: None if advice is None else pages.madvise(advice)
 
@@ -334,9 +344,10 @@ def _batches(columns: list[Window], size: int) -> Iterator[list[Window]]:
 
 
 def _checked(found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """What a net gave for tiles of this shape, if it is probabilities; NaN would be no object."""
-    if found.shape != (*shape[:-1], 1):
-        raise UserError(f"net must give {(*shape[:-1], 1)} for tiles {shape}; got {found.shape}")
+    """What a net gave, if it is probabilities of this shape; NaN would be no object."""
+    if found.shape != shape:
+        tiles = (*shape[:-1], 3)
+        raise UserError(f"net must give {shape} for tiles {tiles}; got {found.shape}")
     if found.size and not (found.min() >= -SLACK and found.max() <= 1 + SLACK):
         raise UserError(
             f"net must give probabilities in [0, 1]; got {found.min()} to {found.max()}"

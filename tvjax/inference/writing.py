@@ -19,7 +19,7 @@ from tvjax.data import coco, mosaic, pictures, scenes, workspace
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError, escaped
-from tvjax.inference import polygons, reader, regularize, tiles, writer
+from tvjax.inference import polygons, reader, regularize, separation, tiles, writer
 
 
 class Options(NamedTuple):
@@ -201,7 +201,8 @@ def predict_images(
       images: ids of the images, and their files or mosaics.
       out: the folder, made if need be. What is not complete lies in a hidden folder therein, which
         is removed at the end, or, after a kill, by the next that writes there.
-      net: tiles, float32 `[batch, H, W, 3]` -> probabilities `[batch, H, W, 1]`; a `Predictor`.
+      net: tiles, float32 `[batch, H, W, 3]` -> probabilities `[batch, H, W, 1]`; a `Predictor`. Of
+        one with contact (see `tiles.Net`), objects that touch are parted.
       options: what is written.
       tile: side of the tiles of images that are larger; None: see `tiles.choose_tiling`.
       batch: tiles that the net takes at once.
@@ -225,6 +226,8 @@ def predict_images(
     if options.simplify or options.regularize:
         polygons.require_shapely()
     skipped: list[str] = []
+    if getattr(net, "channels", 1) > 1:
+        separation.require_skimage()
     tiling, sizes = _plan(images, net, options, tile, batch, skipped)
     total = sum(tiles.count(height, width, tiling) for _, (height, width) in sizes)
     objects = 0
@@ -343,16 +346,16 @@ def predict_raster(
             for strip in tiles.probabilities(
                 counted, net, tiling, options.scale_of(raster), progress
             ):
-                strip = strip[..., 0]
-                masks.write(np.where(strip > options.threshold, 255, 0).astype(np.uint8))
+                values = strip[..., 0]
+                masks.write(np.where(values > options.threshold, 255, 0).astype(np.uint8))
                 if maps is not None:
-                    maps.write(np.rint(strip * 65535) if raster.is_plain else strip)
+                    maps.write(np.rint(values * 65535) if raster.is_plain else values)
                 yield strip
             _note_no_data(raster.path, share())
 
         path = stack.enter_context(files.replacing(out / f"{raster.path.stem}.geojson", work))
         features = stack.enter_context(writer.JsonList(path, *_collection(raster)))
-        for polygon in polygons.trace(
+        for polygon in separation.trace(
             written(), threshold=options.threshold, min_area=options.min_area
         ):
             features.add(polygons.feature(options.draw(polygon), raster.transform))

@@ -7,7 +7,7 @@ import flax.linen as nn
 from tvjax.errors import UserError
 from tvjax.models import segnet
 from tvjax.models.encoders.efficientnet import LITES
-from tvjax.models.heads import Head, make_head
+from tvjax.models.heads import Head, make_head, with_contact
 from tvjax.models.segformer import SegFormer
 from tvjax.models.segnet import SegNet
 from tvjax.models.unet import UNet
@@ -31,6 +31,7 @@ def make_model(
     weights: str | None = None,
     weights_sha256: str | None = None,
     axis_name: str | None = None,
+    boundaries: bool = False,
 ) -> tuple[nn.Module, Head]:
     """The net of this name, with as many channels as its head reads.
 
@@ -53,6 +54,7 @@ def make_model(
       weights: where the encoder begins.
       weights_sha256: digest of that file.
       axis_name: the device axis, for BatchNorm.
+      boundaries: whether the net also tells where objects nearly touch, see `with_contact`.
 
     Raises:
       UserError: there is no such net or encoder, or it has no such depth.
@@ -63,13 +65,14 @@ def make_model(
         raise UserError(f"model.depth={depth} of a segnet can be {len(segnet.FACTORS)} at most")
     _check_encoder(name, encoder, encoder_rate, weights, weights_sha256)
     made = make_head(name=head, num_iterations=head_iterations, kind=head_kind)
+    made = with_contact(made) if boundaries else made
     options: dict[str, Any] = {"width": width, "depth": depth, "dtype": dtype}
     options["precision"] = precision
     if name != "segformer":  # which has no BatchNorm
         options |= {"momentum": momentum, "axis_name": axis_name}
     if encoder is not None:
         options |= {"encoder": LITES[encoder], "frozen": encoder_rate == 0}
-    return NETS[name](channels=made.channels, **options), made
+    return NETS[name](channels=made.logits, **options), made
 
 
 def _check_encoder(

@@ -12,9 +12,10 @@ from tvjax.tv.softmax import tv_softmax
 
 
 class Head(NamedTuple):
-    """How logits `[..., H, W, channels]` are read; `lam` is the weight of a TV-softmax layer."""
+    """How logits `[..., H, W, C]` are read; `lam` is the weight of a TV-softmax layer."""
 
     channels: int
+    """The classes that it tells apart."""
     probabilities: Callable[[jax.Array, jax.Array], jax.Array]
     """`(logits, lam) -> [..., H, W, 1]` in [0, 1], of the object."""
     classes: Callable[[jax.Array, jax.Array], jax.Array]
@@ -23,6 +24,13 @@ class Head(NamedTuple):
     """`(logits, lam, mask) -> [...]`, the mean over pixels."""
     log_odds: Callable[[jax.Array, jax.Array], jax.Array]
     """`(logits, lam) -> [..., H, W, 1]`: log p - log(1 - p)."""
+    contact: Callable[[jax.Array], jax.Array] | None = None
+    """`logits -> [..., H, W, 1]`: the logit of contact, see `with_contact`; None: it has none."""
+
+    @property
+    def logits(self) -> int:
+        """The number of channels of the logits."""
+        return self.channels + (self.contact is not None)
 
 
 Loss = Callable[[Head, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -37,7 +45,7 @@ def make_loss(
     focal_gamma: float,
     focal_alpha: float | None,
 ) -> Loss:
-    """The loss of this name, for any head.
+    """The loss of this name, for any head; of one with contact, plus the cross-entropy of that.
 
     Args:
       name: `"bce"` (the cross-entropy), `"dice"`, `"focal"`, or `"mix"`: (1 - mix) bce + mix dice.
@@ -56,7 +64,34 @@ def make_loss(
         ),
     }
     losses["mix"] = lambda *args: (1 - mix) * losses["bce"](*args) + mix * losses["dice"](*args)
-    return losses[name]
+
+    def loss(head: Head, logits: jax.Array, lam: jax.Array, mask: jax.Array) -> jax.Array:
+        if head.contact is None:
+            return losses[name](head, logits, lam, mask)
+        fit = losses[name](head, logits, lam, mask[..., :1])
+        return fit + binary_cross_entropy(head.contact(logits), mask[..., 1:])
+
+    return loss
+
+
+def with_contact(head: Head) -> Head:
+    """The head, with one more logit: of contact, which tells objects apart that nearly touch.
+
+    Contact is no class beside object and background, but a second question: pixels along the
+    outline of an object are object and contact. So all else means what it means without.
+    """
+
+    def own(function: Callable) -> Callable:
+        return lambda logits, *rest: function(logits[..., :-1], *rest)
+
+    return Head(
+        channels=head.channels,
+        probabilities=own(head.probabilities),
+        classes=own(head.classes),
+        cross_entropy=own(head.cross_entropy),
+        log_odds=own(head.log_odds),
+        contact=lambda logits: logits[..., -1:],
+    )
 
 
 def make_head(*, name: str, num_iterations: int | None, kind: str) -> Head:

@@ -10,7 +10,7 @@ import numpy as np
 from tvjax.data import coco
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.records import Split
-from tvjax.inference import polygons
+from tvjax.inference import polygons, separation
 
 
 class Example(NamedTuple):
@@ -25,7 +25,8 @@ class Example(NamedTuple):
     """Uint8 `[H, W, 1]`, 0 or 1: the union of the objects."""
     objects: tuple[Any, ...]
     """COCO segmentations, one an object. A split keeps no more than masks: there they are the
-    mask's 4-connected components, and roofs that touch count as one."""
+    mask's 4-connected components, and roofs that touch count as one, unless it keeps contact
+    (see `tvjax.data.touching`), by which they are parted as predictions are."""
     crowds: tuple[bool, ...]
     """Whether each of them is a region of many objects, where COCO counts none."""
     valid: np.ndarray | None = None
@@ -46,7 +47,8 @@ class Examples(NamedTuple):
         def get(k: int) -> Example:
             record = split[k]
             size = record["mask"].shape[:2]
-            found = polygons.trace([record["mask"][..., 0]])
+            maps = [record[name] for name in ("mask", "contact") if name in record]
+            found = separation.trace([np.concatenate(maps, axis=-1)])
             objects = tuple(polygons.run_lengths(polygon, *size) for polygon in found)
             names = record["id"], record["file"]
             crowds = (False,) * len(objects)

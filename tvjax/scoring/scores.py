@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tvjax import files, interruption
 from tvjax.errors import UserError
-from tvjax.inference import polygons, reader, tiles
+from tvjax.inference import polygons, reader, separation, tiles
 from tvjax.inference.resample import Axis
 from tvjax.scoring.average_precision import average_precision
 from tvjax.scoring.examples import Example, Examples
@@ -48,7 +48,7 @@ class Scores(NamedTuple):
 def probabilities(
     example: Example, net: tiles.Net, tiling: tiles.Tiling, *, scale: float = 1.0
 ) -> np.ndarray:
-    """Probabilities of one image, `[H, W, 1]`."""
+    """Probabilities of one image, `[H, W, C]`, as `tiles.probabilities` has them."""
     raster = reader.from_array(example.image, example.valid)
     strips = tiles.probabilities(raster, net, tiling, scale)
     return np.concatenate(list(strips))
@@ -89,7 +89,7 @@ def score(
             **{name: float(value[0]) for name, value in values.items()},
             "boundary_pixels": pixels, "narrow_components": count_narrow(mask, pixels)[1],
         })  # fmt: skip
-        for polygon in polygons.trace([found[..., 0]]):
+        for polygon in separation.trace([found]):
             results.append(polygons.coco_result(polygon, height, width, example.id, category))
         truth.append((example.id, size, example.objects, example.crowds))
     return Scores(rows, results, average_precision(truth, results))

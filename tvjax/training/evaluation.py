@@ -15,6 +15,7 @@ from tvjax.scoring.mask_scores import boundary_pixels, count_narrow, of_images, 
 from tvjax.training import parallel
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState
+from tvjax.training.steps import of_objects
 from tvjax.types import PyTree
 
 
@@ -156,7 +157,7 @@ def baselines(split: Split, *, batch_size: int) -> dict[str, float]:
     """
     background, foreground, images = 0.0, 0.0, 0.0
     for batch, valid in eval_batches(split, batch_size=batch_size):
-        share = batch.mask.mean(axis=(1, 2, 3))
+        share = of_objects(batch).mean(axis=(1, 2, 3))
         background += float(np.sum(valid * (share == 0)))  # empty on empty scores 1
         foreground += float(np.sum(valid * share))
         images += float(np.sum(valid))

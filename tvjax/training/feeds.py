@@ -84,7 +84,7 @@ def dispatches(
 def streamed_if_large(config: Config, splits: dict[str, Split]) -> Config:
     """The config, without `data.resident` where the tiles to train by are too many for a device."""
     tiles = len(splits["train"]) + len(splits["val"])
-    size = tiles * sum(splits["train"][0][name].nbytes for name in ("image", "mask"))
+    size = tiles * sum(array.nbytes for array in pipeline.gather(splits["train"], [0]))
     if not config.data.resident or size <= _memory() // 4:
         return config
     if jax.process_count() == 1:

@@ -34,6 +34,18 @@ class Net(NamedTuple):
         """The function that `steps.prediction_step` makes."""
         return prediction_step(self.module, self.head, self.regularizer)
 
+    @property
+    def predict_both(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """The same with the probabilities of object and contact, `[B, H, W, 2]`."""
+        contact, predict = self.head.contact, self.predict
+        assert contact is not None
+
+        def step(state: TrainState, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits, found = predict(state, images)
+            return logits, jnp.concatenate([found, jax.nn.sigmoid(contact(logits))], axis=-1)
+
+        return step
+
     def create(self, seed: Any, hyper: PyTree, image_shape: tuple[int, int]) -> TrainState:
         """The state before the first step, without what training adds: optimisers and carry.
 
@@ -69,7 +81,8 @@ def make_net(
     Raises:
       UserError: naming the field that cannot be so.
     """
-    module, head = make_model(axis_name=axis_name, **config.model)
+    boundaries = config.data.boundaries
+    module, head = make_model(axis_name=axis_name, boundaries=boundaries, **config.model)
     regularizer, lam = make_regularizer(head.channels, **config.regularizer)
     hyper = learned.start(config, lam, tiles)
     regularizer = regularizer._replace(start=lam)

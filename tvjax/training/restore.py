@@ -41,10 +41,16 @@ def open_data(
     """
     data = config.data
     directory = data.directory if directory is None else directory
-    ready = sets.find_embedded(data.cache, size=data.size, seed=data.seed)
+    boundaries = data.boundaries
+    ready = sets.find_embedded(data.cache, size=data.size, seed=data.seed, boundaries=boundaries)
     if directory is None and ready is not None:  # read there, and never written
-        return (splits := sets.open_prepared(ready)), sets.identify(splits, None)
-    splits = sets.open_section(data, directory=directory, cache=program.CACHE)
+        splits = sets.open_prepared(ready, boundaries=boundaries)
+        return splits, sets.identify(splits, None)
+    if directory != data.directory and sets.is_prepared(directory):
+        boundaries = False  # other tiles can be scored without
+    splits = sets.open_section(
+        data, directory=directory, cache=program.CACHE, boundaries=boundaries
+    )
     return splits, sets.identify(splits, directory)
 
 

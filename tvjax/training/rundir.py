@@ -28,7 +28,7 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 # What is the same in all checkpoints of a run, and changes what its net predicts.
-_OF_NET = ("model.", "regularizer.", "denoise.kind", "train.ema")
+_OF_NET = ("data.boundaries", "model.", "regularizer.", "denoise.kind", "train.ema")
 
 # What a run may change after it was ended by a number that is not finite, if its end says so.
 _MAY_BE_LESS = (
@@ -40,6 +40,7 @@ _STOPPED = "stopped.json"
 # Fields that were added since, and what runs without them had.
 _ENCODER = {"encoder": None, "encoder_rate": 1.0, "weights": None, "weights_sha256": None}
 _ADDED = {
+    "data": {"boundaries": False},
     "model": {"precision": "default", **_ENCODER},
     "evaluation": {"score": "iou"},
     "loss": {"mix": 0.5},

@@ -116,19 +116,25 @@ def make_problem(
         each = (loss_at(hyper) if loss_at else loss)(head, logits, lam, batch.mask)
         fit = jnp.mean(learned.weighted(hyper, each, batch))
         # Logged whatever the loss is, so that runs can be compared.
-        bce = lax.stop_gradient(jnp.mean(head.cross_entropy(logits, lam, batch.mask)))
+        mask = of_objects(batch)
+        bce = lax.stop_gradient(jnp.mean(head.cross_entropy(logits, lam, mask)))
         tv, weighted = variation(head, regularizer, logits, lam, axis_name)
         total = fit + weighted if regularizer.place == "loss" else fit
-        aux = {"loss": total, "bce": bce, "tv": tv} | iou_and_counts(head, logits, lam, batch.mask)
+        aux = {"loss": total, "bce": bce, "tv": tv} | iou_and_counts(head, logits, lam, mask)
         return total, ({"batch_stats": batch_stats}, aux)
 
     def outer_loss(params, hyper, batch: Batch, model_state):
         logits, _ = apply(params, model_state, batch, statistics == "batch")
         lam = regularizer.lam(hyper)
         fit = jnp.mean(validation_loss(head, logits, lam, batch.mask))
-        return fit, iou_and_counts(head, logits, lam, batch.mask)
+        return fit, iou_and_counts(head, logits, lam, of_objects(batch))
 
     return Bilevel(inner_loss, outer_loss, optimizer, stateful=True, axis_name=axis_name)
+
+
+def of_objects(batch: Batch) -> Any:
+    """The mask of a batch without contact, if it holds that, `[B, H, W, 1]`."""
+    return batch.mask if batch.mask.shape[-1] == 1 else batch.mask[..., :1]
 
 
 def variation(
@@ -262,7 +268,7 @@ def evaluation_step(
             probabilities = denoise_tv(
                 probabilities, denoise, kind=denoise_kind, tolerance=1e-3, max_iterations=2000
             ).image
-        bce = head.cross_entropy(logits, regularizer.lam(state.hyper), batch.mask)
+        bce = head.cross_entropy(logits, regularizer.lam(state.hyper), of_objects(batch))
         return probabilities > 0.5, bce
 
     return step
