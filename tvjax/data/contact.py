@@ -19,18 +19,21 @@ SIDE = 240
 LINE, FRAME = (255, 232, 0), 6
 """Colour of outlines, and pixels between tiles."""
 
+CONTACT = (255, 0, 160)
+"""Colour that contact is tinted with, see `touching`."""
+
 
 def write(directory: Path, arrays: np.ndarray, seed: int) -> None:
     """Draws sixteen tiles, or as many as there are.
 
     Args:
       directory: the folder to write into.
-      arrays: images and masks, uint8 `[N, H, W, 4]`.
+      arrays: images and masks, uint8 `[N, H, W, 4]`, or with contact `[N, H, W, 5]`.
       seed: seed of the choice.
     """
     number = min(len(arrays), ACROSS**2)
     chosen = np.sort(np.random.default_rng([seed, len(arrays)]).choice(len(arrays), number, False))
-    drawn = [draw(arrays[k, :, :, :3], arrays[k, :, :, 3] > 0) for k in chosen]
+    drawn = [draw(tinted(arrays[k]), arrays[k, :, :, 3] > 0) for k in chosen]
     height, width = (side + FRAME for side in drawn[0].shape[:2])
     rows = -(-number // ACROSS)
     sheet = np.full((rows * height + FRAME, ACROSS * width + FRAME, 3), 255, np.uint8)
@@ -38,6 +41,14 @@ def write(directory: Path, arrays: np.ndarray, seed: int) -> None:
         top, left = k // ACROSS * height + FRAME, k % ACROSS * width + FRAME
         sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     Image.fromarray(sheet).save(directory / FILE)
+
+
+def tinted(pixels: np.ndarray) -> np.ndarray:
+    """The image of a tile `[H, W, 4 or 5]`, half of each pixel of contact in its colour."""
+    image = pixels[..., :3]
+    return np.where(
+        pixels[..., 4:].any(-1, keepdims=True), image // 2 + np.uint8(CONTACT) // 2, image
+    )
 
 
 def draw(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

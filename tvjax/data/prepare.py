@@ -194,6 +194,8 @@ def summary(content: dict[str, Any], out: str) -> str:
         "python -m tvjax.main --config=configs/lunet_bilevel.py "
         f"--config.data.directory={shlex.quote(out)}"
     )
+    if content["request"].get("boundaries") is not None:
+        command += " --config.data.boundaries=True"
     for flag, split in (("train.batch_size", "train"), ("hypergrad.batch_size", "val")):
         most = content["splits"][split]["tiles"]
         if most < BATCH:

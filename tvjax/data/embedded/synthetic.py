@@ -85,7 +85,7 @@ def _write(directory: Path, info: dict[str, Any], progress: bool) -> None:
         name = f"{k:06d}.jpg"
         picture.save(directory / IMAGES / name, quality=90)
         images.append({"id": k, "file_name": name, "height": info["size"], "width": info["size"]})
-        annotations += [_annotation(len(annotations) + i, k, o) for i, o in enumerate(outlines)]
+        annotations += [annotation(len(annotations) + i, k, o) for i, o in enumerate(outlines)]
     content = {
         "info": info,
         "categories": [CATEGORY],
@@ -106,7 +106,7 @@ def draw(seed: int, number: int, size: int) -> tuple[Any, list[np.ndarray]]:
     buildings = scenes.paint(canvas)
     picture = paint.photograph(canvas)
     outlines = [_label(rng, building.outline()) for building in buildings]
-    return picture, [o for o in outlines if o is not None and _is_inside(o, size)]
+    return picture, [o for o in outlines if o is not None and is_inside(o, size)]
 
 
 def _label(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray | None:
@@ -121,12 +121,14 @@ def _label(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray | None:
     return outline + rng.normal(0, 0.4, outline.shape)
 
 
-def _is_inside(outline: np.ndarray, size: int) -> bool:
+def is_inside(outline: np.ndarray, size: int) -> bool:
+    """Whether enough of an outline lies in a picture of a size to be labelled."""
     found = paint.stencil([outline], size)
     return found is not None and found[1].sum() > 8
 
 
-def _annotation(number: int, image: int, outline: np.ndarray) -> dict[str, Any]:
+def annotation(number: int, image: int, outline: np.ndarray) -> dict[str, Any]:
+    """A COCO annotation, of ids of its own and of the image."""
     x, y = outline.T
     area = 0.5 * abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1)))
     low, extent = outline.min(0), np.ptp(outline, axis=0)
