@@ -10,6 +10,7 @@ was stopped.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tvjax.inference import tiles
 from tvjax.inference.predictor import Predictor
 from tvjax.scoring import scores
 from tvjax.scoring.examples import Examples
-from tvjax.training import loop
+from tvjax.training import interrupt, loop
 from tvjax.types import Config
 
 SIDE, SCALE = 192, 0.5
@@ -82,8 +83,8 @@ def draw(seed: int, number: int) -> tuple[Any, list[np.ndarray]]:
         paint_roof(canvas, building)
         if rng.random() < 0.5:  # a party wall that stands above the roof
             a, b = building.length, building.width
-            ends = building.frame([(a, -b), (a, b)])
-            canvas.fill(stroke(*ends, 1.6), np.full(3, rng.choice([0.25, 0.75])))
+            start, end = building.frame([(a, -b), (a, b)])
+            canvas.fill(stroke(start, end, 1.6), np.full(3, rng.choice([0.25, 0.75])))
     trees = [(rng.uniform(0, SIDE, 2), ground.crown(rng)) for _ in range(rng.poisson(3))]
     ground.plant(canvas, trees, climate)
     picture = photograph(canvas)
@@ -158,4 +159,8 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    program.run(main)
+    try:
+        program.run(main, interrupted=interrupt.INTERRUPTED)
+    except interrupt.Interrupted as interrupted:
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(interrupt.INTERRUPTED)

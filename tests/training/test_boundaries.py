@@ -41,6 +41,26 @@ def test_contact_is_one_more_logit_and_adds_its_cross_entropy(name, fit):
     np.testing.assert_allclose(loss(head, logits, lam, masks), wanted, rtol=1e-6)
 
 
+def test_denoising_leaves_contact_alone_and_symmetries_do_not():
+    images = jax.random.uniform(jax.random.key(1), (1, 32, 32, 3))
+
+    def top(state, images):  # contact sees whether a row is the first
+        return images, images[..., :2].at[:, 0, :, 1].set(1)
+
+    def one(state, images):
+        return images, images[..., :1]
+
+    found = Predictor((), 0.1, top, channels=2)(images)
+    np.testing.assert_array_equal(found[..., 1], top((), images)[1][..., 1])
+    np.testing.assert_array_equal(found[..., :1], Predictor((), 0.1, one)(images))
+    mean = Predictor((), None, top, augment=True, channels=2)(images)
+    np.testing.assert_allclose(mean[..., 0], images[..., 0], rtol=1e-5)
+    wanted = (
+        images[0, 1:-1, 0, 1] * 6 / 8 + 2 / 8
+    )  # left and right edges are first rows when turned
+    np.testing.assert_allclose(mean[0, 1:-1, 0, 1], wanted, rtol=1e-5)
+
+
 def write_rows(folder, number, size=48):
     """Pictures of red houses side by side with dark walls, as a COCO file."""
     (folder / "images").mkdir(parents=True)

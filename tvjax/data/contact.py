@@ -45,10 +45,8 @@ def write(directory: Path, arrays: np.ndarray, seed: int) -> None:
 
 def tinted(pixels: np.ndarray) -> np.ndarray:
     """The image of a tile `[H, W, 4 or 5]`, half of each pixel of contact in its colour."""
-    image = pixels[..., :3]
-    return np.where(
-        pixels[..., 4:].any(-1, keepdims=True), image // 2 + np.uint8(CONTACT) // 2, image
-    )
+    image, is_contact = pixels[..., :3], pixels[..., 4:].any(-1, keepdims=True)
+    return np.where(is_contact, image // 2 + np.array(CONTACT, np.uint8) // 2, image)
 
 
 def draw(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
