@@ -104,7 +104,7 @@ def test_memory_grows_not_with_the_height():
     for number, left in enumerate(range(2, 290, 12), 1):
         labels[8:50, left : left + 12] = number
     maps, peaks = maps_of(labels), []
-    for times in (4, 4, 40):  # twice, to load what is loaded once
+    for times in (2, 2, 16):  # twice, to load what is loaded once
         tracemalloc.start()
         try:
             strips = (maps[k : k + 16] for _ in range(times) for k in range(0, 64, 16))

@@ -1,10 +1,10 @@
 """Objects that touch, parted by a watershed from their cores, strip by strip.
 
 A net that was trained with `data.boundaries` gives two probabilities: of the object, and of contact
-(see `tvjax.data.touching`). A core is a 4-connected piece of the object's pixels where contact is
-not likely. From the cores objects are flooded in the order of contact's probability, so that
-neighbours meet on its ridge: each pixel of the mask falls to one object, none is lost, and holes
-stay.
+(see `tvjax.data.touching`). A core is a basin of contact's probability within the object's pixels:
+a 4-connected valley out of which every path to a deeper one climbs by `DEPTH` at least. From the
+cores objects are flooded in the order of that probability, so that neighbours meet on its ridge:
+each pixel of the mask falls to one object, none is lost, and holes stay.
 
 What becomes of a 4-connected piece of the mask depends on its own pixels alone. They are held until
 it is complete, so that the answer does not depend on how the image is cut into strips; memory is
@@ -21,8 +21,11 @@ from tvjax.errors import UserError
 from tvjax.inference import polygons
 from tvjax.inference.polygons import Polygon
 
-CORE = 0.5
-"""Probability of contact above which a pixel is in no core."""
+DEPTH = 0.1
+"""How deep a basin of the probability of contact is that is a core. Walls that are hard to see have
+probabilities far below 0.5, and yet are ridges; `experiments.terraces` has what was measured."""
+
+_CROSS = ndimage.generate_binary_structure(2, 1)
 
 MOST = 1 << 22
 """Pixels of the box around a piece that is parted, which takes some 50 bytes for each; a larger one
@@ -40,19 +43,20 @@ class _Pixels(NamedTuple):
 
 
 def require_skimage() -> Any:
-    """The package scikit-image, its part for segmentation.
+    """The package scikit-image, with its parts `morphology` and `segmentation`.
 
     Raises:
       UserError: there is none.
     """
     try:
-        from skimage import segmentation
+        import skimage.morphology
+        import skimage.segmentation
     except ImportError as error:
         raise UserError(
             "a run with data.boundaries=True parts objects by scikit-image; pip install "
             "'tvjax[boundaries]'"
         ) from error
-    return segmentation
+    return skimage
 
 
 def trace(
@@ -141,14 +145,16 @@ class _Separator(polygons.Tracer):
 def _part(own: _Pixels) -> np.ndarray | None:
     """Numbers from 1 of the objects in the box around a piece, int `[h, w]`, 0 beyond it; None: it
     is one object."""
+    if np.ptp(own.values[:, 1]) < DEPTH:
+        return None
+    skimage = require_skimage()
     y, x = own.y - own.y.min(), own.x - own.x.min()
     contact = np.ones((y.max() + 1, x.max() + 1), np.float32)
     contact[y, x] = own.values[:, 1]
-    cores = np.zeros(contact.shape, bool)
-    cores[y, x] = own.values[:, 1] <= CORE
-    markers, number = ndimage.label(cores)  # pyright: ignore
-    if number < 2:
-        return None
     mask = np.zeros(contact.shape, bool)
     mask[y, x] = True
-    return require_skimage().watershed(contact, markers, mask=mask)
+    cores = skimage.morphology.h_minima(contact, DEPTH, footprint=_CROSS) > 0
+    markers, number = ndimage.label(cores & mask)  # pyright: ignore
+    if number < 2:
+        return None
+    return skimage.segmentation.watershed(contact, markers, mask=mask)
