@@ -99,16 +99,19 @@ def test_a_piece_that_is_too_large_stays_one_however_it_is_cut(monkeypatch):
         assert found(maps, range(rows, 50, rows)) == found(maps)
 
 
-def test_memory_grows_not_with_the_height():
+@pytest.mark.parametrize("top", [8, 0])  # 0: all rows are one piece, too large to be parted
+def test_memory_grows_not_with_the_height(top, monkeypatch):
+    monkeypatch.setattr(separation, "MOST", 15_000)
     labels = np.zeros((64, 300), int)
     for number, left in enumerate(range(2, 290, 12), 1):
-        labels[8:50, left : left + 12] = number
+        labels[top : top + 42 if top else 64, left : left + 12] = number
     maps, peaks = maps_of(labels), []
     for times in (2, 2, 16):  # twice, to load what is loaded once
         tracemalloc.start()
         try:
             strips = (maps[k : k + 16] for _ in range(times) for k in range(0, 64, 16))
-            assert sum(1 for _ in separation.trace(strips)) == 24 * times
+            found = sum(1 for _ in separation.trace(strips))
+            assert found == (24 * times if top else 1)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()

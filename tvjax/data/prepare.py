@@ -158,8 +158,7 @@ _WORKERS = flags.DEFINE_integer(
 )  # fmt: skip
 _BOUNDARIES = flags.DEFINE_integer(
     "boundaries", None,
-    "Pixels of the tiles: tiles then also hold where roofs are closer than this, e.g. 4, so that "
-    "nets can learn to part them (data.boundaries); labels must be polygons.",
+    "Pixels, e.g. 4: tiles then tell where polygons are closer (for data.boundaries).",
 )  # fmt: skip
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draw and of the splits, e.g. 1.")
 
