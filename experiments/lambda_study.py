@@ -68,9 +68,6 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("data", ["embedded"], "Sets, each as NAME=FILE.npz or NAME=TILES.")
     flags.DEFINE_string("only", "*", "Pattern of names of pieces to run, e.g. 'learn_*'.")
-    flags.DEFINE_enum("convolutions", "auto", ["auto", "direct", "products"],
-        "How the net's convolutions are computed.",
-    )  # fmt: skip
     flags.DEFINE_string(
         "cache", None, "Folder of compiled programs, e.g. ~/.cache/tvjax; default: none."
     )
@@ -247,15 +244,15 @@ class OutOfTime(Exception):
 class Lab:
     """The compiled programs, the tiles, and the time that is left."""
 
-    def __init__(self, scale: Scale, sets: dict[str, dict[str, Batch]], *, minutes: float,
-                 convolutions: str = "direct"):  # fmt: skip
+    def __init__(self, scale: Scale, sets: dict[str, dict[str, Batch]], *, minutes: float):
         self.scale, self.began, self.limit = scale, time.perf_counter(), 60 * minutes
         self.sets = {name: _cropped(tiles, scale.size) for name, tiles in sets.items()}
         self.pool, self.tracing = ThreadPoolExecutor(12), threading.Lock()
         self.programs: dict[Any, Future] = {}
         self.cost: dict[str, float] = {}  # seconds a step of one member
-        self.convolutions = self._choose() if convolutions == "auto" else convolutions
-        net_of = members.Products if self.convolutions == "products" else lambda net: net
+        on_gpu = jax.default_backend() == "gpu"  # where products are the faster ones
+        self.convolutions = "products" if on_gpu else "direct"
+        net_of = members.Products if on_gpu else lambda net: net
         self.config = config_of(scale)
         self.functions = make_functions(self.config, (scale.size, scale.size), net_of=net_of)
         self.estimators = estimators(self.config.optimizer.learning_rate)
@@ -349,38 +346,6 @@ class Lab:
     def _states(self, carries: bool, count: int):
         function, arguments, _ = self._traced(("create", carries, count))
         return jax.eval_shape(function, *arguments)
-
-    def _choose(self) -> str:
-        """The faster of the two convolutions of many members, by one layer and its gradient."""
-        if not self.scale.together:
-            return "direct"
-        m, b, n = 15, self.scale.batch, self.scale.size
-        x = jnp.ones((m, b, n, n, 2 * self.scale.width))
-        kernel = jnp.ones((m, 3, 3, 2 * self.scale.width, self.scale.width))
-
-        def direct(x, kernel):
-            return jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-
-        def seconds(convolve):
-            layer = jax.vmap(lambda x, k: jnp.sum(convolve(x, k) ** 2))
-            gradient = jax.jit(jax.grad(lambda x, k: jnp.sum(layer(x, k)), argnums=(0, 1)))
-            run = _compiled(gradient.lower(x, kernel))
-            jax.block_until_ready(run(x, kernel))
-            began = time.perf_counter()
-            jax.block_until_ready([run(x, kernel) for _ in range(5)])
-            return (time.perf_counter() - began) / 5
-
-        found = {}
-        for name, convolve in (("products", members.convolve), ("direct", direct)):
-            try:
-                found[name] = seconds(convolve)
-            except Exception as error:  # a library that cannot is not to stop the study
-                self.say(f"convolutions {name}: {error}")
-        self.say("a layer and its gradient: " + ", ".join(f"{k} {v * 1e3:.2f} ms"
-                                                          for k, v in found.items()))  # fmt: skip
-        return min(found, key=lambda name: found[name])
 
     # Runs.
 
@@ -754,7 +719,7 @@ def main(argv) -> None:
     if not sets:
         raise UserError("--data is empty: give NAME=FILE.npz")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
-    lab = Lab(scale, sets, minutes=args.minutes, convolutions=args.convolutions)
+    lab = Lab(scale, sets, minutes=args.minutes)
     run(lab, Path(args.out), only=args.only, commit=args.commit)
     lab.say("done: " + ", ".join(f"{k} {1e3 * v:.2f} ms" for k, v in lab.cost.items())
             + " a step of one member")  # fmt: skip

@@ -8,7 +8,6 @@ overhead of splitting a step, never a speed-up. All are timed in turn, round aft
 """
 
 import sys
-import time
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from configs import lunet_bilevel
 from experiments import kept
+from experiments.benchmarks import workload
 from tvjax import program, provenance
 from tvjax.training import feeds
 from tvjax.training.setup import make_setup
@@ -76,13 +76,7 @@ def measure() -> dict:
         calls[f"{kind} {n} {layout}" if n > 1 else f"{kind} 1"] = make_call(layout, n, kind)
     for call in calls.values():
         call()
-    seconds = {name: [] for name in calls}
-    for _ in tqdm(range(_ROUNDS.value), "timing rounds"):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: float(np.median(times)) for name, times in seconds.items()}
+    medians = workload.median_seconds(calls, _ROUNDS.value)
     return {
         "benchmark": "scaling",
         "config": {

@@ -34,10 +34,6 @@ _JSON = kept.json_flag()
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
 _SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Type of the computation: float32 or bfloat16.")
-_PRECISION = flags.DEFINE_string(
-    "precision", "highest", "Precision of the net, as model.precision in configs/base.py."
-)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each step is timed.")
 _ONLY = flags.DEFINE_list(
     "only", None, "Steps to time beside plain, e.g. exact,paper; default: all."
@@ -71,10 +67,7 @@ def make_steps():
     Ten steps are a scan here, whose memory is looked at; `host_step` is what runs on a CPU.
     """
     layout = parallel.make_layout(map="jit")
-    options: dict = {
-        "width": _WIDTH.value, "size": _SIZE.value, "rate": RATE, "dtype": _DTYPE.value,
-        "precision": _PRECISION.value,
-    }  # fmt: skip
+    options: dict = {"width": _WIDTH.value, "size": _SIZE.value, "rate": RATE}
     problem, regularizer, start = workload.unet(**options)
     two, _, start_two = workload.unet(**options, decay=0.01)
     *train, val = workload.random_batches(11, batch=_BATCH.value, size=_SIZE.value)
@@ -128,7 +121,7 @@ def measure() -> dict:
         "benchmark": "steps",
         "config": {
             "width": _WIDTH.value, "batch": _BATCH.value, "size": _SIZE.value,
-            "dtype": _DTYPE.value, "precision": _PRECISION.value, "rounds": _ROUNDS.value,
+            "rounds": _ROUNDS.value,
         },
         "medians_s": medians,
         "ratios_to_plain": {name: value / medians["plain"] for name, value in medians.items()},
