@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from experiments import problems
+from experiments import kept, problems
 from experiments.problems.setting import Setting
 from tvjax import hypergrad, program, provenance
 from tvjax.types import PyTree
@@ -47,8 +47,7 @@ def main(argv) -> None:
         # A reference is worth its digits only in float64.
         jax.config.update("jax_enable_x64", True)
         results = run(args.problem, args.seed, args.snapshots, args.data)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        kept.write(file, results, allow_nan=False, indent=1)
     if args.figure:
         draw(json.loads(file.read_text()), Path(args.figure))
 

@@ -10,7 +10,6 @@ its mean, `sign` the share of estimates whose sign is the mean's, `seconds` thos
 lambda is updated, all else equal.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -96,7 +95,6 @@ def main(argv):
             f"{row['spread']:>11.2f}{row['sign']:>6.0%}   "
             + "  ".join(f"{cost:.2f}" for cost in row["cost"].values())
         )
-    print(f"written to {_JSON.value}", file=sys.stderr)
 
 
 def batches(split, size: int, count: int) -> list[Batch]:

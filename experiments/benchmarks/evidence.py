@@ -10,7 +10,6 @@ gradients as it needs to find that signal in half and in nine tenths of the case
 
 import functools
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +59,6 @@ def main(argv):
         print(
             "  ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
         )
-    print(f"written to {_JSON.value}", file=sys.stderr)
 
 
 def draws(kind: str) -> Draw:

@@ -7,7 +7,6 @@ softmax, the paper's TV-softmax of one iteration, and the converged one at two w
 grows with lambda: the solver needs more iterations). `over_softmax` is the figure to quote.
 """
 
-import sys
 from functools import partial
 
 import jax
@@ -67,7 +66,6 @@ def main(argv):
     kept.write(_JSON.value, result)
     for name, value in medians.items():
         print(f"{name:<36}{value:>9.3f} s{result['over_softmax'][name]:>8.2f} softmax steps")
-    print(f"written to {_JSON.value}", file=sys.stderr)
 
 
 if __name__ == "__main__":

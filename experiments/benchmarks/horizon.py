@@ -8,7 +8,6 @@ program plus the tangent that it carries, whatever the horizon; `forward` holds 
 too, but takes K steps to give one value; `reverse` keeps K states.
 """
 
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +50,6 @@ def main(argv):
     print(f"{'K':>6}" + "".join(f"{name + ', MiB':>22}" for name in makers))
     for row in rows:
         print(f"{row['horizon']:>6}" + "".join(f"{row[n] / 2**20:>22.2f}" for n in makers))
-    print(f"written to {_JSON.value}", file=sys.stderr)
 
 
 def reserved(estimator, problem, state, batch, val) -> int:

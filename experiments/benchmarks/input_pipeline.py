@@ -10,7 +10,6 @@ on the way. `--data` is a folder of prepared tiles; default: the embedded set, d
 
 import itertools
 import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -133,7 +132,6 @@ def main(argv):
         f"memory after each tenth of {_RECORDS.value} streamed tiles, MiB: "
         + " ".join(f"{value / 2**20:.0f}" for value in held)
     )
-    print(f"written to {_JSON.value}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -249,7 +249,6 @@ def main(argv):
     print(f"{'':<14}{'seconds':>9}{'exact / it':>12}   hypergradient")
     for name, value in medians.items():
         print(f"{name:<14}{value:>9.3f}{medians['exact'] / value:>12.2f}   {slopes[name]}")
-    print(f"written to {_JSON.value}", file=sys.stderr)
 
 
 if __name__ == "__main__":

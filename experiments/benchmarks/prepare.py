@@ -20,7 +20,6 @@ import functools
 import json
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -303,7 +302,6 @@ def main(argv):
     }  # fmt: skip
     kept.write(_JSON.value, result)
     print(json.dumps({name: result[name] for name in ("clusters", "shrink", "build")}, indent=2))
-    print(f"written to {_JSON.value}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ an accelerator the devices are fake ones that share the same cores: what is seen
 overhead of splitting a step, never a speed-up. All are timed in turn, round after round.
 """
 
-import sys
 from typing import Any
 
 import jax
@@ -102,7 +101,6 @@ def main(argv):
         print(f"{name:<22}{value:>10.4f}{result['ratios_to_one_device'][name]:>16.2f}")
     if result["fake_devices"]:
         print("the devices are fake and share the same cores: overhead only")
-    print(f"written to {_JSON.value}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ program, ten steps of this net take the compiler more than 20 GiB), on an accele
 """
 
 import os
-import sys
 import time
 from functools import partial
 
@@ -144,7 +143,6 @@ def main(argv):
             f"{name:<18}{value:>10.3f}{result['ratios_to_plain'][name]:>13.2f}"
             f"{result['compile_s'][name]:>11.1f}{result['bytes'][name]['temporary'] / 2**20:>9.0f}"
         )
-    print(f"written to {_JSON.value}", file=sys.stderr)
 
 
 if __name__ == "__main__":

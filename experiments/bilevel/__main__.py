@@ -20,10 +20,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from experiments import kept
 from experiments.bilevel import figure, runs
 from experiments.bilevel.known import Known
 from experiments.bilevel.solvers import SOLVERS
-from tvjax import files, interruption, program, provenance
+from tvjax import interruption, program, provenance
 
 PROBLEMS = "quadratic", "logistic", "cleaning"
 
@@ -60,8 +61,7 @@ def run(name: str, seeds: int, only: list[str], file: Path) -> None:
         reason = SOLVERS[solver].refuses(known)
         found = {"left_out": reason} if reason else runs.measure(known, SOLVERS[solver], seeds)
         results["solvers"][solver] = found
-        file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(file, json.dumps(results, allow_nan=False, indent=1) + "\n")
+        kept.write(file, results, allow_nan=False, indent=1)
         print(f"{solver}: {found.get('final_gap_of_best')}", file=sys.stderr, flush=True)
 
 

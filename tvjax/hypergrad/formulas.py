@@ -64,13 +64,19 @@ def paper(learning_rate: optax.ScalarOrSchedule) -> Estimator:
     return _of_descent(learning_rate, lambda state, new: state._replace(params=new.params))
 
 
-def _of_descent(learning_rate: optax.ScalarOrSchedule, place: Callable) -> Estimator:
+def _of_descent(
+    learning_rate: optax.ScalarOrSchedule, place: Callable, scaling: Callable | None = None
+) -> Estimator:
     """The formula for gradient descent, with d/dhyper grad L_in at `place(old state, new)`."""
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
         (loss, outer_aux), q = problem.outer_gradient(new, hyper, outer_batch)
-        q = optax.tree.scale(_rate(learning_rate, state.opt_state), q)
+        rate = _rate(learning_rate, state.opt_state)
+        if scaling is None:
+            q = optax.tree.scale(rate, q)
+        else:
+            q = jax.tree.map(lambda p, b: rate * p * b, scaling(new.opt_state), q)
         at, batch = place(state, new), inner_batches[0]
         gradient = response(problem, at, new, hyper, batch, outer_batch, q)
         return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
@@ -106,16 +112,7 @@ def preconditioned(
         `adam_scaling()` by default.
     """
     scaling = adam_scaling() if scaling is None else scaling
-
-    def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
-        new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
-        (loss, outer_aux), q = problem.outer_gradient(new, hyper, outer_batch)
-        rate = _rate(learning_rate, state.opt_state)
-        q = jax.tree.map(lambda p, b: rate * p * b, scaling(new.opt_state), q)
-        gradient = response(problem, state, new, hyper, inner_batches[0], outer_batch, q)
-        return Estimate(gradient, loss, new, (inner_aux, outer_aux), carry)
-
-    return Estimator(estimate, through_steps=False, through_settings=False)
+    return _of_descent(learning_rate, lambda state, new: state, scaling)
 
 
 def darts(learning_rate: optax.ScalarOrSchedule, *, radius: float = 0.01) -> Estimator:
