@@ -6,20 +6,16 @@ TV reads its input once: its floor is a copy, which reads and writes as much. Wi
 is a read and a write more, so that two copies are the floor. All are timed by turns.
 """
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from experiments import kept
 from experiments.benchmarks import workload
 from tvjax import program, provenance, total_variation
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _SIZE = flags.DEFINE_integer("size", 1024, "Height and width of the images, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Number of images.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each is timed.")
@@ -51,7 +47,7 @@ def main(argv: list[str]) -> None:
         "over_copy": {name: value / medians["copy"] for name, value in medians.items()},
         **provenance.describe(seed=0),
     }
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
     for name, value in medians.items():
         print(f"{name:<10}{1e3 * value:>9.2f} ms{value / medians['copy']:>8.2f} copies")
 
