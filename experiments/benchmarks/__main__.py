@@ -36,6 +36,7 @@ PROGRAMS: dict[str, str] = {
     "--only=exact,exact_with_decay,soba,amigo_2,stocbio_2,f2sa,bome",
     "peers_w16": "peers --width=16",
     "peers_w64": "peers --width=64 --rounds=3",
+    "profile_w16": "profile --width=16",
     "heads": "heads",
     "variation": "variation",
     "denoise": "denoise",
