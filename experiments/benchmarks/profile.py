@@ -22,13 +22,12 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from experiments import kept
 from experiments.benchmarks import workload
 from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 
-_JSON = flags.DEFINE_string(
-    "json", None, "JSON file of the result, e.g. result.json.", required=True
-)
+_JSON = kept.json_flag()
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
 _SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
@@ -92,7 +91,7 @@ def main(argv: list[str]) -> None:
         "ms_per_step": found,
         **provenance.describe(seed=0),
     }
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    kept.write(_JSON.value, result)
 
 
 if __name__ == "__main__":
