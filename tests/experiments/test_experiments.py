@@ -50,7 +50,7 @@ def program(name, **values):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_program_imports(name):
-    if name.endswith("peers"):
+    if name.endswith(".peers"):
         pytest.importorskip("torch", reason="PyTorch's libraries are what it compares with")
     with program(name) as module:
         assert callable(module.main) and f"python -m {name}" in module.__doc__
