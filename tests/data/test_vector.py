@@ -14,7 +14,17 @@ shapely = pytest.importorskip("shapely")
 pyogrio = pytest.importorskip("pyogrio")
 import towns  # noqa: E402
 
-from tvjax.data import builder, contact, pictures, places, records, scaling, splits, vector_files  # noqa: E402
+from tvjax.data import (  # noqa: E402
+    builder,
+    contact,
+    pictures,
+    places,
+    records,
+    scaling,
+    splits,
+    touching,
+    vector_files,
+)
 from tvjax.data.vector import Request, Scenes  # noqa: E402
 from tvjax.data.vector_files import Wanted  # noqa: E402
 from tvjax.errors import UserError  # noqa: E402
@@ -34,7 +44,8 @@ def town(tmp_path_factory):
 
 
 def build(folder, out, *, images=("town.tif",), labels="roofs.geojson", tile=TILE, **options):
-    kept = {name: options.pop(name) for name in ("split_file", "seed", "limit") if name in options}
+    names = "split_file", "seed", "limit", "boundaries"
+    kept = {name: options.pop(name) for name in names if name in options}
     if "extent" in options:
         options["extent"] = folder / options["extent"]
     images = [str(folder / name) for name in images]
@@ -500,3 +511,24 @@ def test_images_side_by_side_are_cut_by_one_lattice(town, tmp_path, side):
     check_apart(found, 5, 20, offsets)
     shares = [np.mean([r["split"] == name for r in found.values()]) for name in splits.NAMES]
     assert len(found) > 60 and shares[0] < 0.9 and min(shares) > 0.04
+
+
+def test_polygons_that_touch_are_told_apart_by_contact(tmp_path):
+    squares = [(20, 20, 45, 50), (45, 20, 70, 50), (73, 20, 100, 50)]  # left, top, right, bottom
+    x, y = towns.TOP_LEFT
+    scale = [towns.METRES, 0, 0, -towns.METRES, x, y]
+    shapes = [shapely.affinity.affine_transform(shapely.box(*s), scale) for s in squares]
+    towns.write_tif(tmp_path / "town.tif", 240, 240, shapes)
+    towns.write_geojson(tmp_path / "roofs.geojson", [towns.in_degrees(s) for s in shapes])
+    labels = np.zeros((240, 240), int)
+    for number, (left, top, right, bottom) in enumerate(squares, 1):
+        labels[top:bottom, left:right] = number
+    wanted = touching.contact(labels, 4)
+    tiles = build(tmp_path, tmp_path / "out", keep_empty=True, gap=0, boundaries=4)
+    for name, record in tiles.items():
+        top, left = corner(name)
+        window = np.s_[top : top + TILE, left : left + TILE]
+        np.testing.assert_array_equal(record["mask"][..., 0] > 0, labels[window] > 0)
+        inside = np.s_[4:-4, 4:-4]  # a tile knows nothing of what lies beyond it
+        np.testing.assert_array_equal(record["contact"][..., 0][inside], wanted[window][inside])
+    assert sum(record["contact"].any() for record in tiles.values()) > 2

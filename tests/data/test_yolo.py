@@ -54,12 +54,13 @@ def test_polygons_give_the_records_of_the_coco_file(source):
         ("yolo", source / "labels", {"categories": [3], "is_yolo": True}),
     ):
         origin = origins.Images(labels, source / "images", **options)
-        builder.build_from(origin, source / name, size=(12, 16), progress=False)
+        builder.build_from(origin, source / name, size=(12, 16), boundaries=3, progress=False)
     coco, ours = read_all(source / "coco"), read_all(source / "yolo")
     assert coco.keys() == ours.keys() and len(ours) == 12
     for name in coco:
         np.testing.assert_array_equal(coco[name]["image"], ours[name]["image"])
         np.testing.assert_array_equal(coco[name]["mask"], ours[name]["mask"])
+        np.testing.assert_array_equal(coco[name]["contact"], ours[name]["contact"])
     assert ours["train/00.png"]["mask"].max() == 0
 
 
