@@ -116,10 +116,10 @@ def test_the_summary_of_a_run(run):
 
 def test_a_flipped_digit_changes_no_prediction_without_a_word(run):
     config = unet_tv.get_config()
-    scores = {"0.01": 0.5, "0.09": 0.75, "0.19": 0.25}
+    scores = [(0.01, 0.5), (0.09, 0.75), (0.19, 0.25)]  # as `evaluation.choose_denoising` gives
     rundir.write_summary(run, SUMMARY | {"denoise_weight": 0.09, "denoise_val_score": scores})
     assert rundir.read_summary(run, config)["denoise_weight"] == 0.09
-    for weight, others in ((0.19, scores), (0.09, {}), (0.09, []), (0.09, {"x": 1}), (0.09, 1)):
+    for weight, others in ((0.19, scores), (0.09, {}), (0.09, []), (0.09, [["x", 1]]), (0.09, 1)):
         rundir.write_summary(run, SUMMARY | {"denoise_weight": weight, "denoise_val_score": others})
         with pytest.raises(UserError, match=r"summary.json is damaged"):
             rundir.read_summary(run, config)

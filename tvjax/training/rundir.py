@@ -352,8 +352,9 @@ def _is_best(summary: dict[str, Any]) -> bool:
     """Whether the weight of denoising is the one that scored best; else a digit is damaged."""
     scores = summary.get("denoise_val_score")
     try:
-        return scores is None or summary["denoise_weight"] == float(max(scores, key=scores.get))
-    except (TypeError, ValueError, LookupError, AttributeError):
+        best = None if scores is None else max(scores, key=lambda pair: pair[1])[0]
+        return scores is None or summary["denoise_weight"] == best
+    except (TypeError, ValueError, LookupError):
         return False
 
 
