@@ -193,6 +193,9 @@ def get_config() -> Config:
         dict(
             steps=400,
             batch_size=16,  # images in a step, over all devices
+            # Parts in which a step takes its batch, one after another, for lack of an accelerator's
+            # memory: gradients are averaged. BatchNorm's statistics are those of each part.
+            accumulate=1,
             log_every=10,  # steps; what is logged is their mean
             # Steps compiled into one program, of resident tiles. None: 16 on a GPU, else 1 (on a
             # CPU convolutions are some twenty times slower in a loop).

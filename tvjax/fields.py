@@ -164,6 +164,7 @@ FIELDS = {
     "denoise.kind": one_of("anisotropic", "isotropic"),
     "train.steps": whole(0),
     "train.batch_size": COUNT,
+    "train.accumulate": COUNT,
     "train.log_every": COUNT,
     "train.steps_per_dispatch": or_none(whole(1, 10_000)),
     "train.ema": real(0, 1, below=True),

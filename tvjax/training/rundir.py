@@ -44,7 +44,7 @@ _ADDED = {
     "model": {"precision": "default", **_ENCODER},
     "evaluation": {"score": "iou"},
     "loss": {"mix": 0.5},
-    "train": {"ema": 0.0, "patience": 0},
+    "train": {"ema": 0.0, "patience": 0, "accumulate": 1},
     "augmentation": dict.fromkeys(
         ("rotation", "scale", "crop", "contrast", "saturation", "hue", "blur"), 0.0
     ),

@@ -32,6 +32,12 @@ def check_sizes(config: Config, layout: parallel.Layout, image_shape: tuple[int,
     """
     for section in ("train", "evaluation", *["hypergrad"] * (config.hypergrad.method != "none")):
         layout.check_batch(f"{section}.batch_size", config[section].batch_size)
+    devices, parts = len(layout.devices), config.train.accumulate
+    if config.train.batch_size % (devices * parts):
+        raise UserError(
+            f"train.accumulate={parts} must divide train.batch_size={config.train.batch_size}"
+            f"{f' on each of {devices} devices' * (devices > 1)}"
+        )
     side, size = min(image_shape), "x".join(map(str, image_shape))
     name, depth, blocks = config.model.name, config.model.depth, config.regularizer.blocks
     field, encoder = f"model.depth={depth}", config.model.encoder
@@ -162,7 +168,7 @@ def make_functions(
         loss=make_loss(name=train, **losses),
         loss_at=None if is_fixed else loss_at,
         validation_loss=make_loss(name=validation, **losses),
-        statistics=plan.statistics, axis_name=axis_name,
+        statistics=plan.statistics, accumulate=config.train.accumulate, axis_name=axis_name,
     )  # fmt: skip
     if plan.estimator is not None and not plan.estimator.through_outer:
         problem = problem._replace(outer_loss=reported(problem.outer_loss))

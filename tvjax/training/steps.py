@@ -18,6 +18,7 @@ from tvjax.hypergrad import Bilevel, Estimator
 from tvjax.models.heads import Head, Loss
 from tvjax.scoring import metrics
 from tvjax.training import average, learned
+from tvjax.training.accumulate import in_parts
 from tvjax.training.augment import Augment, to_float
 from tvjax.training.state import TrainState
 from tvjax.tv.rof import denoise_tv
@@ -82,6 +83,7 @@ def make_problem(
     loss_at: Callable[[PyTree], Loss] | None = None,
     validation_loss: Loss = cross_entropy,
     statistics: str = "batch",
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Bilevel:
     """Segmentation as a bilevel problem (eqs 15 to 17).
@@ -99,6 +101,7 @@ def make_problem(
       validation_loss: loss of the outer problem.
       statistics: BatchNorm's in the outer loss: `"batch"` or `"running"`. The two give different
         hypergradients. In one step the running ones come from theta(t) and carry no derivative.
+      accumulate: parts in which the inner loss takes its batch, see `in_parts`.
       axis_name: the axis over which the batch is spread, if any.
     """
 
@@ -118,7 +121,7 @@ def make_problem(
         # Logged whatever the loss is, so that runs can be compared.
         mask = of_objects(batch)
         bce = lax.stop_gradient(jnp.mean(head.cross_entropy(logits, lam, mask)))
-        tv, weighted = variation(head, regularizer, logits, lam, axis_name)
+        tv, weighted = variation(head, regularizer, logits, lam, axis_name, accumulate)
         total = fit + weighted if regularizer.place == "loss" else fit
         aux = {"loss": total, "bce": bce, "tv": tv} | iou_and_counts(head, logits, lam, mask)
         return total, ({"batch_stats": batch_stats}, aux)
@@ -129,7 +132,8 @@ def make_problem(
         fit = jnp.mean(validation_loss(head, logits, lam, batch.mask))
         return fit, iou_and_counts(head, logits, lam, of_objects(batch))
 
-    return Bilevel(inner_loss, outer_loss, optimizer, stateful=True, axis_name=axis_name)
+    inner = in_parts(inner_loss, accumulate)
+    return Bilevel(inner, outer_loss, optimizer, stateful=True, axis_name=axis_name)
 
 
 def of_objects(batch: Batch) -> Any:
@@ -138,14 +142,19 @@ def of_objects(batch: Batch) -> Any:
 
 
 def variation(
-    head: Head, regularizer: Regularizer, logits: jax.Array, lam: jax.Array, axis_name: str | None
+    head: Head,
+    regularizer: Regularizer,
+    logits: jax.Array,
+    lam: jax.Array,
+    axis_name: str | None,
+    parts: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """TV of a batch's probabilities, and lambda TV; see `reduce_tv`."""
     batch, *size, _ = logits.shape  # of the masks too
 
     def reduced(probabilities, weights=None):
         tv = total_variation(probabilities, kind=regularizer.kind, weights=weights)
-        return reduce_tv(tv, regularizer.reduction, size[0] * size[1], axis_name)
+        return reduce_tv(tv, regularizer.reduction, size[0] * size[1], axis_name, parts)
 
     tv = reduced(head.probabilities(logits, lam))
     if not lam.ndim:
@@ -182,11 +191,13 @@ def to_pixels(lam: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return lam[None]
 
 
-def reduce_tv(tv: jax.Array, reduction: str, pixels: int, axis_name: str | None) -> jax.Array:
-    """TV per image `[B]` -> a local value whose mean over devices is the global one."""
+def reduce_tv(
+    tv: jax.Array, reduction: str, pixels: int, axis_name: str | None, parts: int = 1
+) -> jax.Array:
+    """TV per image `[B]` -> a local value whose mean over devices (and parts) is the global one."""
     if reduction == "sum":
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
-        return devices * jnp.sum(tv)
+        return parts * devices * jnp.sum(tv)
     return jnp.mean(tv) / (pixels if reduction == "pixel" else 1)
 
 
