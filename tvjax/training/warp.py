@@ -60,7 +60,7 @@ def apply(warp: Warp, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax
     Args:
       warp: the maps.
       image: float `[B, H, W, C]`.
-      mask: `[B, H, W, 1]`.
+      mask: `[B, H, W, C]`, of any integers.
     """
     height, width = image.shape[1:3]
     rows, columns = _places(warp, height, width)
