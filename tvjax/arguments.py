@@ -22,7 +22,7 @@ def real(name: str, x: Any) -> jax.Array:
     """`x` as an array of real numbers or booleans, each as it was."""
     try:
         array = jnp.asarray(x)
-    except TypeError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} must hold numbers; got {type(x).__name__}") from error
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(f"{name} must be real; got {array.dtype}")
@@ -50,7 +50,7 @@ def valid(name: str, x: Any, ok: Callable[[Any], Any], need: str) -> jax.Array:
     """
     array = real(name, x)
     if isinstance(x, core.Tracer):
-        return jnp.where(ok(array), array, jnp.nan)
+        return array * jnp.where(ok(array), 1, jnp.nan)  # NaN in all derivatives too
     with jax.ensure_compile_time_eval():
         good = ok(x if isinstance(x, jax.Array) else np.asarray(x))
         if not good.all():

@@ -71,7 +71,7 @@ _ANNOTATIONS = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_string("images", None, "The folder of the COCO file's images, e.g. DIR.")
 _CATEGORY = flags.DEFINE_multi_integer(
     "category", [], "COCO category whose annotations are objects, e.g. 100; repeatable; "
-    "default: the only one. results.json has the first; of a split 1.",
+    "default: the only one. results.json has the first.",
 )  # fmt: skip
 _SCALE = flags.DEFINE_float(
     "scale", 1.0, "The net's pixels per pixel of the COCO file's images, by side, e.g. 0.3333."
@@ -160,6 +160,11 @@ def _check_flags(first: list[str], second: list[str]) -> None:
         raise UserError(
             f"--data={_DATA.value} is of prepared tiles, and --annotations scores the images of a "
             "COCO file; leave one out"
+        )
+    if not _ANNOTATIONS.value and _CATEGORY.value:
+        raise UserError(
+            f"--category={_CATEGORY.value[0]} is of a COCO file, and prepared tiles have one kind "
+            "of objects; leave it out, or give --annotations and --images"
         )
     if not _ANNOTATIONS.value and _SCALE.value != 1:
         raise UserError(

@@ -15,6 +15,8 @@ well each of them finds wrong labels. The same command goes on where it was stop
 """
 
 import csv
+import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from absl import flags
 from tvjax import fields, files, program
 from tvjax.data import sets
 from tvjax.data.records import Split
-from tvjax.errors import Outage, UserError, short
+from tvjax.errors import Outage, UserError, escaped, short
 from tvjax.training import feeds, interrupt, loop, pretrained, rankers, rundir
 from tvjax.training.rankers import Ranking, Work
 from tvjax.types import Config
@@ -39,6 +41,8 @@ SHOWN = 60
 """Most tiles on the sheet."""
 KEPT = "ranking.json"
 """What tells the ranking of a folder from others."""
+DIGEST = "worst_sha256"
+"""Name of the digest of the list as it was written, by which one that was edited is known."""
 
 
 def define_flags() -> None:
@@ -68,16 +72,17 @@ def main(argv: list[str]) -> None:
         work = open_work(config, out, stop)
         count = number_of_worst(args.worst, len(work.splits["train"]))
         own = identify(work, args.ranker)
-        check_same(out, own)
+        kept = check_same(out, own)
         with rundir.lock(out, "out") as free:
             if not free:
                 raise Outage(f"--out={out} is in use by another ranking; choose another")
             with files.writing("out", out):
-                files.write_text(out / KEPT, json.dumps(own, indent=2) + "\n")
+                keep(out, own | kept)
             ranking = RANKERS[args.ranker](work)
             order = np.argsort(-ranking.score, kind="stable")
             with files.writing("out", out):
-                write(out, work.splits["train"], ranking, order, count)
+                written = write(out, work.splits["train"], ranking, order, count, kept)
+                keep(out, own | written)
                 draw(out / "worst.png", work, ranking, order[: min(count, SHOWN)])
     print(describe(out, work.splits["train"], config, ranking, order, count))
 
@@ -102,8 +107,16 @@ def identify(work: Work, ranker: str) -> dict[str, Any]:
     return json.loads(json.dumps(own | rundir.method_of(work.config)))
 
 
-def check_same(out: Path, own: dict[str, Any]) -> None:
+def keep(out: Path, content: dict[str, Any]) -> None:
+    """Writes what tells the ranking of a folder from others."""
+    files.write_text(out / KEPT, json.dumps(content, indent=2) + "\n")
+
+
+def check_same(out: Path, own: dict[str, Any]) -> dict[str, Any]:
     """Checks that a folder holds this ranking or none.
+
+    Returns:
+      The digest of the list that was written there, as `write` gives it; nothing of no list.
 
     Raises:
       UserError: it holds another one; the message names what differs.
@@ -111,7 +124,7 @@ def check_same(out: Path, own: dict[str, Any]) -> None:
     try:
         kept = files.read_object(out / KEPT)
     except FileNotFoundError:
-        return
+        return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{out / KEPT} cannot be read ({error}); name another --out") from error
     for name in sorted(own):
@@ -120,6 +133,7 @@ def check_same(out: Path, own: dict[str, Any]) -> None:
                 f"--out={out} holds a ranking with {name}={short(kept.get(name))}, and now it is "
                 f"{short(own[name])}; name another folder"
             )
+    return {name: kept[name] for name in (DIGEST,) if name in kept}
 
 
 def number_of_worst(asked: int | None, tiles: int) -> int:
@@ -135,17 +149,52 @@ def number_of_worst(asked: int | None, tiles: int) -> int:
     return asked
 
 
-def write(out: Path, split: Split, ranking: Ranking, order: np.ndarray, count: int) -> None:
-    """Writes the table of all tiles, and the list of the first."""
+def write(
+    out: Path,
+    split: Split,
+    ranking: Ranking,
+    order: np.ndarray,
+    count: int,
+    kept: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes the table of all tiles, and the list of the first, unless that was edited.
+
+    Args:
+      out: the folder.
+      split: the training tiles.
+      ranking: their scores.
+      order: rows of the tiles, the worst first.
+      count: tiles on the list.
+      kept: what this gave when the list was last written.
+
+    Returns:
+      The digest of the list as it was written.
+    """
     rows = [_row(split, ranking, k) for k in order]
-    for name, columns, lines in (
-        ("labels.csv", ["id", "file", "score", "iou"], rows),
-        ("worst.csv", ["id", "file"], rows[:count]),
-    ):
-        with files.replacing(out / name) as temporary, open(temporary, "w", newline="") as file:
-            table = csv.DictWriter(file, columns, extrasaction="ignore")
-            table.writeheader()
-            table.writerows(lines)
+    files.write_text(out / "labels.csv", _table(["id", "file", "score", "iou"], rows))
+    text, path = _table(["id", "file"], rows[:count]), out / "worst.csv"
+    before = path.read_bytes() if path.is_file() else b""
+    if before and before != text.encode() and _digest(before) != kept.get(DIGEST):
+        print(
+            f"note: {escaped(str(path))} was edited, and stays as it is; move it away, and the "
+            "same command writes it anew",
+            file=sys.stderr,
+        )
+        return kept
+    files.write_text(path, text)
+    return {DIGEST: _digest(text.encode())}
+
+
+def _table(columns: list[str], rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, extrasaction="ignore")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _row(split: Split, ranking: Ranking, k: int) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def _parse(argv: list[str], words: int = 0) -> list[str]:
     if usage.ASKS.intersection(argv[1:]):
         print(usage.text())
         sys.exit(0)
+    if [name for name, _ in _typed(argv)].count("config") > 1:
+        raise UserError("--config is given twice; give one file, and its fields by --config.FIELD")
     file = dict(_typed(argv)).get("config", "").partition(":")[0]
     if os.path.exists(file) and not os.path.isfile(file):
         raise UserError(f"--config: {file} is no file")

@@ -10,6 +10,7 @@ line per finished run, `config.json` and `sweep.png`. The same command goes on w
 
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -32,6 +33,9 @@ from tvjax.training.feeds import schedule
 from tvjax.training.resident import take
 from tvjax.training.setup import Functions, make_functions
 from tvjax.types import Batch, Config, PyTree
+
+NUMBER = re.compile(r"[-+.eE0-9]+")
+"""Characters of a number; Python reads other digits and `1_000` too."""
 
 CHUNK = 50
 """Updates in one call of a program."""
@@ -58,7 +62,9 @@ def define_flags() -> None:
         "train", "auto", ["auto", "together", "singly"],
         "Whether many runs are one program or trained one by one; auto: together on one GPU.",
     )  # fmt: skip
-    flags.DEFINE_integer("group", 32, "Most runs in one program, e.g. 8; fewer if memory is short.")
+    flags.DEFINE_integer(
+        "group", 32, "Most runs in one program, e.g. 8; fewer if memory is short.", lower_bound=1
+    )
 
 
 def pairs(lambdas: Sequence[str], seeds: Sequence[str], config: Config) -> list[Pair]:
@@ -72,9 +78,11 @@ def pairs(lambdas: Sequence[str], seeds: Sequence[str], config: Config) -> list[
     ):  # fmt: skip
         for value in values:
             try:
-                good = least <= kind(value) < 2**31
+                good = least <= kind(value) < 2**31 and NUMBER.fullmatch(value.strip())
             except ValueError:
                 good = False
+            if good and kind(value) == 0 and re.search("[1-9]", re.split("[eE]", value)[0]):
+                raise UserError(f"--{name}: {value!r} is too small for a number of 64 bits")
             if not good:
                 raise UserError(f"--{name}: {value!r} must be a number in [{least}, 2^31)")
         if not values:

@@ -129,3 +129,10 @@ def test_ids_that_several_files_share_are_told_apart_by_their_names(tmp_path):
     assert left_out.without("xyz", [1, 1, 2], names, file) == ["y"]
     file.write_text("1,bad.jpg\n4\n")  # what cannot be used may be on the list too
     assert left_out.without("xyz", [1, 1, 2], names, file, unknown=["bad.jpg"]) == list("xyz")
+
+
+@pytest.mark.parametrize("identity", ["9" * 5000, "\u0663", "1.0", "--1", ""])
+def test_what_is_no_id_is_named(tmp_path, identity):
+    (tmp_path / "a.csv").write_text(f"id,file\n1,a\n{identity},b\n")
+    with pytest.raises(UserError, match=r"a.csv: line 3 is .*; each line is the id of an image"):
+        left_out.read(tmp_path / "a.csv")

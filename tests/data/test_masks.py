@@ -8,7 +8,18 @@ import pytest
 from PIL import Image
 from programs import use
 
-from tvjax.data import builder, manifest, mask_files, masks, origins, records, sets, splits
+from tvjax.data import (
+    builder,
+    coco,
+    manifest,
+    mask_files,
+    masks,
+    origins,
+    plausible,
+    records,
+    sets,
+    splits,
+)
 from tvjax.errors import UserError
 
 
@@ -385,3 +396,21 @@ def test_several_processes_tell_of_the_same_values(source, tmp_path):
             )
         told.append(str(error.value))
     assert told[0] == told[1]
+
+
+def test_images_of_16_bits_that_became_white_or_black_are_noted():
+    images = np.full((3, 4, 4, 3), 120, np.uint8)
+    assert not plausible.check_brightness(images)
+    images[:2] = 255
+    [note] = plausible.check_brightness(images)
+    assert note == "67% of all pixels are white: is --white too small, or --black?"
+    [note] = plausible.check_brightness(images // 64)
+    assert note.startswith("images are nearly black (2.3 of 255 in the mean): is --white too large")
+
+
+def test_many_object_pixels_are_noted(tmp_path):
+    tile = coco.Tile(0, tmp_path, 8, 8, (), ())
+    masks = np.zeros((2, 8, 8), np.uint8)
+    for rows, number in ((4, 0), (7, 1)):
+        masks[:, :rows] = 1
+        assert len(plausible.check([tile] * 2, masks, tmp_path)) == number

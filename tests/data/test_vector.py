@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import sqlite3
 
 import numpy as np
@@ -178,8 +179,8 @@ def test_labels_of_three_formats_are_the_same(town, tmp_path):
     one = vector_files.read(folder / "roofs.geojson", wanted)
     chosen = frame.building.isin(["yes", "hut"]) & (frame.levels == 1)
     assert 0 < len(one.polygons) == chosen.sum() < len(frame)
-    for name in ("roofs.shp", "roofs.gpkg"):
-        two = vector_files.read(tmp_path / name, wanted._replace(layer="houses"))
+    for name, layer in (("roofs.shp", None), ("roofs.gpkg", "houses")):
+        two = vector_files.read(tmp_path / name, wanted._replace(layer=layer))
         for a, b in zip(one.polygons, two.polygons, strict=True):
             assert shapely.hausdorff_distance(in_crs(a, one.crs, two.crs), b) < 1e-6
     with pytest.raises(UserError, match=r"has the layers 'houses', 'three'; choose one by --layer"):
@@ -532,3 +533,113 @@ def test_polygons_that_touch_are_told_apart_by_contact(tmp_path):
         inside = np.s_[4:-4, 4:-4]  # a tile knows nothing of what lies beyond it
         np.testing.assert_array_equal(record["contact"][..., 0][inside], wanted[window][inside])
     assert sum(record["contact"].any() for record in tiles.values()) > 2
+
+
+def edited(town, tmp_path, change):
+    content = json.loads((town[0] / "roofs.geojson").read_text())
+    change(content)
+    (tmp_path / "a.geojson").write_text(json.dumps(content))
+    return tmp_path / "a.geojson"
+
+
+def strange(number):
+    def change(content):
+        content["features"][2]["geometry"]["coordinates"][0][1][0] = number
+
+    return change
+
+
+def of_crs(crs):
+    return lambda content: content.update(crs=crs)
+
+
+@pytest.mark.parametrize(
+    "change, wanted, words",
+    [
+        (strange(float("nan")), {}, "polygon of feature 3 has coordinates that are no numbers"),
+        (strange(float("inf")), {}, "polygon of feature 3 has coordinates that are no numbers"),
+        (of_crs({"properties": []}), {}, "its crs is None, which is none by EPSG's number"),
+        (of_crs({"properties": "EPSG:4326"}), {}, "its crs is None"),
+        (of_crs([]), {}, "its crs is None"),
+        (dict, {"layer": "roofs"}, "--layer=roofs: .*a.geojson is no GeoPackage"),
+        (dict, {"where": ["building=yes", "building=hutt"]}, "has 'building=hutt' .*'hut' "),
+        (dict, {"where": ["levels=0", "building=a", "building=b"]}, "'building=a or building=b'"),
+    ],
+)
+def test_mistakes_in_polygons_are_told_and_not_passed_over(town, tmp_path, change, wanted, words):
+    file = edited(town, tmp_path, change)
+    conditions = vector_files.parse_where(wanted.get("where", ()))
+    with pytest.raises(UserError, match=words) as error:
+        vector_files.read(file, Wanted(conditions, wanted.get("layer")))
+    assert "\n" not in str(error.value)
+
+
+def test_a_wanted_value_counts_however_many_others_there_are(town, tmp_path):
+    def change(content):
+        for k, feature in enumerate(content["features"]):
+            feature["properties"] = {"id": 2000 - k}
+        content["features"] *= 2000 // len(content["features"]) + 1
+        for k, feature in enumerate(content["features"][:-1]):
+            content["features"][k] = feature | {"properties": {"id": k}}
+
+    file = edited(town, tmp_path, change)
+    found = vector_files.read(file, Wanted(vector_files.parse_where(["id=1", "id=1500"])))
+    assert len(found.polygons) == 2
+
+
+def test_features_that_are_left_out_are_told_of(town, tmp_path, capsys):
+    def change(content):
+        content["features"][1]["geometry"] = None
+
+    number = len(json.loads((town[0] / "roofs.geojson").read_text())["features"])
+    vector_files.read(edited(town, tmp_path, change), Wanted())
+    told = f"note: {tmp_path}/a.geojson: 2 of {number} features are no areas, or have no geometry"
+    assert capsys.readouterr().err.startswith(told)
+    vector_files.read(town[0] / "roofs.geojson", Wanted({"levels": frozenset(["0"])}))
+    assert not capsys.readouterr().err  # of those that are not wanted nothing is said
+
+
+def test_a_damaged_package_is_refused_in_one_line(town, tmp_path):
+    file = tmp_path / "a.gpkg"
+    with sqlite3.connect(file) as database:
+        database.execute("CREATE TABLE gpkg_contents (table_name TEXT, data_type TEXT)")
+    content = file.read_bytes()
+    schema = b"(table_name TEXT, data_type TEXT)"
+    file.write_bytes(content.replace(schema, b"(table_name) \xba\xba".ljust(len(schema))))
+    with pytest.raises(UserError, match=r"a\.gpkg: cannot be read as a GeoPackage"):
+        vector_files.read(file, Wanted())
+
+
+def write_shape(folder, degrees):
+    shapes = np.array([shapely.to_wkb(shape) for shape in degrees], object)
+    pyogrio.raw.write(
+        folder / "a.shp", shapes, [], [], geometry_type="Polygon", crs=towns.DEGREES,
+        driver="ESRI Shapefile",
+    )  # fmt: skip
+    return folder / "a.shp"
+
+
+@pytest.mark.parametrize("end", [".dbf", ".prj", ".cpg", ".DBF"])
+def test_pipes_among_the_parts_of_a_shapefile_are_not_waited_for(town, tmp_path, end):
+    file = write_shape(tmp_path, town[1])
+    file.with_suffix(end.lower()).unlink(missing_ok=True)
+    os.mkfifo(file.with_suffix(end))
+    with pytest.raises(UserError, match=f"a{end}: cannot be read, it is a pipe and no file"):
+        vector_files.read(file, Wanted())
+
+
+def test_the_parts_of_a_shapefile_may_have_names_of_capitals(town, tmp_path):
+    file = write_shape(tmp_path, town[1])
+    for end in (".shx", ".dbf", ".prj"):
+        file.with_suffix(end).rename(file.with_suffix(end.upper()))
+    assert len(vector_files.read(file, Wanted()).polygons) == len(town[1])
+    assert len(vector_files.files(file)) >= 4
+
+
+def test_what_says_where_labels_are_complete_does_not_contradict_itself(town, tmp_path):
+    with pytest.raises(UserError, match="--keep_empty takes labels for complete everywhere"):
+        build(town[0], tmp_path / "out", extent="roofs.geojson", keep_empty=True)
+    for place in (".", "/", "no"):
+        with pytest.raises(UserError, match="cannot be read"):
+            build(town[0], tmp_path / "out", extent=place)
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """YOLO polygons: the records of the same COCO file, and mistakes named."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -110,3 +111,52 @@ def test_labels_of_nothing_are_named(source):
     with pytest.raises(UserError, match=r"no object is of --category=7; there are 0, 3"):
         (source / "labels" / "train" / "no.txt").unlink()
         yolo.read(source / "images", source / "labels", categories=[7])
+
+
+def assigned(directory):
+    found = {name: records.open_split(directory, name) for name in splits.NAMES}
+    return {r["file"]: name for name, s in found.items() for r in s.__getitems__(range(len(s)))}
+
+
+def test_folders_of_splits_are_the_splits(source, capsys):
+    def build(out, **options):
+        origin = origins.Images(source / "labels", source / "images", categories=[3], is_yolo=True)
+        builder.build_from(origin, source / out, size=(12, 16), progress=False, **options)
+        return assigned(source / out), capsys.readouterr().err
+
+    found, notes = build("drawn")
+    assert {name.split("/")[0] for name, s in found.items() if s == "train"} == {"train", "val"}
+    assert "note: splits are drawn from all images, also across the folders train, val" in notes
+    for folder in ("images", "labels"):
+        (source / folder / "test").mkdir()
+        for file in (source / folder / "val").glob("0[59].*"):
+            file.rename(source / folder / "test" / file.name)
+    found, notes = build("given")
+    assert len(found) == 12 and all(name.split("/")[0] == split for name, split in found.items())
+    assert "note: the folders test, train, val are the splits" in notes
+    file = source / "splits.csv"
+    other = {"train": "val", "val": "test", "test": "train"}
+    file.write_text("".join(f"{name},{other[split]}\n" for name, split in found.items()))
+    turned, notes = build("turned", split_file=file)
+    assert turned == {name: other[split] for name, split in found.items()}
+    assert "the folders" not in notes
+
+
+def test_labels_that_are_no_files_are_no_background(source, capsys):
+    read = lambda: yolo.read(source / "images", source / "labels", categories=[3])  # noqa: E731
+    file = source / "labels" / "val" / "01.txt"
+    read()
+    told = "note: 1 of 12 images have no file of labels in"
+    assert capsys.readouterr().err.startswith(told)
+    file.unlink()
+    file.symlink_to("nothing")
+    with pytest.raises(UserError, match=r"01.txt: cannot be read \(No such file"):
+        read()
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=r"01.txt: cannot be read, it is a pipe"):
+        read()
+    (source / "labels" / "val").rename(source / "elsewhere")
+    (source / "labels" / "val").symlink_to("../elsewhere")
+    with pytest.raises(UserError, match=r"labels/val: is a link to a folder"):
+        read()

@@ -265,6 +265,7 @@ def test_help_is_a_screen_or_two_that_names_every_flag(name):
     [
         (["--annotations=A", "--images=B", "--data=C"], "--data=C is of prepared tiles"),
         (["--scale=2"], "--scale=2.0 is of a COCO file's images"),
+        (["--category=2"], "--category=2 is of a COCO file"),
     ],
 )
 def test_flags_of_evaluate_that_would_not_matter_are_refused(flags, words):

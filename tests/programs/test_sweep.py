@@ -150,3 +150,12 @@ def test_the_table_has_a_row_a_lambda_and_says_what_was_learned():
     assert rows[3] == "4 of 9 validation tiles are empty"
     del scores["nonempty_iou"], scores["empty_images"]  # of a sweep of before
     assert " nan " in sweep.table(lines).splitlines()[1]
+
+
+def test_weights_are_those_that_are_asked_for():
+    config = lunet.get_config()
+    assert sweep.pairs(["0", "0.0", "0e5"], ["0"], config) == [(0.0, 0)]
+    for name, lam, seed in (("lambdas", "1e-400", "0"), ("lambdas", "1_0", "0"),
+                            ("lambdas", "\u0661", "0"), ("seeds", "1", "1_0")):  # fmt: skip
+        with pytest.raises(UserError, match=f"--{name}: "):
+            sweep.pairs([lam], [seed], config)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tvjax import denoise_tv, losses, total_variation, tv_softmax
+from tvjax import arguments, denoise_tv, losses, total_variation, tv_softmax
 from tvjax.models.heads import SIGMOID, make_head, make_loss
 from tvjax.scoring import metrics
 
@@ -254,3 +254,24 @@ def test_heads_refuse_what_does_not_fit(name):
     refuses(lambda: head.cross_entropy(z, 0.1, y - 1), "mask must be 0 or 1; got -1")
     assert jnp.isnan(jax.jit(head.cross_entropy)(z, 0.1, y + 255)).all()
     refuses(lambda: make_head(name=name, num_iterations=-1, kind="isotropic"), "least 0; got -1")
+
+
+def test_what_cannot_be_has_no_derivative():
+    """A value is NaN, and so is each derivative, by which something may be learned unseen."""
+    x = jax.random.normal(jax.random.key(0), (4, 4, 1))
+    mask = x > 0
+    for loss in (
+        lambda v: losses.focal(x, mask, gamma=v), lambda v: losses.focal(x, mask, alpha=v),
+        lambda v: losses.dice(x, mask, smoothing=v), lambda v: losses.dice(x, mask * v),
+        lambda v: total_variation(x, weights=v), lambda v: denoise_tv(x, v).image.sum(),
+        lambda v: total_variation(x, kind="huber", delta=v),
+        lambda v: tv_softmax(x, v).sum(),
+    ):  # fmt: skip
+        assert jnp.isnan(jax.grad(loss)(-1.5)) and jnp.isfinite(jax.grad(loss)(0.5))
+
+
+@pytest.mark.parametrize("x", [None, 2**70, [[1.0], [1.0, 2.0]], np.array([None])])
+def test_what_holds_no_numbers_is_named(x):
+    with pytest.raises(ValueError, match="x must hold numbers; got ") as error:
+        arguments.real("x", x)
+    assert "\n" not in str(error.value)

@@ -124,3 +124,17 @@ def test_checkpoints_of_earlier_versions_are_read_with_a_note(copy, capsys):
     wider = state(0)._replace(hyper=jnp.zeros(2))
     with pytest.raises(UserError, match=r"another architecture: hyper has shape \(\) there"):
         Checkpoints(copy, read_only=True).restore(wider)
+
+
+def test_what_changes_after_a_save_began_is_not_saved(tmp_path, monkeypatch):
+    began = []
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        save = checkpoints._manager.save
+        monkeypatch.setattr(checkpoints._manager, "save", lambda *a, **k: began.append((a, k)))
+        run = {"seconds": 1.5, "sums": {"loss": [0.25, 2]}, "best_val_iou": 0.5}
+        checkpoints.save(state(1), run)
+        run["sums"]["loss"][0] = 7.0  # by the next step, while the save still reads
+        run["sums"]["more"] = 1.0
+        [(arguments, options)] = began
+        save(*arguments, **options)
+    assert is_same(restore(tmp_path / "checkpoints"), 1)

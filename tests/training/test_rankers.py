@@ -171,3 +171,21 @@ def test_a_part_of_a_split_is_its_records(work):
     assert len(part) == 2 and [record["id"] for record in part] == [108, 105]
     assert part[1]["file"] == "5.png" and part.directory == split.directory
     np.testing.assert_array_equal(part[0]["image"], split[8]["image"])
+
+
+def test_an_edited_list_is_not_written_over(tmp_path, capsys):
+    split = Split(tmp_path, "train", Source(0, 24))
+    ranking = rankers.Ranking(*([np.linspace(0, 1, 24)] * 2), [], np.zeros(24, int))
+    order, path = np.arange(24), tmp_path / "worst.csv"
+    first = label_faults.write(tmp_path, split, ranking, order, 3, {})
+    label_faults.keep(tmp_path, first)
+    assert path.read_text().split() == ["id,file", "100,0.png", "101,1.png", "102,2.png"]
+    second = label_faults.write(tmp_path, split, ranking, order, 2, first)
+    assert path.read_text().split() == ["id,file", "100,0.png", "101,1.png"]  # it was not edited
+    path.write_text("id,file\n100,0.png\n")
+    assert label_faults.check_same(tmp_path, {}) == first
+    assert label_faults.write(tmp_path, split, ranking, order, 3, second) == second
+    assert path.read_text() == "id,file\n100,0.png\n"
+    assert "worst.csv was edited, and stays as it is" in capsys.readouterr().err
+    path.unlink()
+    assert label_faults.write(tmp_path, split, ranking, order, 3, second) == first

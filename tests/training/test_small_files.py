@@ -1,6 +1,7 @@
 """Small files of a run and of prepared tiles, damaged in every way: one line, or their content."""
 
 import json
+import os
 import random
 import shutil
 
@@ -264,3 +265,12 @@ def test_no_link_of_a_run_s_folder_leads_to_what_is_written(run, tmp_path):
         (run / "summary.json").unlink()
         (run / "runs").symlink_to(tmp_path / "elsewhere")
         rundir.check_sweep(run, unet_tv.get_config())
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "stopped.json", "checkpoints/5/run/metadata"])
+def test_pipes_in_a_run_s_folder_are_not_waited_for(run, name):
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(run / name)
+    for use in (lambda: rundir.check(run, unet_tv.get_config()), lambda: restore.open_net(run)):
+        with pytest.raises(UserError, match=f"{name}: cannot be read, it is a pipe and no file"):
+            use()

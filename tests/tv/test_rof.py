@@ -384,6 +384,7 @@ def test_errors_name_the_value():
         ("tolerance.*-1", (f, 0.1), {"tolerance": np.float32(-1)}),
         ("tolerance.*nan", (f, 0.1), {"tolerance": jnp.array(jnp.nan)}),
         ("max_iterations.*0", (f, 0.1), {"max_iterations": 0}),
+        ("max_iterations must be at most", (f, 0.1), {"max_iterations": 10**12}),
         (r"max_iterations.*2\.5", (f, 0.1), {"max_iterations": 2.5}),
         ("image must be real.*complex64", (f * 1j, 0.1), {}),
         ("lam must be real.*complex64", (f, jnp.array(1j)), {}),

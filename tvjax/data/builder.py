@@ -238,7 +238,10 @@ def build_from(
             raise UserError(f"{origin.root}: no tile of its images has data")
         shape = (len(tiles), *size, 4 if boundaries is None else 5)
         arrays = np.memmap(work / "arrays", np.uint8, "r", shape=shape)
-        for note in plausible.check(tiles, arrays[..., 3], origin.labels):
+        notes = plausible.check(tiles, arrays[..., 3], origin.labels)
+        if asked.get("reading") is not None and asked["reading"]["white"]:
+            notes += plausible.check_brightness(arrays[..., :3])
+        for note in notes:
             print(f"note: {escaped(note)}", file=sys.stderr)
         finished = work / "finished"
         _write(finished, origin, asked, tiles, arrays, duplicates.clusters(hashes), arrange, faults)

@@ -1,6 +1,7 @@
 """Tiles that are left out of a build by a list, such as `tvjax.label_faults` writes."""
 
 import csv
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -37,7 +38,7 @@ def read(file: Path) -> dict[tuple[int, str], int]:
         if not any(cells):
             continue
         identity, name = (cells[k].strip() if k < len(cells) else "" for k in at)
-        if not (identity.isascii() and identity.removeprefix("-").isdigit()):
+        if not re.fullmatch(r"-?[0-9]{1,19}", identity):
             raise UserError(
                 f"--leave_out={file}: line {number} is {short(','.join(cells))}; each line is the "
                 "id of an image, and after it, if at all, its name"

@@ -169,10 +169,13 @@ class Images:
         self, faults: Faults, fractions: Sequence[float], limit: int | None, are_given: bool
     ) -> list[Any]:
         """The tiles of all files."""
-        del fractions, limit, are_given
+        del fractions, limit
         chosen = faults, self._categories, self._reading
         if self.labels.is_dir():
-            return self._of_folder.read(self.folders[0], self.labels, *chosen)
+            tiles = self._of_folder.read(self.folders[0], self.labels, *chosen)
+            if self._of_folder is yolo and not are_given:
+                self._own = yolo.splits_of(list(map(self.name, tiles)))
+            return tiles
         if len(self._files) == 1:
             return coco.read(self.labels, self.folders[0], *chosen)
         found, own = [], {}
@@ -190,7 +193,7 @@ class Images:
         return found
 
     def splits(self) -> dict[str, int] | None:
-        """The splits that three files give, when they have been read."""
+        """The splits that three files or YOLO's folders give, when they have been read."""
         return self._own
 
     def places(self, tiles: Sequence[Tile]) -> None:

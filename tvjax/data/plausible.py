@@ -9,8 +9,12 @@ from tvjax.data import mask_files, masks
 from tvjax.data.origins import Tile
 from tvjax.errors import UserError
 
-MANY = 0.95
+MANY = 0.7
 """Share of the pixels that are object, from which on it is worth a note."""
+
+
+FULL, DARK = 0.5, 8
+"""Share of white pixels, and the mean, 0 to 255, from which on images are worth a note."""
 
 
 def check(tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path) -> list[str]:
@@ -45,6 +49,22 @@ def check(tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path) -> list[
     if isinstance(tiles[0], masks.Tile):
         notes += _check_values(tiles[0], annotations, values)
     return notes
+
+
+def check_brightness(images: np.ndarray) -> list[str]:
+    """Looks at images of 16 bits per channel, whose white was chosen: at most one note.
+
+    Args:
+      images: uint8 `[N, h, w, 3]`, as they are trained on.
+    """
+    full = float(np.mean([np.mean(image.min(axis=-1) == 255) for image in images]))
+    mean = float(np.mean([image.mean() for image in images]))
+    words, wrong = f"{full:.0%} of all pixels are white", "small"
+    if full <= FULL:
+        words, wrong = f"images are nearly black ({mean:.1f} of 255 in the mean)", "large"
+        if mean >= DARK:
+            return []
+    return [f"{words}: is --white too {wrong}, or --black?"]
 
 
 def _check_values(tile: masks.Tile, annotations: Path, values: str) -> list[str]:

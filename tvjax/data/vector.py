@@ -221,6 +221,11 @@ class Scenes:
             raise UserError(f"--gap={request.gap}: must not be negative")
         if request.resolution is not None and not 0 < request.resolution < np.inf:
             raise UserError(f"--resolution={request.resolution}: must be positive and finite")
+        if request.extent is not None and request.keep_empty:
+            raise UserError(
+                f"--keep_empty takes labels for complete everywhere, and --extent={request.extent} "
+                "says where they are; leave one out"
+            )
         self._request = request
         self.labels = request.labels
         self._places = scenes.find(request.images, as_map=request.as_map, is_tms=request.is_tms)

@@ -7,8 +7,10 @@ alone, and pyogrio gets nothing but what begins like a Shapefile.
 
 import contextlib
 import json
+import os
 import re
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 
 from tvjax import interruption
 from tvjax.data import local
-from tvjax.errors import UserError, short
+from tvjax.errors import UserError, escaped, short
 
 NEEDS_GEO = "needs rasterio, shapely and pyogrio: pip install 'tvjax[geo]'"
 
@@ -34,6 +36,9 @@ MOST_OPERATIONS = 5_000
 
 LISTED = 8
 """Attributes, values or layers that a message lists."""
+
+PACKAGE = b"SQLite format 3\0"
+"""How a GeoPackage begins."""
 
 ENVELOPES = (0, 32, 48, 48, 64)
 """Bytes of the box before a GeoPackage's geometry, by its kind."""
@@ -95,7 +100,9 @@ def read(file: Path, wanted: Wanted) -> Layer:
         raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; cut it up by place")
     with open(file, "rb") as opened:
         begin = opened.read(16)
-    if begin == b"SQLite format 3\0":
+    if wanted.layer is not None and begin != PACKAGE:
+        raise UserError(f"--layer={wanted.layer}: {file} is no GeoPackage, and has no layers")
+    if begin == PACKAGE:
         with _open_package(file) as database:
             layer = _layer(file, database, wanted)
             crs = _package_crs(file, database, layer)
@@ -109,12 +116,15 @@ def read(file: Path, wanted: Wanted) -> Layer:
 
 
 def files(file: Path) -> list[Path]:
-    """A file and those that belong to it: a Shapefile has several."""
-    parts = [file.with_suffix(end) for end in (".shx", ".dbf", ".prj", ".cpg")]
-    is_shape = file.suffix.lower() == ".shp"
-    return [file, *(part for part in parts if is_shape and part.is_file())]
+    """A file and those that belong to it, whatever they are: a Shapefile has several."""
+    if file.suffix.lower() != ".shp":
+        return [file]
+    ends = (".shx", ".dbf", ".prj", ".cpg")
+    parts = (file.with_suffix(case(end)) for end in ends for case in (str.lower, str.upper))
+    return [file, *(part for part in parts if os.path.lexists(part))]
 
 
+@np.errstate(invalid="ignore")  # of NaN, which are told of
 def _polygons(file: Path, rows: Iterator[Row], wanted: Wanted) -> np.ndarray:
     """The parts of the wanted rows that are areas."""
     import shapely
@@ -144,6 +154,12 @@ def _polygons(file: Path, rows: Iterator[Row], wanted: Wanted) -> np.ndarray:
         raise UserError(f"{file}: has collections of collections of geometries; split them up")
     keep = shapely.get_type_id(parts) == 3
     parts, owners = parts[keep], owners[keep]
+    left_out = len(found) - len(np.unique(owners)) + seen["without a geometry"]
+    if left_out and len(parts):
+        words = (
+            f"{left_out} of {len(found) + seen.total()} features are no areas, or have no geometry"
+        )
+        print(f"note: {escaped(str(file))}: {words}: they are left out", file=sys.stderr)
     if not len(parts):
         kinds = Counter(str(kind.geom_type) for kind in found)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(LISTED))
@@ -160,10 +176,12 @@ def _sound(file: Path, parts: np.ndarray, names: list[Any]) -> np.ndarray:
     import shapely
 
     counts = shapely.get_num_coordinates(parts)
-    bounds = shapely.bounds(parts)
+    # Not by their bounds, which pass over NaN.
+    points, owners = shapely.get_coordinates(parts, return_index=True)
+    strange = np.isin(np.arange(len(parts)), owners[~np.isfinite(points).all(axis=1)])
     for wrong, words in (
         (counts > MOST_POINTS, f"has more than {MOST_POINTS} points; cut it up"),
-        (~np.isfinite(bounds).all(axis=1) & (counts > 0), "has coordinates that are no numbers"),
+        (strange, "has coordinates that are no numbers"),
     ):
         if wrong.any():
             raise UserError(f"{file}: the polygon of {names[int(np.argmax(wrong))]} {words}")
@@ -179,29 +197,35 @@ def _check_found(
     wanted: Wanted,
 ) -> None:
     """Refuses a file of which nothing is left, and says what there is."""
-    if number:
-        return
-    if not seen:
+    if not number and not seen:
         raise UserError(f"{file}: holds no geometries")
-    if not seen["others"]:
+    if not number and not seen["others"]:
         raise UserError(f"{file}: none of its {seen.total()} features has a geometry")
     for name, values in met.items():
-        if name not in known:
-            listed = ", ".join(map(short, sorted(known)[:LISTED])) or "none"
-            more = f" and {len(known) - LISTED} more" * (len(known) > LISTED)
-            raise UserError(
-                f"{file}: has no attribute {short(name)} (--where); there are {listed}{more}"
-            )
+        _check_where(file, name, wanted.where[name], values, known)
+    if not number:
+        raise UserError(f"{file}: no feature meets all conditions of --where at once")
+
+
+def _check_where(
+    file: Path, name: str, given: frozenset[str] | None, values: Counter[str], known: set[str]
+) -> None:
+    """Refuses an attribute or a value that no feature has: it is mistyped, and its objects would
+    be background."""
+    if not values and name not in known:
+        listed = ", ".join(map(short, sorted(known)[:LISTED])) or "none"
+        more = f" and {len(known) - LISTED} more" * (len(known) > LISTED)
+        raise UserError(
+            f"{file}: has no attribute {short(name)} (--where); there are {listed}{more}"
+        )
+    lacking = [name] if given is None else [f"{name}={value}" for value in given - values.keys()]
+    if lacking and (given is not None or not values):
         listed = ", ".join(f"{short(v)} ({n})" for v, n in values.most_common(LISTED)) or "none"
         more = f" and {len(values) - LISTED} more" * (len(values) > LISTED)
-        given = wanted.where[name]
-        asked = name if given is None else f"{name}={' or '.join(sorted(given))}"
-        if given is None or not given & values.keys():
-            raise UserError(
-                f"{file}: no feature has {short(asked)} (--where); values of {short(name)} are "
-                f"{listed}{more}"
-            )
-    raise UserError(f"{file}: no feature meets all conditions of --where at once")
+        raise UserError(
+            f"{file}: no feature has {short(' or '.join(sorted(lacking)))} (--where); values of "
+            f"{short(name)} are {listed}{more}"
+        )
 
 
 def _is_wanted(
@@ -212,7 +236,8 @@ def _is_wanted(
     found = True
     for name, values in where.items():
         text = _text(attributes.get(name))
-        if text is not None and (len(met[name]) < 1024 or text in met[name]):
+        is_known = text in met[name] or text in (values or ())
+        if text is not None and (len(met[name]) < 1024 or is_known):
             met[name][text] += 1
         found &= text is not None and (values is None or text in values)
     return found
@@ -284,7 +309,8 @@ def _json_crs(file: Path, content: dict[str, Any]) -> Any:
     named = content.get("crs")
     if named is None:
         return CRS.from_epsg(4326)
-    name = named.get("properties", {}).get("name") if isinstance(named, dict) else None
+    properties = named.get("properties") if isinstance(named, dict) else None
+    name = properties.get("name") if isinstance(properties, dict) else None
     found = re.fullmatch(r"(?:urn:ogc:def:crs:)?EPSG:(?:[0-9.]*:)?([0-9]{1,6})", str(name))
     if re.fullmatch(r"(?:urn:ogc:def:crs:)?OGC:[0-9.]*:?CRS84", str(name)):
         return CRS.from_epsg(4326)
@@ -333,7 +359,7 @@ def _read_shapefile(file: Path, wanted: Wanted) -> tuple[Iterator[Row], Any]:
         raise UserError(f"{file}: is a Shapefile; its name must end in .shp")
     for part in files(file):
         local.check_regular(part)
-    if not file.with_suffix(".shx").is_file():
+    if not any(part.suffix.lower() == ".shx" for part in files(file)):
         raise UserError(f"{file}: its .shx is missing; copy all files of the name")
     pyogrio.set_gdal_config_options(
         {"GDAL_DISABLE_READDIR_ON_OPEN": True, "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}"}
@@ -381,7 +407,7 @@ def _open_package(file: Path) -> Iterator[sqlite3.Connection]:
             database.execute("PRAGMA trusted_schema=OFF")
             database.text_factory = lambda text: text.decode(errors="replace")
             yield database
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as a GeoPackage ({error})") from error
 
 

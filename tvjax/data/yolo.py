@@ -2,9 +2,11 @@
 
 A line is an object: its class, then x and y of its corners by turns, as shares of the image's width
 and height. `images/train/a.jpg` belongs to `labels/train/a.txt`. An image without a file, or with
-an empty one, is background.
+an empty one, is background. Folders train, val (or valid) and test, if all images lie in them, are
+splits.
 """
 
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +15,17 @@ from tvjax import interruption
 from tvjax.data import coco, local, pictures
 from tvjax.data.faults import Faults
 from tvjax.data.reading import AS_NAMED, Reading
-from tvjax.errors import UserError, short
+from tvjax.errors import UserError, escaped, short
 
 SUFFIX = ".txt"
 
 NO_LABELS = "classes.txt"
 """A file of names that labelling programs put among the labels."""
 
-MOST_BYTES = 1 << 26
+FOLDERS = {"train": 0, "val": 1, "valid": 1, "test": 2}
+"""Folders that are splits: their index in `splits.NAMES`."""
+
+MOST_BYTES = 1 << 24
 """Size of a file of labels; a crowded image of 10,000 roofs has some 2^20."""
 
 LEAST, MOST = -0.5, 1.5
@@ -66,6 +71,10 @@ def read(
     for name, file in texts.items():
         if name not in files:
             collected.add(file, f"{file}: is the label of no image in {images}")
+    bare = len(files.keys() - texts.keys())
+    if bare:
+        words = f"{bare} of {len(files)} images have no file of labels in {labels}"
+        print(f"note: {escaped(words)}: they are background", file=sys.stderr)
     tiles, seen = [], set()
     for number, (name, file) in enumerate(files.items()):
         interruption.check()
@@ -80,6 +89,30 @@ def read(
     if faults is None:
         collected.check(len(files))
     return tiles
+
+
+def splits_of(names: Sequence[str]) -> dict[str, int] | None:
+    """The splits of images by the folders that they lie in, and a note that says so.
+
+    Args:
+      names: their paths in the folder of images.
+
+    Returns:
+      Indices in `splits.NAMES` by name; None: not all lie in such folders, or one has none.
+    """
+    first = [name.partition("/")[0] for name in names]
+    found = {FOLDERS.get(folder) for folder in first}
+    folders = ", ".join(sorted(set(first) & FOLDERS.keys()))
+    if found >= {0, 1, 2} and None not in found:
+        print(f"note: the folders {folders} are the splits (--split_file: others)", file=sys.stderr)
+        return {name: FOLDERS[folder] for name, folder in zip(names, first, strict=True)}
+    if len(found & {0, 1, 2}) > 1:
+        print(
+            f"note: splits are drawn from all images, also across the folders {folders}, which "
+            "would be splits if all images lay in train, val and test (--split_file gives them)",
+            file=sys.stderr,
+        )
+    return None
 
 
 def listed(images: Path, labels: Path) -> list[Path]:
@@ -147,8 +180,12 @@ def _check_classes(labels: Path, seen: set[int], categories: Sequence[int]) -> N
 def _files(directory: Path, kind: str, suffixes: Sequence[str]) -> list[Path]:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory of {kind}")
-    found = (file for file in directory.rglob("*") if file.suffix.lower() in suffixes)
-    return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
+    inside = sorted(directory.rglob("*"))
+    links = [file for file in inside if file.is_symlink() and file.is_dir()]
+    if links:  # whose files would be missed without a word
+        raise UserError(f"{links[0]}: is a link to a folder; put the folder in its place")
+    found = (file for file in inside if file.suffix.lower() in suffixes and not file.is_dir())
+    return [file for file in found if not file.name.startswith(".")]
 
 
 def _by_name(directory: Path, kind: str, suffixes: Sequence[str]) -> dict[str, Path]:

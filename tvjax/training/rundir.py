@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tvjax import files
-from tvjax.data import reading
+from tvjax.data import local, reading
 from tvjax.data.reading import Reading
 from tvjax.errors import UserError, short
 from tvjax.fields import flat
@@ -184,7 +184,8 @@ def _check_place(workdir: Path) -> None:
 
 
 def check_links(workdir: Path) -> None:
-    """Refuses links among a run's checkpoints, which would lead to what is read and removed.
+    """Refuses links among a run's checkpoints, which would lead to what is read and removed, and
+    what is no file there or beside them: to open a pipe waits for who writes into it.
 
     Raises:
       UserError: naming the first one.
@@ -196,6 +197,11 @@ def check_links(workdir: Path) -> None:
                     f"{place} is a link, and a run's checkpoints are its own; remove it, or put "
                     "what it leads to in its place"
                 )
+            if name in names:
+                local.check_regular(place)
+    for name in ("metrics.jsonl", _STOPPED):
+        if (workdir / name).is_fifo():
+            local.check_regular(workdir / name)
 
 
 def _compare(

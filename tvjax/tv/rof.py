@@ -23,6 +23,10 @@ SOLVERS = {
 }
 
 
+MOST_ITERATIONS = 2**31 - 1
+"""What an integer of 32 bits counts."""
+
+
 class Denoised(NamedTuple):
     """A denoised image and its certificate."""
 
@@ -205,4 +209,4 @@ def check_stop(tolerance: Any, max_iterations: Any) -> tuple[jax.Array, int]:
     """Refuses a rule that could never stop, or never start."""
     arguments.number("tolerance", tolerance)
     tolerance = arguments.positive("tolerance", tolerance)
-    return tolerance, arguments.count("max_iterations", max_iterations, 1)
+    return tolerance, arguments.count("max_iterations", max_iterations, 1, MOST_ITERATIONS)
