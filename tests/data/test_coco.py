@@ -247,3 +247,29 @@ def test_bad_pixels(tmp_path):
     file.write_text("no image")
     with pytest.raises(UserError, match=r"a\.png: cannot be decoded"):
         tile.load()
+
+
+def test_polygons_in_shares_of_the_image_are_refused(tmp_path):
+    shares = [[0.1, 0.2, 0.5, 0.2, 0.5, 1.0, 0.0, 1]]
+    kept = [[0.5, 0.5, 1, 0, 1, 1.5]], [[0, 0, 1, 0, 1, 1, 0, 1]], [[-0.5, 0, 0.5, 0, 0.5, 0.7]]
+    for other in kept:  # a region of a pixel or two is none of shares
+        assert len(coco.read(*write_set(tmp_path, annotations=[annotation(other)]))) == 1
+    entries = [annotation(shares, number=k) for k in range(3)]
+    with pytest.raises(UserError, match=r"no coordinate of its polygons is above 1, as in shares"):
+        coco.read(*write_set(tmp_path, annotations=entries))
+    entries.append(annotation([TRIANGLE], number=3))
+    assert len(coco.read(*write_set(tmp_path, annotations=entries))) == 1
+
+
+def test_annotations_that_do_not_count_are_told_of(tmp_path, capsys):
+    entries = [annotation([TRIANGLE], number=k) for k in range(3)]
+    entries[0]["category_id"] = 5
+    assert coco.read(*write_set(tmp_path, annotations=entries))[0].load()[1].any()
+    assert not capsys.readouterr().err
+    coco.read(*write_set(tmp_path, annotations=entries), categories=[5])
+    assert "annotation.json: 2 of 3 annotations have no category_id: they do" in (
+        capsys.readouterr().err
+    )
+    entries[1]["iscrowd"] = "0"  # which Python takes for true
+    with pytest.raises(UserError, match=r"annotation 1 of image id 7 has iscrowd='0', which is"):
+        coco.read(*write_set(tmp_path, annotations=entries))

@@ -11,6 +11,7 @@ before it is done.
 
 import json
 import os
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from tvjax import interruption
 from tvjax.data import local, pictures, regions, vrt
 from tvjax.data.faults import Faults
 from tvjax.data.reading import AS_NAMED, Reading
-from tvjax.errors import UserError, short
+from tvjax.errors import UserError, escaped, short
 
 MOST_BYTES = 1 << 31
 """Size of a COCO file: in memory it takes ten times as many. 60,000 images have some 2^27."""
@@ -139,6 +140,7 @@ def read(
     records = _images_by_id(annotations, content["images"])
     _check_names(annotations, images, records)
     _check_categories(annotations, content, categories)
+    _check_units(annotations, content["annotations"], records)
     found: dict[int, Outlines] = defaultdict(lambda: Outlines([], []))
     for position, annotation in enumerate(content["annotations"]):
         interruption.check()
@@ -187,6 +189,8 @@ def add(before: Outlines, annotation: dict[str, Any], height: int, width: int) -
             f"makes the outlines of this image {length} pixels long; at most "
             f"{regions.MOST_OUTLINES} are taken, cut the image up"
         )
+    if annotation.get("iscrowd") not in (0, 1, None):
+        raise ValueError(f"has iscrowd={short(annotation['iscrowd'])}, which is neither 0 nor 1")
     before.segmentations.append(segmentation)
     before.crowds.append(bool(annotation.get("iscrowd")))
     return before._replace(length=length, parts=parts)
@@ -221,6 +225,10 @@ def _check_categories(file: Path, content: dict[str, list[Any]], categories: Seq
                 "whole number"
             )
         used.add(category)
+    bare = sum(a.get("category_id") is None for a in content["annotations"] if isinstance(a, dict))
+    if categories and bare:
+        words = f"{bare} of {len(content['annotations'])} annotations have no category_id"
+        print(f"note: {escaped(str(file))}: {words}: they do not count", file=sys.stderr)
     used -= {None}
     listed = _listed(_names(file, content), used)
     for category in categories:
@@ -232,6 +240,24 @@ def _check_categories(file: Path, content: dict[str, list[Any]], categories: Seq
         raise UserError(
             f"{file}: has annotations of the categories {listed}; say which are objects by "
             "--category=ID, once for each"
+        )
+
+
+def _check_units(file: Path, annotations: list[Any], records: dict[int, dict[str, Any]]) -> None:
+    """Refuses polygons in shares of the image: each would be a pixel in its corner."""
+    segmentations = (a.get("segmentation") for a in annotations if isinstance(a, dict))
+    polygons = (p for s in segmentations if isinstance(s, list) for p in s if isinstance(p, list))
+    numbers = (x for polygon in polygons for x in polygon if type(x) in (int, float))
+    are_shares = False
+    for x in numbers:  # of pixels one of the first is larger
+        if not 0 <= x <= 1:
+            return
+        are_shares |= 0 < x < 1
+    is_large = max(min(r["height"], r["width"]) for r in records.values()) > 2
+    if are_shares and is_large:
+        raise UserError(
+            f"{file}: no coordinate of its polygons is above 1, as in shares of the image; COCO "
+            "files have pixels: multiply x by the width and y by the height"
         )
 
 
