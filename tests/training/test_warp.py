@@ -8,6 +8,8 @@ from scipy import ndimage
 
 from tvjax.training import warp
 
+APPLY = jax.jit(warp.apply)
+
 
 def tile(height=12, width=12, channels=3, seed=0):
     return np.random.default_rng(seed).random((1, height, width, channels), np.float32)
@@ -16,7 +18,7 @@ def tile(height=12, width=12, channels=3, seed=0):
 def warped(image, degrees=0.0, size=1.0, shift=(0.0, 0.0), mask=None):
     matrix = warp.turn(jnp.array([degrees], jnp.float32)) / size
     mask = (image[..., :1] > 0.5).astype(np.uint8) if mask is None else mask
-    found = warp.apply(warp.Warp(matrix, jnp.array([shift], jnp.float32)), image, mask)
+    found = APPLY(warp.Warp(matrix, jnp.array([shift], jnp.float32)), image, mask)
     return tuple(map(np.asarray, found))
 
 
@@ -66,7 +68,7 @@ def test_masks_stay_on_their_objects(name, value):
     mask = ((y - 20) ** 2 + (x - 28) ** 2 < 150).astype(np.uint8)[None, ..., None].repeat(16, 0)
     limits = warp.Limits(**(dict.fromkeys(("rotation", "scale", "crop"), 0.0) | {name: value}))
     drawn = warp.draw(jax.random.key(0), 16, limits)
-    image, moved = warp.apply(drawn, mask.astype(np.float32), mask)
+    image, moved = APPLY(drawn, mask.astype(np.float32), mask)
     assert np.any(moved != mask, axis=(1, 2, 3)).all()
     sure = np.abs(np.asarray(image) - 0.5) > 0.49  # all but the outline
     np.testing.assert_array_equal((np.asarray(image) > 0.5)[sure], np.asarray(moved)[sure] > 0)
