@@ -57,6 +57,14 @@ def test_one_object_stays_one_and_holes_stay():
     assert found(maps_of(thin))[0][2] == 14
 
 
+def test_basins_are_cores_if_they_are_deep_whatever_their_bottoms():
+    maps = np.ones((1, 15, 2), np.float32)
+    maps[0, :, 1] = [0.1, 0.2, 0.1, 0.2, 0.1, 0.3, 0.5, 0.3, 0.1, 0.15, 0.2, 0.1, 0.24, 0.1, 0.2]
+    assert [p[2] for p in found(maps)] in ([6, 9], [7, 8])  # 0.14 deep is one basin
+    maps[0, 12, 1] = 0.26
+    assert len(found(maps)) == 3
+
+
 def test_without_contact_objects_are_the_components():
     rng = np.random.default_rng(0)
     values = rng.random((40, 50, 1)).astype(np.float32)

@@ -21,7 +21,7 @@ from tvjax.errors import UserError
 from tvjax.inference import polygons
 from tvjax.inference.polygons import Polygon
 
-DEPTH = 0.1
+DEPTH = 0.15
 """How deep a basin of the probability of contact is that is a core. Walls that are hard to see have
 probabilities far below 0.5, and yet are ridges; `experiments.terraces` has what was measured."""
 
@@ -153,8 +153,12 @@ def _part(own: _Pixels) -> np.ndarray | None:
     contact[y, x] = own.values[:, 1]
     mask = np.zeros(contact.shape, bool)
     mask[y, x] = True
-    cores = skimage.morphology.h_minima(contact, DEPTH, footprint=_CROSS) > 0
-    markers, number = ndimage.label(cores & mask)  # pyright: ignore
+    # Raised by the depth and let down again, shallower basins are level with their outlets. (That
+    # is scikit-image's h_minima, but for basins with several deepest points, which it would part.)
+    raised = contact + np.float32(DEPTH)
+    filled = skimage.morphology.reconstruction(raised, contact, "erosion", footprint=_CROSS)
+    cores = skimage.morphology.local_minima(filled, connectivity=1) & mask
+    markers, number = ndimage.label(cores)  # pyright: ignore
     if number < 2:
         return None
     return skimage.segmentation.watershed(contact, markers, mask=mask)
