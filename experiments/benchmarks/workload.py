@@ -27,6 +27,8 @@ def unet(
     head: str = "sigmoid",
     head_iterations: int | None = 1,
     place: str = "loss",
+    dtype: str = "float32",
+    precision: str = "highest",
     decay: float | None = None,
 ) -> tuple[Bilevel, steps.Regularizer, Callable[..., state.TrainState]]:
     """The problem, its regulariser, and `(estimator, optimizer of hyper) -> first state`.
@@ -35,7 +37,7 @@ def unet(
     """
     net, made = make_model(
         name="unet", head=head, head_iterations=head_iterations, head_kind="anisotropic",
-        width=width, depth=depth, momentum=0.9, dtype="float32", precision="highest",
+        width=width, depth=depth, momentum=0.9, dtype=dtype, precision=precision,
     )  # fmt: skip
     regularizer = steps.Regularizer(place, "anisotropic", "sum", "log")
 
