@@ -212,3 +212,39 @@ def test_darts_sees_gradients_whose_square_is_zero():
 def test_numbers_of_steps_are_integers(make):
     with pytest.raises(ValueError, match=r"(steps|iterations) must be an integer, got 1\.5"):
         make(1.5)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (
+            lambda: hypergrad.adam(-0.1),
+            "learning_rate must be a number, finite and at",
+        ),
+        (lambda: hypergrad.adam(float("nan")), "learning_rate must be .* got nan"),
+        (lambda: hypergrad.adam("x"), "learning_rate must be .* got 'x'"),
+        (
+            lambda: hypergrad.adam(0.1, b1=1.0),
+            "b1 must be a number, below 1 and at least 0",
+        ),
+        (lambda: hypergrad.adamw(0.1, b2=np.float32(1.5)), "b2 must be"),
+        (lambda: hypergrad.adamw(0.1, eps=-1e-8), "eps must be"),
+        (lambda: hypergrad.adamw(0.1, weight_decay=jnp.array(-1.0)), "weight_decay must be"),
+        (lambda: hypergrad.sgd(np.inf), "learning_rate must be"),
+        (lambda: hypergrad.sgd(0.1, momentum=1.0), "momentum must be"),
+        (lambda: hypergrad.forward(True), "steps must be an integer, got True"),
+    ],
+)
+def test_settings_of_optimisers_that_cannot_be_are_named(make, words):
+    with pytest.raises(ValueError, match=words) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_are_traced_or_schedules_pass():
+    def step(rate):
+        optimizer = hypergrad.adamw(rate, weight_decay=rate, b1=rate)
+        return optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))[0].sum()
+
+    assert jnp.isfinite(jax.jit(jax.grad(step))(0.1))
+    hypergrad.adam(lambda count: -1.0), hypergrad.sgd(0.0, momentum=None)

@@ -30,8 +30,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from tvjax.hypergrad.checks import check_within
 from tvjax.types import PyTree
 
 
@@ -63,6 +65,7 @@ def adam(
       >>> round(float(jax.grad(lambda g: step(adam(1e-3), g))(dead)[0]))
       -100000
     """
+    check_within(0, np.inf, learning_rate=learning_rate)
     return optax.chain(
         scale_by_adam(b1=b1, b2=b2, eps=eps, eps_root=eps_root),
         optax.scale_by_learning_rate(learning_rate),
@@ -88,6 +91,7 @@ def adamw(
       eps_root: added inside it.
       weight_decay: decoupled weight decay, multiplied by the learning rate.
     """
+    check_within(0, np.inf, learning_rate=learning_rate, weight_decay=weight_decay)
     return optax.chain(
         scale_by_adam(b1=b1, b2=b2, eps=eps, eps_root=eps_root),
         optax.add_decayed_weights(weight_decay),
@@ -109,6 +113,8 @@ def scale_by_adam(
     Raises:
       ValueError: when differentiated at complex gradients, for which the formula is not made.
     """
+    check_within(0, 1, b1=b1, b2=b2)
+    check_within(0, np.inf, eps=eps, eps_root=eps_root)
     settings: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
     # Plain numbers stay outside, where they are rounded as optax rounds them; arrays may be tracers
     # and must come in as arguments.

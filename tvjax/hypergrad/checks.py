@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import core
 
 from tvjax.types import PyTree
 
@@ -17,11 +19,24 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
+def check_within(least: float, below: float, **values: Any) -> None:
+    """Raises ValueError unless all numbers are in [least, below), where they are known: traced ones
+    are not, nor are schedules, and None says that there is none."""
+    for name, value in values.items():
+        if value is None or callable(value) or isinstance(value, core.Tracer):
+            continue
+        numbers = np.asarray(value)
+        is_real = numbers.dtype.kind in "iuf" or jnp.issubdtype(numbers.dtype, jnp.floating)
+        if not is_real or not ((numbers >= least) & (numbers < below)).all():
+            need = "finite and at least" if below == np.inf else f"below {below:g} and at least"
+            raise ValueError(f"{name} must be a number, {need} {least:g}; got {value!r}")
+
+
 def check_least(least: int, **values: int) -> None:
     """Raises ValueError unless all are integers of at least `least`."""
     for name, value in values.items():
         try:
-            operator.index(value)
+            operator.index(None if isinstance(value, bool) else value)  # pyright: ignore
         except TypeError:
             raise ValueError(f"{name} must be an integer, got {value!r}") from None
         if not value >= least:

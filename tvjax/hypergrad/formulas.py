@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from tvjax.hypergrad.adam import adam_scaling
-from tvjax.hypergrad.checks import check_positive
+from tvjax.hypergrad.checks import check_positive, check_within
 from tvjax.hypergrad.derivatives import value_and_gradient
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.krylov import norm
@@ -235,6 +236,7 @@ def direct_term(
 
 def _rate(learning_rate: optax.ScalarOrSchedule, opt_state: PyTree) -> Any:
     if not callable(learning_rate):
+        check_within(0, np.inf, learning_rate=learning_rate)
         return learning_rate
     counts = optax.tree.get_all_with_path(opt_state, "count")
     if not counts:

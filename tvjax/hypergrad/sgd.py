@@ -1,7 +1,10 @@
 """Gradient descent and heavy ball, with settings that may be learned."""
 
 import jax
+import numpy as np
 import optax
+
+from tvjax.hypergrad.checks import check_within
 
 
 def sgd(
@@ -30,4 +33,6 @@ def sgd(
       >>> float(jax.grad(step)(0.1, jnp.asarray(3.0)))
       -3.0
     """
+    check_within(0, np.inf, learning_rate=learning_rate)
+    check_within(0, 1, momentum=momentum)
     return optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
