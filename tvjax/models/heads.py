@@ -1,7 +1,7 @@
 """Heads: a net's logits become probabilities of the object, and the losses that fit them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def make_loss(
     }
     losses["mix"] = lambda *args: (1 - mix) * losses["bce"](*args) + mix * losses["dice"](*args)
 
-    def loss(head: Head, logits: jax.Array, lam: jax.Array, mask: jax.Array) -> jax.Array:
+    def loss(head: Head, logits: jax.Array, lam: Any, mask: jax.Array) -> jax.Array:
         if head.contact is None:
             return losses[name](head, logits, lam, mask)
         fit = losses[name](head, logits, lam, mask[..., :1])
