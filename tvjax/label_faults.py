@@ -163,7 +163,7 @@ def write(
     Args:
       out: the folder.
       split: the training tiles.
-      ranking: their scores.
+      ranking: scores of the tiles.
       order: rows of the tiles, the worst first.
       count: tiles on the list.
       kept: what this gave when the list was last written.

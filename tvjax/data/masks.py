@@ -5,16 +5,15 @@ colour. Where masks hold more values (classes, numbers of instances, soft edges)
 it must be said which numbers or colours are objects. Alpha does not count. See `mask_files`.
 """
 
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tvjax import interruption
-from tvjax.data import mask_files, pictures
+from tvjax.data import listing, mask_files, pictures
 from tvjax.data.faults import Faults
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError
@@ -91,8 +90,8 @@ def read(
     """
     collected = Faults() if faults is None else faults
     images, masks = Path(images), Path(masks)
-    pictures_by_stem = _by_stem(images, "images", pictures.SUFFIXES)
-    masks_by_stem = _by_stem(masks, "masks", MASK_SUFFIXES)
+    pictures_by_stem = listing.by_name(images, "images", pictures.SUFFIXES, below=False)
+    masks_by_stem = listing.by_name(masks, "masks", MASK_SUFFIXES, below=False)
     for stem, file in sorted(pictures_by_stem.items()):
         if stem not in masks_by_stem:
             collected.add(file, f"{file}: has no mask {masks / (stem + '.png')}")
@@ -126,24 +125,5 @@ def _common_size(file: Path, mask: Path, reading: Reading) -> tuple[int, int]:
 
 def listed(images: Path, masks: Path) -> list[Path]:
     """All files of the two directories that count, sound or not."""
-    return [*_files(images, "images", pictures.SUFFIXES), *_files(masks, "masks", MASK_SUFFIXES)]
-
-
-def _files(directory: Path, kind: str, suffixes: Iterable[str]) -> list[Path]:
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory of {kind}")
-    files = sorted(directory.iterdir())
-    return [f for f in files if f.suffix.lower() in suffixes and not f.name.startswith(".")]
-
-
-def _by_stem(directory: Path, kind: str, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Files by stem, however the file system writes accents (macOS: apart, others: in one)."""
-    found: dict[str, Path] = {}
-    for file in _files(directory, kind, suffixes):
-        stem = unicodedata.normalize("NFC", file.stem)
-        if stem in found:
-            raise UserError(f"{file}: {found[stem].name} has the same stem; rename one")
-        found[stem] = file
-    if not found:
-        raise UserError(f"{directory}: holds no {kind} ({', '.join(suffixes)})")
-    return found
+    found = listing.files(images, "images", pictures.SUFFIXES, below=False)
+    return found + listing.files(masks, "masks", MASK_SUFFIXES, below=False)

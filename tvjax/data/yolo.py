@@ -7,12 +7,11 @@ splits.
 """
 
 import sys
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from tvjax import interruption
-from tvjax.data import coco, local, pictures
+from tvjax.data import coco, listing, local, pictures
 from tvjax.data.faults import Faults
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError, escaped, short
@@ -61,8 +60,8 @@ def read(
     """
     collected = Faults() if faults is None else faults
     images, labels = Path(images), Path(labels)
-    files = _by_name(images, "images", pictures.SUFFIXES)
-    texts = _by_name(labels, "labels", (SUFFIX,))
+    files = listing.by_name(images, "images", pictures.SUFFIXES, below=True)
+    texts = listing.by_name(labels, "labels", (SUFFIX,), below=True)
     texts = {name: file for name, file in texts.items() if file.name != NO_LABELS}
     if not texts.keys() & files.keys():
         raise UserError(
@@ -95,7 +94,7 @@ def splits_of(names: Sequence[str]) -> dict[str, int] | None:
     """The splits of images by the folders that they lie in, and a note that says so.
 
     Args:
-      names: their paths in the folder of images.
+      names: paths of the images in their folder.
 
     Returns:
       Indices in `splits.NAMES` by name; None: not all lie in such folders, or one has none.
@@ -117,7 +116,8 @@ def splits_of(names: Sequence[str]) -> dict[str, int] | None:
 
 def listed(images: Path, labels: Path) -> list[Path]:
     """All files of the two directories that count, sound or not."""
-    return [*_files(images, "images", pictures.SUFFIXES), *_files(labels, "labels", (SUFFIX,))]
+    found = listing.files(images, "images", pictures.SUFFIXES, below=True)
+    return found + listing.files(labels, "labels", (SUFFIX,), below=True)
 
 
 def _tile(
@@ -175,27 +175,3 @@ def _check_classes(labels: Path, seen: set[int], categories: Sequence[int]) -> N
             f"{labels}: has the classes {found}; say which are objects by --category=CLASS, once "
             "for each"
         )
-
-
-def _files(directory: Path, kind: str, suffixes: Sequence[str]) -> list[Path]:
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory of {kind}")
-    inside = sorted(directory.rglob("*"))
-    links = [file for file in inside if file.is_symlink() and file.is_dir()]
-    if links:  # whose files would be missed without a word
-        raise UserError(f"{links[0]}: is a link to a folder; put the folder in its place")
-    found = (file for file in inside if file.suffix.lower() in suffixes and not file.is_dir())
-    return [file for file in found if not file.name.startswith(".")]
-
-
-def _by_name(directory: Path, kind: str, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files by their paths without their endings, accents written in one way."""
-    found: dict[str, Path] = {}
-    for file in _files(directory, kind, suffixes):
-        name = unicodedata.normalize("NFC", str(file.relative_to(directory).with_suffix("")))
-        if name in found:
-            raise UserError(f"{file}: {found[name].name} has the same name; rename one")
-        found[name] = file
-    if not found:
-        raise UserError(f"{directory}: holds no {kind} ({', '.join(suffixes)})")
-    return found
