@@ -5,8 +5,7 @@ r"""Ranks training tiles by how likely their label is wrong, for a look at the w
 In DIR: `labels.csv`, a line per training tile, the likeliest to be wrong first, with its id, its
 file, its score, and the IoU of its label and a net; `worst.png`, a sheet of the first tiles with
 the outlines of label (dashed) and net; `worst.csv`, their ids and files. Look at the sheet, delete
-the lines of those whose label is right, and leave the others out (the rest stay in their splits;
-for polygons on a map without --split_file, which would cut the images otherwise):
+the lines of those whose label is right, and leave the others out (the rest stay in their splits):
 
     python -m tvjax.data.prepare ... --leave_out=DIR/worst.csv --split_file=TILES/splits.csv
 
@@ -234,8 +233,7 @@ def describe(
         f"all {len(order)} training tiles: {out}/labels.csv; the first {count}: "
         f"{out}/worst.png and {out}/worst.csv",
         "delete from the latter what is labelled right, and leave the others out: python -m "
-        f"tvjax.data.prepare ... --leave_out={out}/worst.csv --split_file={tiles}/splits.csv "
-        "(for polygons on a map without --split_file)",
+        f"tvjax.data.prepare ... --leave_out={out}/worst.csv --split_file={tiles}/splits.csv",
     ])  # fmt: skip
 
 

@@ -213,9 +213,10 @@ def build_from(
     if manifest.is_built(out, asked, sources, skip_bad=skip_bad):
         return manifest.read(out)
     faults = Faults()
-    found = origin.read(faults, split, limit, split_file is not None)
+    named = None if split_file is None else given.read(Path(split_file))
+    found = origin.read(faults, split, limit, named)
     arrange = Arrangement(
-        splits=origin.splits() if split_file is None else given.read(Path(split_file)),
+        splits=origin.splits() if named is None else named,
         where="--annotations" if split_file is None else f"--split_file={split_file}",
         group=group, map_tiles=map_tiles, fractions=split, seed=seed,
     )  # fmt: skip

@@ -52,6 +52,11 @@ def read(file: Path) -> dict[str, int]:
     return found
 
 
+def is_of_tiles(splits: Mapping[str, int]) -> bool:
+    """Whether the names are those of tiles that images were cut into, as `splits.csv` has them."""
+    return any(_PART.search(name) for name in splits)
+
+
 def assign(names: Sequence[str], splits: Mapping[str, int], where: str) -> np.ndarray:
     """The split of each tile, int `[N]`.
 

@@ -5,7 +5,7 @@ images with polygons on a map.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,7 +81,11 @@ class Origin(Protocol):
         ...
 
     def read(
-        self, faults: Faults, fractions: Sequence[float], limit: int | None, are_given: bool
+        self,
+        faults: Faults,
+        fractions: Sequence[float],
+        limit: int | None,
+        named: Mapping[str, int] | None,
     ) -> list[Any]:
         """The tiles, not decoded.
 
@@ -89,7 +93,7 @@ class Origin(Protocol):
           faults: takes the images that cannot be used.
           fractions: shares of the splits.
           limit: number of tiles that will be drawn.
-          are_given: whether the splits are given.
+          named: the splits by name as `given.read` has them, or None, where they are not given.
         """
         ...
 
@@ -166,14 +170,18 @@ class Images:
         return os.path.relpath(tile.file, self.root)
 
     def read(
-        self, faults: Faults, fractions: Sequence[float], limit: int | None, are_given: bool
+        self,
+        faults: Faults,
+        fractions: Sequence[float],
+        limit: int | None,
+        named: Mapping[str, int] | None,
     ) -> list[Any]:
         """The tiles of all files."""
         del fractions, limit
         chosen = faults, self._categories, self._reading
         if self.labels.is_dir():
             tiles = self._of_folder.read(self.folders[0], self.labels, *chosen)
-            if self._of_folder is yolo and not are_given:
+            if self._of_folder is yolo and named is None:
                 self._own = yolo.splits_of(list(map(self.name, tiles)))
             return tiles
         if len(self._files) == 1:

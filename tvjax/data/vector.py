@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvjax import interruption
-from tvjax.data import local, mosaic, places, scenes, splits, vector_files
+from tvjax.data import given, local, mosaic, places, scenes, splits, vector_files
 from tvjax.data.faults import Faults
 from tvjax.data.mosaic import Mosaic
 from tvjax.data.places import Places
@@ -264,7 +264,11 @@ class Scenes:
         }
 
     def read(
-        self, faults: Faults, fractions: Sequence[float], limit: int | None, are_given: bool
+        self,
+        faults: Faults,
+        fractions: Sequence[float],
+        limit: int | None,
+        named: Mapping[str, int] | None,
     ) -> list[Tile]:
         """Finds the tiles; nothing is decoded.
 
@@ -272,7 +276,8 @@ class Scenes:
           faults: takes the images that cannot be used.
           fractions: shares of the splits, whose smallest bounds the size of a block.
           limit: number of tiles that will be drawn of them.
-          are_given: whether splits are given, so that there need be no gaps.
+          named: splits that are given, by name. Those of whole images need no gaps; those of tiles
+            are of a set that was cut with gaps, and are cut so again. None: they will be drawn.
 
         Raises:
           UserError: the polygons cannot be read, or none lies in an image.
@@ -294,9 +299,10 @@ class Scenes:
         number = sum(len(kept) for _, kept in found)
         side = places.block_side(min(number, limit or number), fractions)
         useful = [scene for scene, kept in found if len(kept)]
-        gap = 0 if are_given else asked.gap
+        whole = named is not None and not given.is_of_tiles(named)
+        gap = 0 if whole else asked.gap
         tiles = self._cut(useful, labels, range(len(useful)), self._own_blocks(useful, side, gap))
-        if tiles and not are_given and not splits.are_many(self.places(tiles).near, fractions):
+        if tiles and not whole and not splits.are_many(self.places(tiles).near, fractions):
             # Images side by side, too small to be cut up by themselves.
             spots = scenes.lattices(useful)
             cuts = [
