@@ -57,8 +57,8 @@ def denoise_tv(
                    anisotropic it is the quickest at all accuracies beyond the coarsest, and in
                    float64 the only one that reaches rounding in reasonable time.
       primal_dual  Chambolle and Pock (2011), algorithm 2. Where the kind is isotropic it takes a
-                   quarter to a half of fista's time down to a gap of 1e-9 of the objective, which
-                   is more than float32 can certify.
+                   quarter to a half of fista's time down to a gap of 1e-9 of the objective. In
+                   float32 rounding may stop it at a gap of 1e-5, ten times that of fista.
       chambolle    the fixed point of Chambolle (2004), as in scikit-image: for comparison.
       lbfgs        as in the paper's Figure 1. **Smooths**: it replaces |d| by
                    sqrt(d^2 + 1e-6) - 1e-3, so that its gap stays near 1e-3 lam a pair of pixels,
