@@ -103,9 +103,24 @@ def sweep_of_seeds(lines: Sequence[dict[str, Any]], path: Path, *, score: str) -
         axis.set(xlabel="lambda", ylabel=f"validation {LABELS[name]}", xscale="log")
         if 0 in at:
             axis.axvline(at[0], color="0.5", linewidth=0.8, linestyle=":")
-            axis.annotate("0", (at[0], 0.02), xycoords=("data", "axes fraction"))
+            _name_lambdas(axis, at)
         axis.grid(alpha=0.3)
     save(figure, path)
+
+
+def _name_lambdas(axis: Any, at: dict[float, float]) -> None:
+    """Marks a logarithmic axis at the lambdas alone: the place that stands for 0 is no power of 10.
+
+    Names that would stand closer than an eighth of the axis are left out.
+    """
+    places = np.log10(list(at.values()))
+    names, last = [], -np.inf
+    for lam, place in zip(at, places, strict=True):
+        is_clear = place - last > np.ptp(places) / 8
+        names.append(f"{lam:g}" if is_clear else "")
+        last = place if is_clear else last
+    axis.set_xticks(list(at.values()), names)
+    axis.minorticks_off()
 
 
 def predictions(
