@@ -145,7 +145,7 @@ def test_rerun_does_nothing_and_never_overwrites(source, tmp_path):
 def test_bad_input_leaves_no_trace(source, tmp_path):
     out = tmp_path / "out"
     for options, pattern in (
-        ({"size": 31}, r"size=31x31 .* is larger than .*\.png, which is 30x30"),
+        ({"size": 31}, r"size=31x31 .* larger than .*\.png, which is 30x30; give .*--size=30x30"),
         ({"size": (10, 15)}, "has another aspect ratio"),
         ({"size": 0}, "size="),
         ({"size": 1}, "size=.*at least 2 pixels"),

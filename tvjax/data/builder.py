@@ -343,7 +343,7 @@ def _check_sizes(tiles: list[Tile], size: tuple[int, int], faults: Faults) -> li
     good = []
     for tile in tiles:
         if tile.height < size[0] or tile.width < size[1]:
-            problem, advice = "is larger than", ""
+            problem, advice = "is larger than", f"; give at most --size={tile.height}x{tile.width}"
         elif tile.height * size[1] != tile.width * size[0]:
             problem = "has another aspect ratio than"
             advice = _cutting(tile, size)

@@ -78,6 +78,6 @@ def without(
         raise UserError(
             f"--leave_out={file}: line {listed[k, name]}: there is no image {k}{called}"
             + (f"; the one here is called {short(here)}" if here and name else "")
-            + "; give the list that was made of these images"
+            + "; give the list that was made of these images, prepared by the same flags"
         )
     return [tile for tile, key in zip(tiles, keys, strict=True) if not key & listed.keys()]

@@ -85,8 +85,9 @@ def read_mask(
         return np.isin(values, objects)
     if len(found.keys() - BACKGROUND) > 1:
         raise UserError(
-            f"{file}: has several values besides 0, which are {describe(found)}; say which are "
-            f"objects by --object={_example(values)}, once for each, or write masks of 0 and 255"
+            f"{file}: has several values besides 0; of its values, {describe(found)}, say "
+            f"which are objects by --object={_example(values)}, once for each, or write masks "
+            "of 0 and 255"
         )
     return values != 0 if values.ndim == 2 else np.any(values != 0, axis=-1)
 

@@ -201,7 +201,7 @@ def summary(content: dict[str, Any], out: str) -> str:
             command += f" --config.{flag}={most}"
     clusters, twins = content["clusters"], content["near_duplicate_clusters"]
     more = (
-        "" if clusters == twins else f" (in {clusters} that stay together, as names or places say)"
+        "" if clusters == twins else f" ({clusters} with those that names or places keep together)"
     )
     lines += [
         f"{tiles} tiles in {twins} clusters of near-duplicates{more}, in {out}; splits.csv says "
