@@ -7,7 +7,7 @@ import pytest
 from configs import lunet, lunet_bilevel
 from tvjax import sweep
 from tvjax.errors import UserError
-from tvjax.training import loop, rundir
+from tvjax.training import figures, loop, rundir
 
 
 def config_of(tiles, base, **hypergrad):
@@ -71,6 +71,17 @@ def test_the_same_command_goes_on(tiles, tmp_path, monkeypatch, capsys, args):
     assert [tuple(p) for p in trained] == [(1e-3, 0), (1e-3, 1)]
     assert len(sweep.read(tmp_path)) == 4 and (tmp_path / "sweep.png").stat().st_size > 5_000
     assert "0.001" in capsys.readouterr().out
+
+
+def test_figure_names_lambdas_and_no_power_at_the_place_of_0(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    values = {"val": {"bce": 0.5, "iou": 0.5}}
+    lines = [{"lambda": lam, "splits": values} for lam in (0, 1e-6, 1.1e-6, 1e-4)]
+    figures.sweep_of_seeds(lines, tmp_path / "sweep.png", score="iou")
+    for axis in drawn[0].axes:
+        assert [text.get_text() for text in axis.get_xticklabels()] == ["0", "1e-06", "", "0.0001"]
+    figures.plt.close(drawn[0])
 
 
 @pytest.mark.parametrize(
