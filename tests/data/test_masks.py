@@ -221,6 +221,17 @@ def test_masks_that_do_not_say_what_is_object_are_refused(source, tmp_path, kind
     assert not (tmp_path / "out").exists()
 
 
+def test_masks_of_which_some_need_a_flag_are_not_advised_to_be_left_out(source, tmp_path):
+    for name in ("00", "01"):
+        file = source / "masks" / f"{name}.png"
+        mask = mask_files.read_mask(file)
+        file.unlink()
+        Image.fromarray(mask + np.eye(12, 16, dtype=np.uint8)).save(file)
+    with pytest.raises(UserError, match="2 of 12 .*--object=") as error:
+        build(source, tmp_path)
+    assert "--skip_bad" not in str(error.value)
+
+
 def test_swapped_folders_are_told_in_a_short_line(tmp_path):
     rng = np.random.default_rng(0)
     for folder in ("images", "masks"):

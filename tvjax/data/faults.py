@@ -35,8 +35,9 @@ class Faults:
             shown += f"; and {number - SHOWN} more"
         if total == 1:
             raise UserError(shown)
-        advice = "leave them out by tvjax.data.prepare --skip_bad"
+        advice = ". Mend them, or leave them out by tvjax.data.prepare --skip_bad"
+        # A flag that they ask for is about all files, and leaving out some would be no help.
+        helps = number < total and not all("--object" in reason for reason in reasons)
         raise UserError(
-            f"{number} of {total} images cannot be used: {shown}"
-            + (f". Mend them, or {advice}" if number < total else "")
+            f"{number} of {total} images cannot be used: {shown}" + (advice if helps else "")
         )
