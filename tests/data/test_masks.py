@@ -227,7 +227,7 @@ def test_masks_of_which_some_need_a_flag_are_not_advised_to_be_left_out(source, 
         mask = mask_files.read_mask(file)
         file.unlink()
         Image.fromarray(mask + np.eye(12, 16, dtype=np.uint8)).save(file)
-    with pytest.raises(UserError, match="2 of 12 .*--object=") as error:
+    with pytest.raises(UserError, match=r"2 of 12 .*--object=") as error:
         build(source, tmp_path)
     assert "--skip_bad" not in str(error.value)
 
