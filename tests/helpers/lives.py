@@ -22,7 +22,9 @@ from tvjax.data import sets
 from tvjax.training import loop
 from tvjax.training.logs import read_metrics
 
-EVERY = 4
+EVERY, MOST = 4, 12
+"""Steps from one save to the next, and those after which a life is killed in any case: on a quick
+machine a run would else be over before it was killed as often as asked."""
 
 
 def config_of(tiles, folder, kills):
@@ -30,7 +32,7 @@ def config_of(tiles, folder, kills):
     config.data.directory, config.data.cache = str(tiles), str(folder / "cache")
     config.model.update(name="pixels", width=2)
     config.hypergrad.update(warmup=2, every=2, batch_size=4)
-    config.train.update(steps=12 * kills, batch_size=4, log_every=1)
+    config.train.update(steps=2 * MOST * kills, batch_size=4, log_every=1)
     config.evaluation.update(every=10**6, batch_size=4, panels=0)
     config.checkpoint.update(every=EVERY, keep=2, keep_best=1)
     return config
@@ -69,7 +71,9 @@ def killed(config, workdir, rng):
         while logged(workdir) <= saved(workdir) or logged(workdir) == before:
             assert os.waitpid(child, os.WNOHANG) == (0, 0), "a life ended by itself"
             time.sleep(0.01)
-    time.sleep(rng.uniform(0, 1))
+    end = time.monotonic() + rng.uniform(0, 1)
+    while time.monotonic() < end and logged(workdir) < before + MOST:
+        time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), f"a life ended by itself: {status}"
