@@ -99,14 +99,14 @@ def test_every_aim_of_the_benchmarks_reads_its_result_and_every_check_has_one():
 
 def test_the_table_of_benchmarks_says_what_is_met_and_what_is_not_measured(tmp_path):
     with program("experiments.benchmarks.__main__") as benchmarks:
-        medians = {"plain": 2.0, "exact": 4.2}
+        medians = {"plain": 2.0, "exact": 4.2, "exact_with_decay": 4.2}
         found = {"medians_s": medians, "commit": "abc"}
         benchmarks.result(tmp_path, "steps_w16").write_text(json.dumps(found))
         medians["exact"] = 9.0
         benchmarks.result(tmp_path, "steps_w64").write_text(json.dumps(found))
         text = benchmarks.table(tmp_path)
-    assert "width 16 | 2.10 | <= 2.2 | yes | `steps_w16`" in text
-    assert "the same, width 64 | 4.50 | <= 2.2 | **no** | `steps_w64`" in text
+    assert "width 16 | 2.10 | <= 2.33 | yes | `steps_w16`" in text
+    assert "the same, width 64 | 4.50 | <= 2.33 | **no** | `steps_w64`" in text
     assert (
         "| not measured | >= 10 |" in text and "| `steps_w16` | `steps --width=16` | abc |" in text
     )
