@@ -32,7 +32,7 @@ def config_of(tiles, folder, kills):
     config.data.directory, config.data.cache = str(tiles), str(folder / "cache")
     config.model.update(name="pixels", width=2)
     config.hypergrad.update(warmup=2, every=2, batch_size=4)
-    config.train.update(steps=2 * MOST * kills, batch_size=4, log_every=1)
+    config.train.update(steps=12 * kills, batch_size=4, log_every=1)
     config.evaluation.update(every=10**6, batch_size=4, panels=0)
     config.checkpoint.update(every=EVERY, keep=2, keep_best=1)
     return config
@@ -109,6 +109,7 @@ def main(tiles, folder, kills):
     if kills == "stream":
         return stream(tiles, folder)
     config = config_of(tiles, folder, int(kills))
+    config.train.steps = 2 * MOST * int(kills)
     for workdir in (folder / "whole", folder / "run"):
         workdir.mkdir(parents=True)
     _, status = os.waitpid(live(config, folder / "whole"), 0)
