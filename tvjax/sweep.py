@@ -31,7 +31,7 @@ from tvjax.errors import UserError
 from tvjax.training import interrupt, learned, loop, members, parallel, pretrained, rundir
 from tvjax.training.feeds import schedule
 from tvjax.training.resident import take
-from tvjax.training.setup import Functions, make_functions
+from tvjax.training.setup import Functions, check_sizes, make_functions
 from tvjax.types import Batch, Config, PyTree
 
 NUMBER = re.compile(r"[-+.eE0-9]+")
@@ -345,6 +345,8 @@ def main(argv: list[str]) -> None:
     wanted = pairs(args.lambdas, args.seeds, config)
     for pair in wanted:
         fields.check(config_of(config, pair))
+    shape = sets.tile_shape(config.data.directory, config.data.size)
+    check_sizes(config, parallel.make_layout(**config.parallel), shape)
     config = pretrained.pinned(config, rundir.recorded(workdir))
     rundir.check_sweep(workdir, config)
     with rundir.lock(workdir) as free:

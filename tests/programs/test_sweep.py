@@ -118,6 +118,40 @@ def test_a_sweep_of_another_config_is_refused(tmp_path):
         rundir.check_sweep(tmp_path, config)
 
 
+def test_a_sweep_that_was_stopped_in_its_first_run_is_refused_other_steps(tmp_path):
+    config = lunet.get_config()
+    rundir.write_config(tmp_path, config)
+    config.train.steps = 7
+    rundir.check_sweep(tmp_path, config)  # nothing was trained
+    (tmp_path / "runs" / "lambda=0,seed=0" / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"train\.steps=400"):
+        rundir.check_sweep(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("train.accumulate", 3, r"train\.accumulate=3 must divide train\.batch_size=16"),
+        ("model.depth", 9, r"model\.depth=9 cannot be with tiles of 64x64"),
+        ("regularizer.blocks", 100, r"regularizer\.blocks=100 cannot be"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_before_anything_is_written(
+    monkeypatch, tmp_path, field, value, message
+):
+    config = lunet.get_config()
+    config.update_from_flattened_dict({field: value})
+
+    class Flags:
+        lambdas, seeds, workdir = ["1e-6"], ["0"], str(tmp_path / "sweep")
+
+    Flags.config = config
+    monkeypatch.setattr(sweep.flags, "FLAGS", Flags)
+    with pytest.raises(UserError, match=message):
+        sweep.main([])
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_sweep_and_a_run_keep_out_of_each_others_folder(tmp_path):
     config, run, swept = lunet.get_config(), tmp_path / "run", tmp_path / "sweep"
     (run / "checkpoints" / "20").mkdir(parents=True)

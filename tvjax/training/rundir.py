@@ -425,7 +425,9 @@ def _holds_run(workdir: Path) -> bool:
 
 
 def _holds_sweep(workdir: Path) -> bool:
-    return (workdir / "results.jsonl").exists()
+    """Whether a run of a sweep is finished there, or begun and saved."""
+    begun = any(_holds_run(run) for run in workdir.glob("runs/lambda=*"))
+    return begun or (workdir / "results.jsonl").exists()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
