@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from encoders import tiny as tiny
 from jax import export
+from traces import jitted
 
 import tvjax
 from tvjax.errors import UserError
@@ -92,10 +93,10 @@ def test_it_works_under_jit_as_function_and_as_argument(predictor, image):
     one = predictor(image)
     np.testing.assert_allclose(jax.jit(lambda x: predictor(x))(image), one, atol=1e-6)
     np.testing.assert_allclose(jax.jit(lambda net, x: net(x))(predictor, image), one, atol=1e-6)
-    jitted = jax.jit(predictor)
+    compiled, traces = jitted(predictor)
     for _ in range(2):
-        np.testing.assert_allclose(jitted(image), one, atol=1e-6)
-    assert jitted._cache_size() == 1
+        np.testing.assert_allclose(compiled(image), one, atol=1e-6)
+    assert len(traces) == 1
 
 
 def test_tiles_of_a_net_give_what_one_pass_gives(predictor):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from traces import jitted
 
 from configs import base, lunet_bilevel
 from tvjax.data import pipeline
@@ -152,7 +153,7 @@ def test_several_steps_in_one_program_are_the_steps_one_by_one():
 
     rng = np.random.default_rng(0)
     inner, outer = rng.integers(0, 5, (6, 4, 2)), rng.integers(0, 3, (2, 4))  # [B, most, K]
-    many = jax.jit(resident.repeat(step))
+    many, traces = jitted(resident.repeat(step))
     for n in (1, 3, 4):
         state, moved = jnp.float32(1), []
         for t in range(n):
@@ -161,7 +162,7 @@ def test_several_steps_in_one_program_are_the_steps_one_by_one():
         found, metrics = many(jnp.float32(1), (tiles, n), inner, outer)
         assert found == state
         np.testing.assert_array_equal(metrics["moved"][:n], moved)
-    assert many._cache_size() == 1
+    assert len(traces) == 1
 
 
 def state(value):
