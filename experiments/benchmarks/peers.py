@@ -33,9 +33,7 @@ from tvjax.training import parallel, steps
 from tvjax.types import Batch
 
 _JSON = kept.json_flag()
-_WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
-_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
-_BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
+_WIDTH, _SIZE, _BATCH = workload.size_flags()
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each step is timed.")
 
 RATE, LAMBDA = 1e-3, 1e-6

@@ -15,7 +15,6 @@ are told apart by their names in the compiled program:
 import collections
 import gzip
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -28,9 +27,7 @@ from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 
 _JSON = kept.json_flag()
-_WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
-_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
-_BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
+_WIDTH, _SIZE, _BATCH = workload.size_flags()
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Steps that are traced.")
 
 KINDS = {
@@ -65,8 +62,6 @@ def trace(call, rounds: int) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     """Traces both steps and prints their shares."""
     del argv
-    flag = "--xla_cpu_experimental_ynn_fusion_type="  # as in training, see `parallel`
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     layout, optimizer = parallel.make_layout(map="jit"), hypergrad.adam(0.02)
     problem, regularizer, start = workload.unet(width=_WIDTH.value, size=_SIZE.value, rate=1e-3)
     train, val = workload.random_batches(2, batch=_BATCH.value, size=_SIZE.value)

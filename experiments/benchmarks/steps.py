@@ -30,9 +30,7 @@ from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 
 _JSON = kept.json_flag()
-_WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
-_SIZE = flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels.")
-_BATCH = flags.DEFINE_integer("batch", 16, "Images in a batch.")
+_WIDTH, _SIZE, _BATCH = workload.size_flags()
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each step is timed.")
 _ONLY = flags.DEFINE_list(
     "only", None, "Steps to time beside plain, e.g. exact,paper; default: all."

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from tqdm import tqdm
 
 from tvjax import hypergrad
@@ -68,6 +69,15 @@ def random_batches(number: int, *, batch: int, size: int) -> list[Batch]:
         return Batch(jnp.asarray(image), jnp.asarray(image[..., :1] > 128, dtype=jnp.uint8))
 
     return [one() for _ in range(number)]
+
+
+def size_flags() -> tuple[flags.FlagHolder[int], ...]:
+    """`--width`, `--size` and `--batch`, of the programs that time the U-Net."""
+    return (
+        flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block."),
+        flags.DEFINE_integer("size", 100, "Height and width of the images, in pixels."),
+        flags.DEFINE_integer("batch", 16, "Images in a batch."),
+    )
 
 
 def median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

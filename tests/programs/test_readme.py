@@ -66,6 +66,8 @@ def flags_of(module):
         files += [ROOT / "tvjax/training/cluster.py"]
     if "kept.json_flag()" in files[0].read_text():
         files += [ROOT / "experiments/kept.py"]
+    if "workload.size_flags()" in files[0].read_text():
+        files += [ROOT / "experiments/benchmarks/workload.py"]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             name = getattr(getattr(node, "func", None), "attr", "")
