@@ -134,6 +134,13 @@ def test_folders_of_splits_are_the_splits(source, capsys):
     found, notes = build("given")
     assert len(found) == 12 and all(name.split("/")[0] == split for name, split in found.items())
     assert "note: the folders test, train, val are the splits" in notes
+    for part in ("images", "labels"):
+        (source / part / "train").rename(source / part / "Train")
+    capitals, notes = build("capitals")
+    assert {name.lower(): split for name, split in capitals.items()} == found
+    assert "note: the folders Train, test, val are the splits" in notes
+    for part in ("images", "labels"):
+        (source / part / "Train").rename(source / part / "train")
     file = source / "splits.csv"
     other = {"train": "val", "val": "test", "test": "train"}
     file.write_text("".join(f"{name},{other[split]}\n" for name, split in found.items()))

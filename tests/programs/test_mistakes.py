@@ -11,6 +11,7 @@ from programs import ROOT, use_all
 
 NET = "checkpoints/12/state"
 
+SWEPT = f"--config={ROOT}/configs/lunet.py --lambdas=1 --seeds=0"
 MISTAKES = {
     "export --out=run/config.json": "run holds a run, among whose files nothing else",
     "export --out=run/checkpoints/12/net": "run holds a run",
@@ -42,6 +43,9 @@ MISTAKES = {
     "label_faults --out=run": "run holds a run",
     "label_faults --out=run/checkpoints/12/faults": "run holds a run",
     "label_faults --out=tiles": "tiles holds prepared tiles",
+    "label_faults --out=foreign": "--out=foreign holds a labels.csv of something else",
+    f"main --config={ROOT}/configs/unet.py --workdir=foreign": "foreign holds a config.json of",
+    f"sweep --workdir=foreign {SWEPT}": "--workdir=foreign holds a config.json of something else",
     "label_faults --out=a.png": "--out=a.png cannot be written",
     "label_faults --out=/proc/nothing/out": "--out=/proc/nothing/out cannot be written",
     "label_faults --out=out --ranker=loss": "--ranker",
@@ -124,6 +128,9 @@ def place(tiles, tmp_path_factory):
     content[len(content) // 2] ^= 16
     arrays.write_bytes(content)
     Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "config.json").write_text('{"roofs": 3}')
+    (folder / "foreign" / "labels.csv").write_text("file,roofs\na.png,3\n")
     return folder
 
 

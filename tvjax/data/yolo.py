@@ -100,11 +100,11 @@ def splits_of(names: Sequence[str]) -> dict[str, int] | None:
       Indices in `splits.NAMES` by name; None: not all lie in such folders, or one has none.
     """
     first = [name.partition("/")[0] for name in names]
-    found = {FOLDERS.get(folder) for folder in first}
-    folders = ", ".join(sorted(set(first) & FOLDERS.keys()))
+    splits = [FOLDERS.get(folder.lower()) for folder in first]
+    found, folders = set(splits), ", ".join(sorted(f for f in set(first) if f.lower() in FOLDERS))
     if found >= {0, 1, 2} and None not in found:
         print(f"note: the folders {folders} are the splits (--split_file: others)", file=sys.stderr)
-        return {name: FOLDERS[folder] for name, folder in zip(names, first, strict=True)}
+        return dict(zip(names, splits, strict=True))
     if len(found & {0, 1, 2}) > 1:
         print(
             f"note: splits are drawn from all images, also across the folders {folders}, which "

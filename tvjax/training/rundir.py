@@ -181,6 +181,19 @@ def _check_place(workdir: Path) -> None:
                 "whole --workdir may be a link)"
             )
     check_links(workdir)
+    if _is_foreign(workdir / "config.json"):
+        raise UserError(
+            f"--workdir={workdir} holds a config.json of something else, which would be replaced; "
+            "use another --workdir"
+        )
+
+
+def _is_foreign(path: Path) -> bool:
+    try:
+        content = files.read_object(path)
+    except (OSError, ValueError):
+        return False  # none, or damaged, which binds nobody
+    return bool(content) and "train" not in content
 
 
 def check_links(workdir: Path) -> None:
