@@ -129,6 +129,27 @@ def test_nystrom_of_full_rank_is_the_damped_inverse(lowest, highest, damping):
     assert errors(found, truths(data, damping)).max() < 1e-3
 
 
+def test_nystrom_never_calls_lapack_on_a_batch():
+    """On two cores such programs stood still for ever, one of some hundred runs."""
+
+    def calls(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield eqn
+            for inner in jaxprs_in_params(eqn.params):
+                yield from calls(inner)
+
+    nystrom = hypergrad.nystrom(3, 0.1, loop=SCANNED)
+
+    def one(batch, key):
+        state = PROBLEM.init(jnp.zeros(P))
+        return nystrom(PROBLEM, state, jnp.asarray(0.0), [batch], batch, key).gradient
+
+    keys = np.arange(10, dtype=np.uint32).reshape(5, 2)
+    jaxpr = jax.make_jaxpr(jax.vmap(one))(problems(np.ones(P), n=5), keys).jaxpr
+    shapes = [e.invars[0].aval.ndim for e in calls(jaxpr) if e.primitive.name in ("eigh", "qr")]
+    assert shapes == [2, 2, 2, 2]
+
+
 @pytest.mark.parametrize("rank", [3, 10, P])
 def test_the_sketch_in_float32_is_that_in_float64(rank):
     """The matrix may be indefinite too, or of low rank."""

@@ -163,7 +163,7 @@ def nystrom(
         key, new = jax.random.split(jax.random.wrap_key_data(carry))
         flat, unravel = ravel_pytree(b)
         k = min(rank, flat.size)
-        q, _ = jnp.linalg.qr(jax.random.normal(key, (flat.size, k), flat.dtype))
+        q = orthonormal(jax.random.normal(key, (flat.size, k), flat.dtype))
 
         def column(_, i):
             return None, ravel_pytree(product(unravel(q[:, i])))[0]
@@ -185,6 +185,17 @@ def nystrom(
 _dot = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
+# Under vmap LAPACK is called once per member: on a CPU two batches of calls that run side by side
+# can wait for each other's threads for ever (jaxlib 0.10.2).
+
+
+@jax.custom_batching.sequential_vmap
+def orthonormal(x: jax.Array) -> jax.Array:
+    """Orthonormal columns with the range of those of `x`."""
+    return jnp.linalg.qr(x)[0]
+
+
+@jax.custom_batching.sequential_vmap
 def low_rank(q: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """U and L of `Y C^+ Y^T = U diag(L) U^T`, where C = Q^T Y.
 
