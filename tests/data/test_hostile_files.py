@@ -199,14 +199,15 @@ def test_pipes_beside_an_image_are_not_waited_for(tmp_path, name):
         pictures.read_image(path)
 
 
-def test_metadata_name_no_others(tmp_path):
+@pytest.mark.parametrize("key", ["OVERVIEW_FILE", "overview_file", "Overview_File:a"])
+def test_metadata_name_no_others(tmp_path, key):
     rasterio = pytest.importorskip("rasterio")
-    away = {"OVERVIEW_FILE": "/vsicurl/http://127.0.0.1:9/x.tif"}
+    away = {key: "/vsicurl/http://127.0.0.1:9/x.tif"}
     with rasterio.open(geotiff(tmp_path / "a.tif"), "r+") as file:
         file.update_tags(ns="OVERVIEWS", **away)
     geotiff(tmp_path / "b.tif")
     (tmp_path / "b.tif.aux.xml").write_text(
-        '<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">'
+        f'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="{key}">'
         "/vsicurl/http://127.0.0.1:9/x.tif</MDI></Metadata></PAMDataset>"
     )
     for name in ("a.tif", "b.tif"):
@@ -225,6 +226,25 @@ def test_a_virtual_raster_of_local_files_is_read_by_its_name_only(tmp_path):
     (tmp_path / "b.vrt").rename(tmp_path / "b.tif")
     with pytest.raises(UserError, match="it begins like no picture and no TIFF"):
         pictures.read_image(tmp_path / "b.tif")
+
+
+ATTRIBUTES = {
+    '<SimpleSource SourceFilename="http://127.0.0.1:9/a.tif">': "<SimpleSource>",
+    '<SourceFilename subclass="x">': "<SourceFilename>",
+    'band="1" subclass="VRTRawRasterBand" SourceFilename="/etc/passwd"': 'band="1"',
+    'band="1" PixelFunctionType="sum"': 'band="1"',
+}
+
+
+@pytest.mark.parametrize("text", ATTRIBUTES)
+def test_attributes_of_a_virtual_raster_say_nothing_of_other_files(tmp_path, text):
+    """GDAL takes attributes for elements within, in capitals or not."""
+    geotiff(tmp_path / "a.tif", count=1)
+    written = hostile.VRT.replace(ATTRIBUTES[text], text).format(tmp_path / "a.tif")
+    assert text in written
+    (tmp_path / "b.vrt").write_text(written)
+    with pytest.raises(UserError, match="of virtual rasters those are read that join files"):
+        pictures.read_image(tmp_path / "b.vrt")
 
 
 def test_a_georeference_that_is_no_map_is_refused(tmp_path):

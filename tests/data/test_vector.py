@@ -381,6 +381,14 @@ PACKAGES = {
         "CREATE TABLE a (geom); INSERT INTO a VALUES (x'4750000100000000');", "row 1 has a malform"
     ),
     "no column": ("CREATE TABLE a (b);", "has no column of geometries"),
+    **{
+        f"{name} in a view": (
+            f"CREATE TABLE a (geom); ALTER TABLE {name} RENAME TO b;"
+            f"CREATE VIEW {name} AS SELECT * FROM b;",
+            f"its '{name}' is no table",
+        )
+        for name in ("gpkg_contents", "gpkg_geometry_columns", "gpkg_spatial_ref_sys")
+    },
     "two layers": ("INSERT INTO gpkg_contents VALUES ('b', 'features');", "the layers 'a', 'b'"),
 }  # fmt: skip
 
@@ -617,6 +625,17 @@ def write_shape(folder, degrees):
         driver="ESRI Shapefile",
     )  # fmt: skip
     return folder / "a.shp"
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_records_of_a_shapefile_that_overlap_are_not_read(town, tmp_path, lies):
+    file = write_shape(tmp_path, town[1])
+    table = file.with_suffix(".shx")
+    content = table.read_bytes()
+    again = content[100:104] + bytes(4) if lies else content[100:108]  # its length is in .shp too
+    table.write_bytes(content + 1000 * again)
+    with pytest.raises(UserError, match=r"a\.shx: its records overlap in a\.shp; save the layer"):
+        vector_files.read(file, Wanted())
 
 
 @pytest.mark.parametrize("end", [".dbf", ".prj", ".cpg", ".DBF"])

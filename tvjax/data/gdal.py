@@ -145,7 +145,7 @@ def _driver(path: Path) -> str | None:
 
 def _check_dataset(path: Path, dataset: Any) -> None:
     """Refuses a file before anything else is asked: most questions make GDAL look for masks."""
-    if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
+    if dataset.tags(ns="OVERVIEWS"):  # the file's name, in capitals or not
         raise UserError(
             f"{path}: names another file as its overviews; remove that (gdal_translate, and the "
             ".aux.xml beside it)"

@@ -359,13 +359,18 @@ def _read_shapefile(file: Path, wanted: Wanted) -> tuple[Iterator[Row], Any]:
         raise UserError(f"{file}: is a Shapefile; its name must end in .shp")
     for part in files(file):
         local.check_regular(part)
-    if not any(part.suffix.lower() == ".shx" for part in files(file)):
+    tables = [part for part in files(file) if part.suffix.lower() == ".shx"]
+    if not tables:
         raise UserError(f"{file}: its .shx is missing; copy all files of the name")
     pyogrio.set_gdal_config_options(
         {"GDAL_DISABLE_READDIR_ON_OPEN": True, "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}"}
     )
     try:
+        for table in tables:
+            _check_records(file, table)
         meta, _, shapes, columns = read_raw(file.absolute(), force_2d=True)
+    except UserError:
+        raise
     except Exception as error:  # of a broken file pyogrio raises several kinds
         reason = str(error).partition("\n")[0][:160]
         raise UserError(f"{file}: cannot be read as a Shapefile ({reason})") from error
@@ -377,6 +382,18 @@ def _read_shapefile(file: Path, wanted: Wanted) -> tuple[Iterator[Row], Any]:
             yield f"feature {k + 1}", {n: _plain(c[k]) for n, c in attributes}, shape
 
     return rows(), _wkt(file, meta["crs"])
+
+
+def _check_records(file: Path, table: Path) -> None:
+    """Refuses a table whose records lie in one another: a small file would be read many times."""
+    content = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
+    count = max(table.stat().st_size - 100, 0) // 8
+    pairs = np.fromfile(table, ">u4", 2 * count, offset=100).reshape(-1, 2).astype(np.int64)
+    starts, words = 2 * pairs[:, 0], pairs[:, 1]
+    own = starts[starts + 8 <= len(content)]
+    said = [content[own + k].astype(np.int64) << 8 * (7 - k) for k in range(4, 8)]
+    if max(2 * np.sum(words), 2 * np.sum(said)) > len(content):
+        raise UserError(f"{table}: its records overlap in {file.name}; save the layer anew")
 
 
 def _plain(value: Any) -> Any:
@@ -413,6 +430,8 @@ def _open_package(file: Path) -> Iterator[sqlite3.Connection]:
 
 def _layer(file: Path, database: sqlite3.Connection, wanted: Wanted) -> str:
     """The layer that is meant, which must be a table."""
+    for name in ("gpkg_contents", "gpkg_geometry_columns", "gpkg_spatial_ref_sys"):
+        _check_table(file, database, name)
     found = database.execute("SELECT table_name FROM gpkg_contents WHERE data_type='features'")
     names = [str(name) for (name,) in found.fetchmany(1000)]
     listed = ", ".join(map(short, names[:LISTED])) or "none"
@@ -421,11 +440,16 @@ def _layer(file: Path, database: sqlite3.Connection, wanted: Wanted) -> str:
     if wanted.layer is None and len(names) != 1:
         raise UserError(f"{file}: has the layers {listed}; choose one by --layer=NAME")
     layer = names[0] if wanted.layer is None else wanted.layer
-    made = database.execute("SELECT type, sql FROM sqlite_master WHERE name=?", (layer,)).fetchone()
+    _check_table(file, database, layer, "layer ")
+    return layer
+
+
+def _check_table(file: Path, database: sqlite3.Connection, name: str, kind: str = "") -> None:
+    """Refuses what is computed when it is read, as views are: that may take any time."""
+    made = database.execute("SELECT type, sql FROM sqlite_master WHERE name=?", (name,)).fetchone()
     virtual = made and re.match(r"\s*create\s+virtual", str(made[1]), re.IGNORECASE)
     if not made or made[0] != "table" or virtual:
-        raise UserError(f"{file}: its layer {short(layer)} is no table; save it as one")
-    return layer
+        raise UserError(f"{file}: its {kind}{short(name)} is no table; save it as one")
 
 
 def _package_crs(file: Path, database: sqlite3.Connection, layer: str) -> Any:

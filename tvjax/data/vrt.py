@@ -22,6 +22,12 @@ TAGS = frozenset(
     HideNoDataValue BlockXSize BlockYSize OverviewList""".split()
 )
 """Elements that name no file but a source's."""
+ATTRIBUTES = frozenset(
+    """rasterXSize rasterYSize RasterXSize RasterYSize BlockXSize BlockYSize blockXSize blockYSize
+    DataType dataType band relativeToVRT relativetoVRT shared xOff yOff xSize ySize key domain
+    resampling dataAxisToSRSAxisMapping coordinateEpoch c1 c2 c3 c4""".split()
+)
+"""Attributes that change no kind and name no file: GDAL takes any for an element within."""
 
 
 def is_named(path: str | Path) -> bool:
@@ -47,13 +53,14 @@ def sources(path: Path) -> Iterator[Path]:
     if root.tag != "VRTDataset":
         raise UserError(f"{path}: is no virtual raster (it begins with {short(root.tag)})")
     for element in root.iter():
-        if element.tag not in TAGS or "subClass" in element.attrib:
-            kind = element.attrib.get("subClass", element.tag)
+        if element.tag not in TAGS or not ATTRIBUTES.issuperset(element.attrib):
+            others = [f"{k}={v}" for k, v in element.attrib.items() if k not in ATTRIBUTES]
+            kind = element.tag if element.tag not in TAGS else others[0]
             raise UserError(
                 f"{path}: has {short(kind)}; of virtual rasters those are read that join files "
                 "(gdalbuildvrt); convert it to a TIFF"
             )
-        if element.tag == "MDI" and "OVERVIEW" in element.attrib.get("key", ""):
+        if element.tag == "MDI" and "OVERVIEW" in element.attrib.get("key", "").upper():
             raise UserError(f"{path}: names overviews; convert it to a TIFF")
         if element.tag == "SourceFilename":
             yield _source(path, element)
