@@ -105,45 +105,11 @@ def build(
     images: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    size: int | tuple[int, int],
-    limit: int | None = None,
-    seed: int = 0,
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    skip_bad: bool = False,
     categories: Sequence[int] = (),
-    split_file: str | Path | None = None,
-    group: str | None = None,
-    map_tiles: bool = True,
-    leave_out: str | Path | None = None,
-    boundaries: int | None = None,
-    progress: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Builds the records of a COCO file or of masks; see `build_from`.
-
-    Args:
-      annotations: the COCO file, see `coco.read`, or three of them, of training, validation and
-        test; or a directory of mask PNGs, see `masks.read`.
-      images: the directory of its images, or of three files one each.
-      out: see `build_from`, as all others.
-      size: side of the tiles, or height and width.
-      limit: number of tiles.
-      seed: seed of all draws.
-      split: fractions of the splits.
-      skip_bad: whether to leave out what cannot be used.
-      categories: categories of a COCO file, see `coco.read`; values of masks that are object, see
-        `masks`.
-      split_file: file of splits.
-      group: pattern of names that stay together.
-      map_tiles: whether names of map tiles count.
-      leave_out: list of tiles that are left out.
-      boundaries: pixels between close objects.
-      progress: whether to show a bar.
-    """
-    return build_from(
-        Images(annotations, images, categories), out, size=size, limit=limit, seed=seed,
-        split=split, skip_bad=skip_bad, split_file=split_file, group=group, map_tiles=map_tiles,
-        leave_out=leave_out, boundaries=boundaries, progress=progress,
-    )  # fmt: skip
+    """Builds the records of `origins.Images`; all else is as in `build_from`."""
+    return build_from(Images(annotations, images, categories), out, **options)
 
 
 def build_from(
@@ -216,7 +182,7 @@ def build_from(
     named = None if split_file is None else given.read(Path(split_file))
     found = origin.read(faults, split, limit, named)
     arrange = Arrangement(
-        splits=origin.splits() if named is None else named,
+        splits=origin.splits if named is None else named,
         where="--annotations" if split_file is None else f"--split_file={split_file}",
         group=group, map_tiles=map_tiles, fractions=split, seed=seed,
     )  # fmt: skip

@@ -65,12 +65,14 @@ class Origin(Protocol):
     """The folder that names are relative to."""
     folders: list[Path]
     """All folders of images."""
-    gives_splits: bool
+    gives_splits: bool = False
     """Whether the labels say which tile is in which split."""
     has_outlines: bool
     """Whether the labels tell objects that touch apart."""
     is_apart: bool
     """Whether each tile stands by itself, so that another process may load it."""
+    splits: dict[str, int] | None = None
+    """The splits that the labels give, by names, once they have been read; None: none."""
 
     def describe(self) -> dict[str, Any]:
         """What is asked for, as it is stored and compared."""
@@ -101,20 +103,14 @@ class Origin(Protocol):
         """Name of a tile in `splits.csv`."""
         ...
 
-    def splits(self) -> dict[str, int] | None:
-        """The splits that the labels give, by names; None: none."""
-        ...
-
     def places(self, tiles: Sequence[Any]) -> Places | None:
         """Where tiles lie; None: it is not known."""
-        ...
 
     def close(self) -> None:
         """Closes what was opened."""
-        ...
 
 
-class Images:
+class Images(Origin):
     """Whole images, each a tile, of COCO files or with masks.
 
     Args:
@@ -141,7 +137,6 @@ class Images:
         self._of_folder = yolo if is_yolo else masks
         self.gives_splits, self.is_apart = len(self._files) > 1, True
         self.has_outlines = is_yolo or not self.labels.is_dir()
-        self._own: dict[str, int] | None = None
 
     def describe(self) -> dict[str, Any]:
         """What is asked for; masks are files, which `sources` compares."""
@@ -176,13 +171,13 @@ class Images:
         limit: int | None,
         named: Mapping[str, int] | None,
     ) -> list[Any]:
-        """The tiles of all files."""
+        """The tiles of all files, see `Origin.read`."""
         del fractions, limit
         chosen = faults, self._categories, self._reading
         if self.labels.is_dir():
             tiles = self._of_folder.read(self.folders[0], self.labels, *chosen)
             if self._of_folder is yolo and named is None:
-                self._own = yolo.splits_of(list(map(self.name, tiles)))
+                self.splits = yolo.splits_of(list(map(self.name, tiles)))
             return tiles
         if len(self._files) == 1:
             return coco.read(self.labels, self.folders[0], *chosen)
@@ -197,19 +192,8 @@ class Images:
                         "one split"
                     )
             found += tiles
-        self._own = own
+        self.splits = own
         return found
-
-    def splits(self) -> dict[str, int] | None:
-        """The splits that three files or YOLO's folders give, when they have been read."""
-        return self._own
-
-    def places(self, tiles: Sequence[Tile]) -> None:
-        """Nothing is known of where images lie, but by their names."""
-        del tiles
-
-    def close(self) -> None:
-        """Nothing stays open."""
 
 
 def _listed(places: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -19,6 +19,7 @@ from tvjax import interruption
 from tvjax.data import given, local, mosaic, places, scenes, splits, vector_files
 from tvjax.data.faults import Faults
 from tvjax.data.mosaic import Mosaic
+from tvjax.data.origins import Origin
 from tvjax.data.places import Places
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scenes import Scene
@@ -211,7 +212,7 @@ class Tile(NamedTuple):
         return self.shelf.get(self.scene)[1].number(*self.window)
 
 
-class Scenes:
+class Scenes(Origin):
     """Images and polygons that a set is made of; `read` finds its tiles."""
 
     def __init__(self, request: Request):
@@ -232,7 +233,7 @@ class Scenes:
         paths = map(mosaic.path_of, self._places)
         folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
         self.root = Path(os.path.commonpath(folders))
-        self.folders, self.gives_splits, self.has_outlines = [self.root], False, True
+        self.folders, self.has_outlines = [self.root], True
         self.is_apart = False  # tiles of one image share the open file
         self._where = vector_files.parse_where(request.where)
         self._shelf: Shelf | None = None
@@ -270,14 +271,10 @@ class Scenes:
         limit: int | None,
         named: Mapping[str, int] | None,
     ) -> list[Tile]:
-        """Finds the tiles; nothing is decoded.
+        """Finds the tiles, see `Origin.read`; the smallest split bounds the size of a block.
 
-        Args:
-          faults: takes the images that cannot be used.
-          fractions: shares of the splits, whose smallest bounds the size of a block.
-          limit: number of tiles that will be drawn of them.
-          named: splits that are given, by name. Those of whole images need no gaps; those of tiles
-            are of a set that was cut with gaps, and are cut so again. None: they will be drawn.
+        Given splits of whole images need no gaps; those of tiles are of a set that was cut with
+        gaps, and are cut so again.
 
         Raises:
           UserError: the polygons cannot be read, or none lies in an image.
@@ -347,9 +344,6 @@ class Scenes:
                 assert self._shelf is not None
                 tiles.append(Tile(len(tiles), scene, top, left, side, side, block, self._shelf))
         return tiles
-
-    def splits(self) -> None:
-        """Polygons say nothing of splits."""
 
     def places(self, tiles: Sequence[Tile]) -> Places:
         """Where the tiles lie."""
