@@ -35,10 +35,10 @@ import numpy as np
 from absl import flags
 
 from tvjax import files, interruption, program
-from tvjax.data import arrangement, coco, workspace
+from tvjax.data import arrangement, coco, scaling, workspace
 from tvjax.data.reading import Reading
 from tvjax.errors import UserError
-from tvjax.inference import reader, separation, tiles
+from tvjax.inference import separation, tiles
 from tvjax.inference.predictor import Predictor
 from tvjax.scoring import claims, mask_scores, neighbours, scores, sides
 from tvjax.scoring.comparison import describe_run
@@ -150,7 +150,7 @@ def _check_flags(first: list[str], second: list[str]) -> None:
     sides.check_folders(first, second)
     if bool(_ANNOTATIONS.value) != bool(_IMAGES.value):
         raise UserError("--annotations and --images belong together: a COCO file and its folder")
-    reader.check_scale(_SCALE.value)
+    scaling.check_scale(_SCALE.value)
     if _ANNOTATIONS.value and flags.FLAGS["split"].present:
         raise UserError(
             f"--split={_SPLIT.value} is of the prepared tiles, and --annotations scores all images "

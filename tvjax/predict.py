@@ -42,9 +42,9 @@ from pathlib import Path
 from absl import flags
 
 from tvjax import files, program
-from tvjax.data import coco
+from tvjax.data import coco, mosaic, scaling
 from tvjax.errors import UserError
-from tvjax.inference import reader, writing
+from tvjax.inference import writing
 from tvjax.inference.predictor import Predictor
 from tvjax.training import rundir
 
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--workdir, --images and --out are needed, see --help")
     folder = Path(os.path.realpath(out))  # of a link, what it points to
     if _SCALE.value is not None:
-        reader.check_scale(_SCALE.value)
+        scaling.check_scale(_SCALE.value)
     if _WHITE.value is not None and not 0 < _WHITE.value < math.inf:
         raise UserError(f"--white={_WHITE.value} must be positive and finite")
     for flag in (_THRESHOLD, _DENOISE, _SIMPLIFY):
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
     if _MIN_AREA.value < 0:
         raise UserError(f"--min_area={_MIN_AREA.value} must not be negative")
     places = writing.find_images(_IMAGES.value, as_map=_MAP_TILES.value, is_tms=_TMS.value)
-    if any(reader.path_of(place).parent.resolve() == folder for place in places):
+    if any(mosaic.path_of(place).parent.resolve() == folder for place in places):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
     files.check_folder("out", Path(out))
     net = Predictor.load(

@@ -19,9 +19,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tvjax.data import area, coco, pictures
+from tvjax.data import area, coco, pictures, scaling
 from tvjax.errors import UserError
-from tvjax.inference import polygons, reader, resample, tiles, writing
+from tvjax.inference import polygons, resample, tiles, writing
 
 rasterio = pytest.importorskip("rasterio")
 geopandas = pytest.importorskip("geopandas")
@@ -125,9 +125,9 @@ def test_sixteen_bits_a_channel_are_scaled_by_the_value_of_white(tmp_path):
     write_raster(tmp_path / "a.tif", mask)
     write_raster(tmp_path / "b.tif", mask, white=10_000)
     with (
-        reader.open_raster(tmp_path / "a.tif") as bytes_,
-        reader.open_raster(tmp_path / "b.tif", white=10_000) as deep,
-        reader.open_raster(tmp_path / "b.tif", white=2_000) as bright,
+        pictures.open_raster(tmp_path / "a.tif") as bytes_,
+        pictures.open_raster(tmp_path / "b.tif", white=10_000) as deep,
+        pictures.open_raster(tmp_path / "b.tif", white=2_000) as bright,
     ):
         window = (3, 130, 7, 144)
         np.testing.assert_array_equal(deep.read(*window), bytes_.read(*window))
@@ -170,7 +170,7 @@ def test_a_row_of_tiles_in_a_file_gives_the_same(monkeypatch):
     tiling = tiles.make_tiling(128, 10, batch=2)
 
     def predict():
-        raster = reader.from_array(image)
+        raster = pictures.from_array(image)
         return np.concatenate(list(tiles.strips(raster.read, 288, 320, smooth_net, tiling)))
 
     in_memory = predict()
@@ -198,7 +198,7 @@ def test_tiles_give_what_one_pass_gives(size):
     reach = tiles.measure_reach(smooth_net, (2, 128, 128, 3))
     assert reach == 10
     tiling = tiles.make_tiling(128, reach, batch=2)
-    raster = reader.from_array(image)
+    raster = pictures.from_array(image)
     strips = list(tiles.strips(raster.read, *size, smooth_net, tiling))
     padded = np.pad(image, [(0, -size[0] % 32), (0, -size[1] % 32), (0, 0)], "edge")
     tall = np.pad(padded, [(0, max(0, 128 - s)) for s in padded.shape[:2]] + [(0, 0)], "edge")
@@ -226,7 +226,7 @@ def test_tiles_that_are_fitted_give_what_others_give(size):
             assert length <= ends[-1] < length + 32
             assert len(cut) == 1 or len(tiles.windows(length, side - 32, *fitted[1:3])) > len(cut)
     found = [
-        np.concatenate(list(tiles.probabilities(reader.from_array(image), near, tiling)))
+        np.concatenate(list(tiles.probabilities(pictures.from_array(image), near, tiling)))
         for tiling in (fitted, plain)
     ]
     np.testing.assert_allclose(*found, atol=1e-6)
@@ -250,14 +250,14 @@ def test_a_net_that_reaches_everywhere_is_blended_without_seams():
     tiling = tiles.make_tiling(128, None)
     ramp = np.broadcast_to(np.linspace(0, 255, 640)[None, :, None], (64, 640, 3)).astype(np.uint8)
     blend = np.concatenate(
-        list(tiles.strips(reader.from_array(ramp).read, 64, 640, mean_net, tiling))
+        list(tiles.strips(pictures.from_array(ramp).read, 64, 640, mean_net, tiling))
     )
     assert np.abs(np.diff(blend[0, :, 0])).max() < 0.003  # tiles of their own would jump by 0.1
 
 
 def test_the_scale_shrinks_as_training_does_and_masks_keep_the_image_s_size(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (300, 240, 3), dtype=np.uint8)
-    small = reader.scaled(reader.from_array(image), 1 / 3)
+    small = scaling.scaled(pictures.from_array(image), 1 / 3)
     shrunk = area.shrink_image(image, (100, 80))
     np.testing.assert_array_equal(small.read(0, 100, 0, 80), shrunk)
     np.testing.assert_array_equal(small.read(33, 71, 5, 64), shrunk[33:71, 5:64])
@@ -287,7 +287,7 @@ def test_what_is_resized_is_exact_and_so_are_ties(old, new):
     if old != new:
         np.testing.assert_array_equal(found, (sums / rows.total**2).astype(np.float32))
     np.testing.assert_array_equal(found > 0.5, 2 * sums > rows.total**2)
-    raster = reader.scaled(reader.from_array(image), new / old)
+    raster = scaling.scaled(pictures.from_array(image), new / old)
     half_up = (2 * sums + rows.total**2) // (2 * rows.total**2)
     np.testing.assert_array_equal(raster.read(0, new, 0, new)[..., 0], half_up)
 
@@ -506,7 +506,7 @@ def test_a_large_png_that_was_cut_off_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "WHOLE", 0)
     Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-8])
-    with pytest.raises(UserError, match="cut off"), reader.open_raster(tmp_path / "b.png"):
+    with pytest.raises(UserError, match="cut off"), pictures.open_raster(tmp_path / "b.png"):
         pass
 
 
@@ -597,7 +597,7 @@ def test_mistakes_are_one_line(tmp_path):
         pass
     with (
         pytest.raises(UserError, match="uint16"),
-        reader.open_raster(tmp_path / "deep.tif"),
+        pictures.open_raster(tmp_path / "deep.tif"),
     ):
         pass
 

@@ -12,8 +12,9 @@ from jax import export
 from traces import jitted
 
 import tvjax
+from tvjax.data import pictures
 from tvjax.errors import UserError
-from tvjax.inference import reader, tiles
+from tvjax.inference import tiles
 from tvjax.tv.rof import denoise_tv
 
 
@@ -103,7 +104,7 @@ def test_tiles_of_a_net_give_what_one_pass_gives(predictor):
     image = np.random.default_rng(1).integers(0, 256, (288, 352, 3), dtype=np.uint8)
     tiling = tiles.choose_tiling({(288, 352)}, predictor, 128, 2)
     assert tiling.overlap == 32
-    blend = np.concatenate(list(tiles.probabilities(reader.from_array(image), predictor, tiling)))
+    blend = np.concatenate(list(tiles.probabilities(pictures.from_array(image), predictor, tiling)))
     np.testing.assert_allclose(blend, predictor(image), atol=2e-6)
 
 
@@ -153,7 +154,7 @@ def test_other_nets_are_predicted_with_and_exported_too(make_predictor, image, n
     images = np.random.default_rng(2).random((2, 64, 96, 3), np.float32)
     np.testing.assert_allclose(exported.call(images), net(images), atol=1e-5)
     tiling = tiles.choose_tiling({image.shape[:2]}, net)
-    (strip,) = tiles.probabilities(reader.from_array(image), net, tiling)
+    (strip,) = tiles.probabilities(pictures.from_array(image), net, tiling)
     np.testing.assert_allclose(strip, net(image), atol=1e-5)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import tvjax
+from tvjax.data import pictures
 from tvjax.errors import UserError
-from tvjax.inference import reader, symmetries, tiles
+from tvjax.inference import symmetries, tiles
 
 FLIPS = [lambda x, a=a, b=b: x[..., ::a, ::b, :] for a in (1, -1) for b in (1, -1)]
 SQUARE = FLIPS + [lambda x, flip=flip: flip(x.swapaxes(-3, -2)) for flip in FLIPS]
@@ -90,7 +91,7 @@ def test_tiles_of_an_averaged_net_give_what_one_pass_gives(make_predictor):
     averaged = dataclasses.replace(make_predictor("unet", width=4, depth=1), augment=True)
     image = np.random.default_rng(5).integers(0, 256, (160, 288, 3), dtype=np.uint8)
     tiling = tiles.choose_tiling({(160, 288)}, averaged, 128)
-    blend = np.concatenate(list(tiles.probabilities(reader.from_array(image), averaged, tiling)))
+    blend = np.concatenate(list(tiles.probabilities(pictures.from_array(image), averaged, tiling)))
     # One pass over the image, which is not square, has no quarter turns: they are taken by hand.
     plain = tvjax.Predictor(averaged.state, None, averaged.step)
     whole = np.mean([undo(plain(np.ascontiguousarray(do(image)))) for do, undo in _ways()], axis=0)

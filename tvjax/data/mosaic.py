@@ -8,17 +8,18 @@ missing there is no data. Of a pyramid the finest zoom counts.
 import contextlib
 import math
 import os
-from collections import OrderedDict
+import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data import gdal, map_tiles, pictures, pillow
+from tvjax.data import gdal, listing, map_tiles, pictures, pillow
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
-from tvjax.errors import UserError
+from tvjax.errors import UserError, escaped
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 """Endings of map tiles' names."""
@@ -90,13 +91,14 @@ class Mosaic(NamedTuple):
         size = 2 * HALF / 2**self.zoom
         pixel = size / self.side
         corner = self.left * size - HALF, HALF - self.top * size
-        shelf = _Shelf(self.side, reading)
+        most = max(4, KEPT // (4 * self.side**2))
+        get = lru_cache(most)(lambda file: _decode(file, self.side, reading))
 
         def read(*window: int) -> np.ndarray:
-            return self._assemble(shelf, window, 0, (3,), np.uint8)
+            return self._assemble(get, window, 0, (3,), np.uint8)
 
         def valid(*window: int) -> np.ndarray:
-            return self._assemble(shelf, window, 1, (), bool)
+            return self._assemble(get, window, 1, (), bool)
 
         yield Raster(
             self.path, self.height, self.width, read,
@@ -104,12 +106,12 @@ class Mosaic(NamedTuple):
         )  # fmt: skip
 
     def _assemble(
-        self, shelf: "_Shelf", window: Sequence[int], which: int, end: tuple[int, ...], kind: Any
+        self, get: Any, window: Sequence[int], which: int, end: tuple[int, ...], kind: Any
     ) -> np.ndarray:
         top, bottom, left, right = window
         out = np.zeros((bottom - top, right - left, *end), kind)
         for row, column, file in self.within(top, bottom, left, right):
-            part = shelf.get(file)[which]
+            part = get(file)[which]
             first = max(top, row), max(left, column)
             last = min(bottom, row + self.side), min(right, column + self.side)
             rows = slice(first[0] - row, last[0] - row)
@@ -120,34 +122,18 @@ class Mosaic(NamedTuple):
         return out
 
 
-class _Shelf:
-    """Decoded tiles, of which the last that were used are kept."""
-
-    def __init__(self, side: int, reading: Reading):
-        self._reading = reading
-        self._side, self._most = side, max(4, KEPT // (4 * side * side))
-        self._kept: OrderedDict[Path, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
-
-    def get(self, file: Path) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pixels, and where there is data."""
-        if file in self._kept:
-            self._kept.move_to_end(file)
-            return self._kept[file]
-        try:
-            with pictures.open_raster(file, self._reading) as raster:
-                size = raster.height, raster.width
-                if size != (self._side, self._side):
-                    raise UserError(
-                        f"{file}: is {size[1]}x{size[0]} pixels, other map tiles beside it are "
-                        f"{self._side}x{self._side}"
-                    )
-                found = pictures.read_whole(raster)
-        except UserError as error:
-            raise UserError(f"{error}; where a map tile is missing there is no data") from error
-        self._kept[file] = found
-        if len(self._kept) > self._most:
-            self._kept.popitem(last=False)
-        return found
+def _decode(file: Path, side: int, reading: Reading) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels of a tile, and where there is data."""
+    try:
+        with pictures.open_raster(file, reading) as raster:
+            if (raster.height, raster.width) != (side, side):
+                raise UserError(
+                    f"{file}: is {raster.width}x{raster.height} pixels, other map tiles beside it "
+                    f"are {side}x{side}"
+                )
+            return pictures.read_whole(raster)
+    except UserError as error:
+        raise UserError(f"{error}; where a map tile is missing there is no data") from error
 
 
 def find(folder: Path, *, is_tms: bool = False) -> tuple[list[Mosaic], str] | None:
@@ -233,9 +219,12 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _flat(folder: Path) -> list[Path]:
     """The pictures of a folder, if no image is among them that is no picture."""
-    inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    images = sorted(path for path in inside if path.suffix.lower() in pictures.SUFFIXES)
+    images = _images(folder)
     return images if all(path.suffix.lower() in SUFFIXES for path in images) else []
+
+
+def _images(folder: Path) -> list[Path]:
+    return listing.files(folder, "images", pictures.SUFFIXES, below=False)
 
 
 def _has_georeference(file: Path) -> bool:
@@ -250,6 +239,15 @@ Place = Path | Mosaic
 def path_of(place: Place) -> Path:
     """The path by which an image is named."""
     return place.path if isinstance(place, Mosaic) else place
+
+
+def images_in(folder: Path, *, as_map: bool, is_tms: bool) -> Sequence[Place]:
+    """The images of a folder: map tiles, if they are to be images on the map, or else files."""
+    found = find(folder, is_tms=is_tms) if as_map else None
+    if found is None:
+        return _images(folder)
+    print(f"note: {escaped(found[1])}", file=sys.stderr)
+    return found[0]
 
 
 @contextlib.contextmanager

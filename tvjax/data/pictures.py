@@ -102,6 +102,15 @@ def open_raster(
         yield _upright(raster, turned)
 
 
+def from_array(
+    image: np.ndarray, valid: np.ndarray | None = None, path: Path = Path("array.png")
+) -> Raster:
+    """An image in memory, uint8 `[H, W, 3]`, with bool `[H, W]`, where there is data."""
+    height, width = image.shape[:2]
+    has_data = None if valid is None else lambda t, b, x, y: valid[t:b, x:y]
+    return Raster(path, height, width, lambda t, b, x, y: image[t:b, x:y], valid=has_data)
+
+
 def read_size(path: Path, reading: Reading = AS_NAMED) -> tuple[int, int]:
     """Height and width of an image file, as it is shown; see `open_raster`."""
     with open_raster(path, reading) as raster:

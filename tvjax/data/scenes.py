@@ -2,19 +2,18 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data import mosaic, pictures, scaling, vrt
+from tvjax.data import mosaic, scaling, vrt
 from tvjax.data.mosaic import Mosaic, Place, open_place
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scaling import Axis
-from tvjax.errors import UserError, escaped
+from tvjax.errors import UserError
 
 AGREE = 0.02
 """Share by which a map's metres may differ from those on the ground and still be taken for them:
@@ -109,24 +108,13 @@ def find(images: Sequence[str], *, as_map: bool = True, is_tms: bool = False) ->
     """
     found: dict[str, Place] = {}
     for folder in map(Path, images):
-        inside: Sequence[Place] = [folder]
-        if folder.is_dir():
-            tiles = mosaic.find(folder, is_tms=is_tms) if as_map else None
-            if tiles is None:
-                inside = _images(folder)
-            else:
-                inside, words = tiles
-                print(f"note: {escaped(words)}", file=sys.stderr)
-            if not inside:
-                raise UserError(f"--images={folder}: holds no images")
+        is_folder = folder.is_dir()
+        inside = mosaic.images_in(folder, as_map=as_map, is_tms=is_tms) if is_folder else [folder]
+        if not inside:
+            raise UserError(f"--images={folder}: holds no images")
         for place in inside:
             found.setdefault(os.path.abspath(mosaic.path_of(place)), place)
     return list(found.values())
-
-
-def _images(folder: Path) -> list[Path]:
-    inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in pictures.SUFFIXES)
-    return [path for path in inside if not path.name.startswith(".")]
 
 
 def lattices(scenes: Sequence[Scene]) -> list[tuple[int, int, int]]:

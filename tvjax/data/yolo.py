@@ -100,9 +100,9 @@ def splits_of(names: Sequence[str]) -> dict[str, int] | None:
       Indices in `splits.NAMES` by name; None: not all lie in such folders, or one has none.
     """
     first = [name.partition("/")[0] for name in names]
-    splits = [FOLDERS.get(folder.lower()) for folder in first]
+    splits = [FOLDERS.get(folder.lower(), -1) for folder in first]
     found, folders = set(splits), ", ".join(sorted(f for f in set(first) if f.lower() in FOLDERS))
-    if found >= {0, 1, 2} and None not in found:
+    if found == {0, 1, 2}:
         print(f"note: the folders {folders} are the splits (--split_file: others)", file=sys.stderr)
         return dict(zip(names, splits, strict=True))
     if len(found & {0, 1, 2}) > 1:

@@ -16,8 +16,8 @@ import numpy as np
 
 from tvjax import interruption
 from tvjax.data.pictures import Raster
+from tvjax.data.scaling import scaled
 from tvjax.errors import UserError
-from tvjax.inference import reader
 from tvjax.inference.resample import Axis, resample_strips, strip_rows
 
 SLACK = 1e-3
@@ -238,7 +238,7 @@ def probabilities(
 
     They are 0 where the image has no data: what a net says of that means nothing.
     """
-    small = reader.scaled(raster, scale)
+    small = scaled(raster, scale)
     found = strips(small.read, small.height, small.width, net, tiling, progress)
     rows, columns = Axis(small.height, raster.height), Axis(small.width, raster.width)
     top = 0

@@ -15,11 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from tvjax import files, interruption
-from tvjax.data import coco, mosaic, pictures, scenes, workspace
+from tvjax.data import coco, mosaic, scenes, workspace
+from tvjax.data.mosaic import Place, path_of
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
+from tvjax.data.scaling import scaled
 from tvjax.errors import UserError, escaped
-from tvjax.inference import polygons, reader, regularize, separation, tiles, writer
+from tvjax.inference import polygons, regularize, separation, tiles, writer
 
 
 class Options(NamedTuple):
@@ -41,10 +43,10 @@ class Options(NamedTuple):
     regularize: bool = False
     """Whether polygons get right angles, see `tvjax.inference.regularize`."""
 
-    def open(self, place: reader.Place) -> contextlib.AbstractContextManager[Raster]:
+    def open(self, place: Place) -> contextlib.AbstractContextManager[Raster]:
         """Opens an image."""
         white = None if self.white is None else (self.white,)
-        return reader.open_place(place, self.reading._replace(white=white or self.reading.white))
+        return mosaic.open_place(place, self.reading._replace(white=white or self.reading.white))
 
     def scale_of(self, raster: Raster) -> float:
         """The net's pixels per pixel of an image."""
@@ -67,7 +69,7 @@ MOST_NAME = 255
 
 def find_images(
     patterns: Iterable[str], *, as_map: bool = True, is_tms: bool = False
-) -> list[reader.Place]:
+) -> list[Place]:
     """The images of directories, globs and file names, in order, each once.
 
     Args:
@@ -79,35 +81,27 @@ def find_images(
       UserError: one of them names nothing, or two files would be written under one name: on some
         file systems also where only case, or how accents are written, tells them apart.
     """
-    found: dict[Path, reader.Place] = {}
+    found: dict[Path, Place] = {}
     for pattern in patterns:
         path = Path(pattern)
-        tiles = None
-        if as_map and os.path.isdir(path):
-            tiles = mosaic.find(path, is_tms=is_tms)
-        if tiles is not None:
-            _note(tiles[1])
-            inside = tiles[0]
-        elif os.path.isdir(path):  # False, too, of names that are too long
-            inside = [p for p in path.iterdir() if p.suffix.lower() in pictures.SUFFIXES]
+        if os.path.isdir(path):  # False, too, of names that are too long
+            inside = mosaic.images_in(path, as_map=as_map, is_tms=is_tms)
         else:
             inside = [path] if os.path.exists(path) else [Path(p) for p in glob.glob(pattern)]
         if not inside:
             raise UserError(f"--images={pattern}: no such image, or none in there")
-        for place in sorted(inside, key=reader.path_of):
-            path = reader.path_of(place)
+        for place in sorted(inside, key=path_of):
+            path = path_of(place)
             found.setdefault(path.parent.resolve() / path.name, place)
     stems: dict[str, Path] = {}
-    for path in map(reader.path_of, found.values()):
+    for path in map(path_of, found.values()):
         other = stems.setdefault(_composed(path.stem).casefold(), path)
         if other != path:
             raise UserError(f"{other} and {path} would be written under the same name; rename one")
     return list(found.values())
 
 
-def number_images(
-    places: Sequence[reader.Place], annotations: str | None
-) -> list[tuple[int, reader.Place]]:
+def number_images(places: Sequence[Place], annotations: str | None) -> list[tuple[int, Place]]:
     """Ids of the images: their positions from 1, or those of a COCO file.
 
     Of its images of a path's name, the one whose folders are the path's too is meant. Where there
@@ -119,7 +113,7 @@ def number_images(
     """
     if annotations is None:
         return list(enumerate(places, 1))
-    paths = list(map(reader.path_of, places))
+    paths = list(map(path_of, places))
     named: dict[str, list[tuple[int, str]]] = {}
     content = coco.read_json(Path(annotations), ("images",))
     try:
@@ -187,7 +181,7 @@ def _composed(name: str) -> str:
 
 
 def predict_images(
-    images: Sequence[tuple[int, reader.Place]],
+    images: Sequence[tuple[int, Place]],
     out: Path,
     net: tiles.Net,
     *,
@@ -242,7 +236,7 @@ def predict_images(
             interruption.check()
             mark = results.mark()
             try:
-                with _skipping(reader.path_of(place), skipped), options.open(place) as raster:
+                with _skipping(path_of(place), skipped), options.open(place) as raster:
                     found = predict_raster(raster, out, work, net, tiling, options, bar.update)
                     objects += _collect(found, raster, results, number, options.category)
                     mark = results.mark()
@@ -252,21 +246,21 @@ def predict_images(
 
 
 def _plan(
-    images: Sequence[tuple[int, reader.Place]],
+    images: Sequence[tuple[int, Place]],
     net: tiles.Net,
     options: Options,
     tile: int | None,
     batch: int,
     skipped: list[str],
-) -> tuple[tiles.Tiling, list[tuple[tuple[int, reader.Place], tuple[int, int]]]]:
+) -> tuple[tiles.Tiling, list[tuple[tuple[int, Place], tuple[int, int]]]]:
     """The tiling, and the images that can be predicted, with their sizes as the net sees them."""
     sizes, written, on_map = [], [], []
     for image in images:
         interruption.check()
-        path = reader.path_of(image[1])
+        path = path_of(image[1])
         with _skipping(path, skipped), options.open(image[1]) as raster:
             _check_name(path)
-            small = reader.scaled(raster, options.scale_of(raster))
+            small = scaled(raster, options.scale_of(raster))
             if not raster.is_plain:
                 writer.require_rasterio(path)
             sizes.append((image, (small.height, small.width)))
@@ -281,7 +275,7 @@ def _plan(
     tiling = tiles.choose_tiling({size for _, size in sizes}, net, tile, batch)
     kept = []
     for (image, size), full in zip(sizes, written, strict=True):
-        path = reader.path_of(image[1])
+        path = path_of(image[1])
         with _skipping(path, skipped):
             tiles.check_size(path, size, tiling)
             tiles.check_size(path, full, tiling)

@@ -9,8 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tvjax import files, interruption
+from tvjax.data import pictures
 from tvjax.errors import UserError
-from tvjax.inference import polygons, reader, separation, tiles
+from tvjax.inference import polygons, separation, tiles
 from tvjax.inference.resample import Axis
 from tvjax.scoring.average_precision import average_precision
 from tvjax.scoring.examples import Example, Examples
@@ -49,7 +50,7 @@ def probabilities(
     example: Example, net: tiles.Net, tiling: tiles.Tiling, *, scale: float = 1.0
 ) -> np.ndarray:
     """Probabilities of one image, `[H, W, C]`, as `tiles.probabilities` has them."""
-    raster = reader.from_array(example.image, example.valid)
+    raster = pictures.from_array(example.image, example.valid)
     strips = tiles.probabilities(raster, net, tiling, scale)
     return np.concatenate(list(strips))
 
