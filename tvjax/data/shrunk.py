@@ -106,7 +106,7 @@ def each(
         return
     context = multiprocessing.get_context("spawn")  # a fork would share the locks of threads
     given = sources.labels, sources.images, size, boundaries
-    pool = ProcessPoolExecutor(workers, context, _start, given)
+    pool = ProcessPoolExecutor(workers, context, _start)
     rest, waiting = iter(tiles), deque[Future[Part]]()
     try:
         while True:
@@ -114,7 +114,7 @@ def each(
             part = list(itertools.islice(rest, TOGETHER))
             if part:
                 with _deaf():
-                    waiting.append(pool.submit(_shrink_all, part))
+                    waiting.append(pool.submit(_shrink_all, part, *given))
             if not waiting:
                 return
             if len(waiting) > 2 * workers or not part:
@@ -143,20 +143,7 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Task:
-    """What a process of several is told once."""
-
-    labels: Path
-    images: Path
-    size: tuple[int, int]
-    boundaries: int | None
-
-
-def _start(
-    labels: Path, images: Path, size: tuple[int, int], boundaries: int | None = None
-) -> None:
-    _Task.labels, _Task.images, _Task.size = labels, images, size
-    _Task.boundaries = boundaries
+def _start() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -168,10 +155,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _shrink_all(tiles: Sequence[Tile]) -> Part:
-    sources, met = Sources(_Task.labels, _Task.images), _met(tiles)
+def _shrink_all(
+    tiles: Sequence[Tile],
+    labels: Path,
+    images: Path,
+    size: tuple[int, int],
+    boundaries: int | None,
+) -> Part:
+    sources, met = Sources(labels, images), _met(tiles)
     met.clear()  # of what came with the tiles
-    found = [shrink(tile, _Task.size, sources, _Task.boundaries) for tile in tiles]
+    found = [shrink(tile, size, sources, boundaries) for tile in tiles]
     return found, sources.stamps, met
 
 
