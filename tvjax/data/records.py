@@ -1,5 +1,6 @@
 """Reading prepared tiles: random access to the records of one split."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ class Split:
 
     def __init__(self, directory: Path, name: str, source: Any, *, boundaries: bool = False):
         self.directory, self.name, self._source = directory, name, source
-        self.boundaries = boundaries
+        self.boundaries, self._rows = boundaries, np.arange(len(source))
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
@@ -39,8 +40,9 @@ class Split:
         indices = [int(index) for index in indices]
         if not all(0 <= index < len(self) for index in indices):
             raise IndexError(f"indices {indices} of a split of {len(self)} tiles")
+        rows = self._rows[indices].tolist()
         try:
-            return [_plain(record) for record in self._source.__getitems__(indices)]
+            return [_plain(record) for record in self._source.__getitems__(rows)]
         except Exception as error:  # array_record and its decoder raise almost anything
             raise UserError(
                 f"{self.directory}: a record of the split '{self.name}' cannot be read; "
@@ -53,21 +55,9 @@ class Split:
         Args:
           rows: places of the records in this split.
         """
-        source = _Rows(self._source, np.asarray(rows, int))
-        return Split(self.directory, self.name, source, boundaries=self.boundaries)
-
-
-class _Rows:
-    """Some records of a source, in an order of their own."""
-
-    def __init__(self, source: Any, rows: np.ndarray):
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        return self._source.__getitems__(self._rows[indices].tolist())
+        found = copy.copy(self)
+        found._rows = self._rows[np.asarray(rows, int)]
+        return found
 
 
 def open_split(directory: str | Path, split: str, *, boundaries: bool = False) -> Split:
