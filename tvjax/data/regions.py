@@ -62,7 +62,7 @@ def rasterise(segmentations: Sequence[Any], height: int, width: int) -> np.ndarr
     Every segmentation must have passed `check`: on malformed codes pycocotools gives wrong masks.
     """
     mask = np.zeros((height, width), bool)
-    parts = itertools.chain.from_iterable(_codes(s, height, width) for s in segmentations)
+    parts = itertools.chain.from_iterable(codes(s, height, width) for s in segmentations)
     while group := list(itertools.islice(parts, TOGETHER)):
         mask |= decode(coco_mask.merge(group))
     return mask
@@ -75,7 +75,7 @@ def number(segmentations: Sequence[Any], height: int, width: int) -> np.ndarray:
     """
     flat = np.zeros(width * height, np.int32)  # column after column, as codes count
     for place, segmentation in enumerate(segmentations, 1):
-        for code in _codes(segmentation, height, width):
+        for code in codes(segmentation, height, width):
             counts = code["counts"]
             text = counts.decode() if isinstance(counts, bytes) else counts
             ends = np.cumsum(_decompress(text)).tolist()
@@ -92,8 +92,8 @@ def decode(code: Any) -> np.ndarray:
         return coco_mask.decode(code).astype(bool)
 
 
-def _codes(segmentation: Any, height: int, width: int) -> Iterator[Any]:
-    """Compressed run-length codes of a segmentation's parts."""
+def codes(segmentation: Any, height: int, width: int) -> Iterator[Any]:
+    """Compressed run-length codes of the parts of a segmentation that passed `check`."""
     if isinstance(segmentation, list):
         for polygon in segmentation:
             yield from coco_mask.frPyObjects([polygon], height, width)

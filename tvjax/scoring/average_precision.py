@@ -10,6 +10,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tvjax.data.regions import codes
+
 NAMES = {"ap": 0, "ap50": 1, "ap75": 2, "ar": 8}
 """What is kept of pycocotools' twelve numbers, and where: means over IoU 0.50 to 0.95, at most 100
 objects an image; all categories are one."""
@@ -41,7 +43,7 @@ def average_precision(
     for number, (height, width), segmentations, crowds in truth:
         images.append({"id": number, "height": height, "width": width})
         for segmentation, crowd in zip(segmentations, crowds, strict=True):
-            code = _run_lengths(segmentation, height, width)
+            code = coco_mask.merge(list(codes(segmentation, height, width)))
             annotations.append({
                 "id": len(annotations) + 1, "image_id": number, "category_id": 1,
                 "iscrowd": int(crowd), "segmentation": code, "area": float(coco_mask.area(code)),
@@ -63,11 +65,3 @@ def average_precision(
         evaluation.accumulate()
         evaluation.summarize()
     return {name: float(evaluation.stats[k]) for name, k in NAMES.items()}
-
-
-def _run_lengths(segmentation: Any, height: int, width: int) -> Any:
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
