@@ -69,8 +69,13 @@ def read_mask(
     """
     colors = [value for value in objects if isinstance(value, tuple)]
     values = pillow.read_colors(file) if colors else pillow.read_values(file)
-    if objects and not colors and values.ndim == 3:
-        values = _as_numbers(file, values)
+    if objects and not colors and values.ndim == 3:  # grey, perhaps, though stored in colours
+        if np.any(values != values[..., :1]):
+            raise UserError(
+                f"{file}: has colours, not numbers of which --object names some; name colours, "
+                'such as --object="#3C1098"'
+            )
+        values = values[..., 0]
     found = _count(values)
     if met is not None:
         met.update(found)
@@ -84,21 +89,12 @@ def read_mask(
     if objects:
         return np.isin(values, objects)
     if len(found.keys() - BACKGROUND) > 1:
+        example = "VALUE" if values.ndim == 2 else '"#RRGGBB"'
         raise UserError(
-            f"{file}: has several values besides 0; of its values, {describe(found)}, say "
-            f"which are objects by --object={_example(values)}, once for each, or write masks "
-            "of 0 and 255"
+            f"{file}: has several values besides 0; of its values, {describe(found)}, say which "
+            f"are objects by --object={example}, once for each, or write masks of 0 and 255"
         )
     return values != 0 if values.ndim == 2 else np.any(values != 0, axis=-1)
-
-
-def read_size(file: Path) -> tuple[int, int]:
-    """Height and width of a picture as it is shown, from its header.
-
-    Raises:
-      UserError: the file is no picture.
-    """
-    return pillow.read_size(file)
 
 
 def has_alpha(file: Path) -> bool:
@@ -146,17 +142,3 @@ def _code(color: tuple[int, int, int]) -> int:
 
 def _color(code: int) -> tuple[int, int, int]:
     return code >> 16, code >> 8 & 255, code & 255
-
-
-def _as_numbers(file: Path, values: np.ndarray) -> np.ndarray:
-    """The grey levels of a mask that is stored in colours though it has none."""
-    if np.any(values != values[..., :1]):
-        raise UserError(
-            f"{file}: has colours, not numbers of which --object names some; name colours, such as "
-            '--object="#3C1098"'
-        )
-    return values[..., 0]
-
-
-def _example(values: np.ndarray) -> str:
-    return "VALUE" if values.ndim == 2 else '"#RRGGBB"'

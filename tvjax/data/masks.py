@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tvjax import interruption
-from tvjax.data import listing, mask_files, pictures
+from tvjax.data import listing, mask_files, pictures, pillow
 from tvjax.data.faults import Faults
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError
@@ -115,7 +115,7 @@ def read(
 
 
 def _common_size(file: Path, mask: Path, reading: Reading) -> tuple[int, int]:
-    (height, width), size = pictures.read_size(file, reading), mask_files.read_size(mask)
+    (height, width), size = pictures.read_size(file, reading), pillow.read_size(mask)
     if size != (height, width):
         raise UserError(
             f"{mask}: is {size[1]}x{size[0]} pixels, but its image {file} is {width}x{height}"

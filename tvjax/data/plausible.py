@@ -35,10 +35,15 @@ def check(tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path) -> list[
     values = _values(tiles)
     if share in (0, 1):
         what = "object" if share else "background"
+        why = values or (
+            "; the annotations cover their images"
+            if share
+            else "; there are no annotations, or their regions are too small for this size"
+        )
         height, width = shrunk.shape[1:]
         raise UserError(
             f"{annotations}: all pixels of its {len(tiles)} tiles are {what} at {width}x{height} "
-            f"pixels, so that there is nothing to learn{values or _of_coco(bool(share))}"
+            f"pixels, so that there is nothing to learn{why}"
         )
     notes = []
     if share > MANY:
@@ -91,9 +96,3 @@ def _values(tiles: Sequence[Tile]) -> str:
     return words + (
         '; write masks of 0 and 255, or say which are objects by --object=VALUE or "#RRGGBB"'
     )
-
-
-def _of_coco(is_full: bool) -> str:
-    if is_full:
-        return "; the annotations cover their images"
-    return "; there are no annotations, or their regions are too small for this size"
