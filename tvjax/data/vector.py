@@ -70,22 +70,7 @@ class Labels(NamedTuple):
     """The polygons of objects, and those within which they are complete."""
 
     layer: Layer
-    tree: Any
-    """`shapely.STRtree` of the polygons, as `extent_tree` is of the extent's."""
     extent: Layer | None
-    extent_tree: Any
-
-    @classmethod
-    def read(cls, asked: Request, where: Mapping[str, frozenset[str] | None]) -> "Labels":
-        """Reads the files that are asked for."""
-        layer = vector_files.read(asked.labels, Wanted(where, asked.layer))
-        import shapely
-
-        if asked.extent is None:
-            return cls(layer, shapely.STRtree(layer.polygons), None, None)
-        extent = vector_files.read(asked.extent, Wanted(flag="extent"))
-        trees = shapely.STRtree(layer.polygons), shapely.STRtree(extent.polygons)
-        return cls(layer, trees[0], extent, trees[1])
 
 
 class Outlines(NamedTuple):
@@ -95,14 +80,14 @@ class Outlines(NamedTuple):
     tree: Any
 
     @classmethod
-    def of(cls, layer: Layer, tree: Any, scene: Scene) -> "Outlines":
-        """The polygons of a layer, whose `STRtree` is given, that may lie in a scene."""
+    def of(cls, layer: Layer, scene: Scene) -> "Outlines":
+        """The polygons of a layer that may lie in a scene."""
         import shapely
 
         border = scene.outline(layer.crs)
         low, high = border.min(axis=0), border.max(axis=0)
         margin = MARGIN * (high - low)
-        chosen = tree.query(shapely.box(*(low - margin), *(high + margin)))
+        chosen = layer.tree.query(shapely.box(*(low - margin), *(high + margin)))
         inverse = ~scene.transform
 
         def pixels(points: np.ndarray) -> np.ndarray:
@@ -150,7 +135,7 @@ class Shelf:
         if scene is not self._scene:
             self.close()
             raster = self._stack.enter_context(scene.open())
-            self._opened = raster, Outlines.of(self._labels.layer, self._labels.tree, scene)
+            self._opened = raster, Outlines.of(self._labels.layer, scene)
             self._scene = scene
         return self._opened
 
@@ -280,7 +265,9 @@ class Scenes(Origin):
           UserError: the polygons cannot be read, or none lies in an image.
         """
         asked = self._request
-        labels = Labels.read(asked, self._where)
+        layer = vector_files.read(asked.labels, Wanted(self._where, asked.layer))
+        extent = asked.extent and vector_files.read(asked.extent, Wanted(flag="extent"))
+        labels = Labels(layer, extent)
         self._shelf = Shelf(labels)
         found: list[tuple[Scene, np.ndarray]] = []
         for place in self._places:
@@ -399,13 +386,13 @@ class Scenes(Origin):
         grid = np.array([(r, c, i, j) for r, i in rows for c, j in columns])
         if labels.extent is not None:
             # Told by pixels' centres: two files seldom agree to the last digit.
-            known = Outlines.of(labels.extent, labels.extent_tree, scene)
+            known = Outlines.of(labels.extent, scene)
             corners = grid[:, :2].tolist()
             return grid[[known.number(r, r + tile, c, c + tile).all() for r, c in corners]]
         if self._request.keep_empty:
             return grid
         boxes = shapely.box(grid[:, 1], grid[:, 0], grid[:, 1] + tile, grid[:, 0] + tile)
-        outlines = Outlines.of(labels.layer, labels.tree, scene)
+        outlines = Outlines.of(labels.layer, scene)
         return grid[np.unique(outlines.tree.query(boxes, predicate="intersects")[0])]
 
     def _nothing(self, labels: Labels, found: Sequence[Scene]) -> str:

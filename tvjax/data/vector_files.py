@@ -52,6 +52,8 @@ class Layer(NamedTuple):
 
     polygons: np.ndarray
     """Shapely polygons without parts and heights: object `[N]`; outlines may cross themselves."""
+    tree: Any
+    """`shapely.STRtree` of them."""
     crs: Any
     """`rasterio.crs.CRS`."""
 
@@ -92,7 +94,7 @@ def read(file: Path, wanted: Wanted) -> Layer:
     """
     try:
         import rasterio.crs  # noqa: F401
-        import shapely  # noqa: F401
+        import shapely
     except ImportError as error:
         raise UserError(f"--{wanted.flag}={file}: {NEEDS_GEO}") from error
     local.check_regular(file)
@@ -102,17 +104,19 @@ def read(file: Path, wanted: Wanted) -> Layer:
         begin = opened.read(16)
     if wanted.layer is not None and begin != PACKAGE:
         raise UserError(f"--layer={wanted.layer}: {file} is no GeoPackage, and has no layers")
-    if begin == PACKAGE:
-        with _open_package(file) as database:
+    with contextlib.ExitStack() as stack:
+        if begin == PACKAGE:
+            database = stack.enter_context(_open_package(file))
             layer = _layer(file, database, wanted)
             crs = _package_crs(file, database, layer)
-            return Layer(_polygons(file, _package_rows(file, database, layer, wanted), wanted), crs)
-    if begin[:4] == b"\x00\x00\x27\x0a":
-        rows, crs = _read_shapefile(file, wanted)
-    else:
-        content = _read_json(file)
-        rows, crs = _json_rows(file, content), _json_crs(file, content)
-    return Layer(_polygons(file, rows, wanted), crs)
+            rows = _package_rows(file, database, layer, wanted)
+        elif begin[:4] == b"\x00\x00\x27\x0a":
+            rows, crs = _read_shapefile(file, wanted)
+        else:
+            content = _read_json(file)
+            rows, crs = _json_rows(file, content), _json_crs(file, content)
+        polygons = _polygons(file, rows, wanted)
+    return Layer(polygons, shapely.STRtree(polygons), crs)
 
 
 def files(file: Path) -> list[Path]:
@@ -304,49 +308,31 @@ def _json_rows(file: Path, content: dict[str, Any]) -> Iterator[Row]:
 
 def _json_crs(file: Path, content: dict[str, Any]) -> Any:
     """Longitude and latitude, unless the file names another, as it could before RFC 7946."""
-    from rasterio.crs import CRS
-
     named = content.get("crs")
-    if named is None:
-        return CRS.from_epsg(4326)
     properties = named.get("properties") if isinstance(named, dict) else None
     name = properties.get("name") if isinstance(properties, dict) else None
     found = re.fullmatch(r"(?:urn:ogc:def:crs:)?EPSG:(?:[0-9.]*:)?([0-9]{1,6})", str(name))
-    if re.fullmatch(r"(?:urn:ogc:def:crs:)?OGC:[0-9.]*:?CRS84", str(name)):
-        return CRS.from_epsg(4326)
+    if named is None or re.fullmatch(r"(?:urn:ogc:def:crs:)?OGC:[0-9.]*:?CRS84", str(name)):
+        return _crs(file, "EPSG:4326")
     if not found:
         raise UserError(f"{file}: its crs is {short(name)}, which is none by EPSG's number")
-    return _epsg(file, int(found[1]))
+    return _crs(file, f"EPSG:{found[1]}")
 
 
-def _epsg(file: Path, number: int) -> Any:
+def _crs(file: Path, text: str | None) -> Any:
+    """A coordinate system by "EPSG:NUMBER" or its text; other names could be addresses."""
     from rasterio import Env
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
+    number = re.fullmatch(r"EPSG:([0-9]{1,6})", text or "")
     try:
         with Env():  # in which what GDAL complains of is not printed
-            return CRS.from_epsg(number)
+            return CRS.from_epsg(int(number[1])) if number else CRS.from_wkt(text or "")
     except CRSError as error:
-        raise UserError(f"{file}: its coordinate system EPSG:{number} is not known") from error
-
-
-def _wkt(file: Path, text: str | None) -> Any:
-    """A coordinate system by its text, which is no name that could be an address."""
-    from rasterio import Env
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-
-    found = re.fullmatch(r"EPSG:([0-9]{1,6})", text or "")
-    if found:
-        return _epsg(file, int(found[1]))
-    try:
-        with Env():
-            return CRS.from_wkt(text or "")
-    except CRSError as error:
-        raise UserError(
-            f"{file}: says no coordinate system that is known; save it anew with one"
-        ) from error
+        wrong = "says no coordinate system that is known; save it anew with one"
+        wrong = f"its coordinate system {text} is not known" if number else wrong
+        raise UserError(f"{file}: {wrong}") from error
 
 
 def _read_shapefile(file: Path, wanted: Wanted) -> tuple[Iterator[Row], Any]:
@@ -381,7 +367,7 @@ def _read_shapefile(file: Path, wanted: Wanted) -> tuple[Iterator[Row], Any]:
         for k, shape in enumerate(shapes):
             yield f"feature {k + 1}", {n: _plain(c[k]) for n, c in attributes}, shape
 
-    return rows(), _wkt(file, meta["crs"])
+    return rows(), _crs(file, meta["crs"])
 
 
 def _check_records(file: Path, table: Path) -> None:
@@ -460,8 +446,8 @@ def _package_crs(file: Path, database: sqlite3.Connection, layer: str) -> Any:
         (layer,),
     ).fetchone()
     if row and str(row[0]).upper() == "EPSG" and type(row[1]) is int and 0 < row[1] < 1_000_000:
-        return _epsg(file, row[1])
-    return _wkt(file, str(row[2]) if row else None)
+        return _crs(file, f"EPSG:{row[1]}")
+    return _crs(file, str(row[2]) if row else None)
 
 
 def _package_rows(
