@@ -286,15 +286,11 @@ def read_json(
     Raises:
       UserError: it is no such file, or too large.
     """
-    local.check_regular(file)
+    local.check_regular(file, MOST_BYTES, "cut it up by images")
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; cut it up by images")
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: cannot read the annotations ({error.strerror})") from error
-    except UserError:
-        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: the annotations are not JSON ({error})") from error
     for name in lists:

@@ -124,10 +124,7 @@ def check_beside(path: Path) -> None:
                 local.check_regular(file)
     file = Path(f"{path}.aux.xml")
     if file.exists():
-        local.check_regular(file)
-        if file.stat().st_size > MOST_BESIDE:
-            most = f"{MOST_BESIDE >> 20} MiB"
-            raise UserError(f"{file}: has more than {most}, which are read with {path}; remove it")
+        local.check_regular(file, MOST_BESIDE, f"they are read with {path}: remove it")
 
 
 def _driver(path: Path) -> str | None:

@@ -19,20 +19,27 @@ KINDS = {
 }
 
 
-def check_regular(path: str | Path) -> None:
+def check_regular(path: str | Path, most: int | None = None, advice: str = "") -> None:
     """Checks that something is a regular file: to open a pipe waits for who writes into it.
 
+    Args:
+      path: the file.
+      most: bytes that it may have; None: any number.
+      advice: what to do about a larger one.
+
     Raises:
-      UserError: it is none, or there is nothing.
+      UserError: it is none, or there is nothing, or it is larger.
     """
     try:
-        mode = os.stat(path).st_mode
+        found = os.stat(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason})") from error
-    if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
         raise UserError(f"{path}: cannot be read, it is {kind} and no file")
+    if most is not None and found.st_size > most:
+        raise UserError(f"{path}: has more than {most >> 20} MiB; {advice}")
 
 
 def sha256(file: Path) -> str:

@@ -97,9 +97,7 @@ def read(file: Path, wanted: Wanted) -> Layer:
         import shapely
     except ImportError as error:
         raise UserError(f"--{wanted.flag}={file}: {NEEDS_GEO}") from error
-    local.check_regular(file)
-    if file.stat().st_size > MOST_BYTES:
-        raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; cut it up by place")
+    local.check_regular(file, MOST_BYTES, "cut it up by place")
     with open(file, "rb") as opened:
         begin = opened.read(16)
     if wanted.layer is not None and begin != PACKAGE:

@@ -41,8 +41,7 @@ def sources(path: Path) -> Iterator[Path]:
     Raises:
       UserError: it is no virtual raster, too large, or of another kind than a mosaic of files.
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise UserError(f"{path}: has more than {MOST_BYTES >> 20} MiB; split it")
+    local.check_regular(path, MOST_BYTES, "split it")
     try:
         content = path.read_bytes()
         root = ElementTree.fromstring(content)

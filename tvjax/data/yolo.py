@@ -136,9 +136,7 @@ def _tile(
 
 
 def _read(file: Path) -> list[Polygon]:
-    local.check_regular(file)
-    if file.stat().st_size > MOST_BYTES:
-        raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; cut the image up")
+    local.check_regular(file, MOST_BYTES, "cut the image up")
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
