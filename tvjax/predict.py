@@ -139,9 +139,11 @@ def main(argv: list[str]) -> None:
         contact=True,
     )  # fmt: skip
     reading, resolution = rundir.read_images_of(Path(workdir))
+    if _WHITE.value is not None:
+        reading = reading._replace(white=(_WHITE.value,))
     options = writing.Options(
         _SCALE.value or 1.0, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value,
-        _MIN_AREA.value, _WHITE.value, coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value),
+        _MIN_AREA.value, coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value),
         reading, resolution if _SCALE.value is None else None,
         _REGULARIZE.value,
     )  # fmt: skip

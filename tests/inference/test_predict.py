@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tvjax.data import area, coco, pictures, scaling
+from tvjax.data.reading import Reading
 from tvjax.errors import UserError
 from tvjax.inference import polygons, resample, tiles, writing
 
@@ -126,16 +127,15 @@ def test_sixteen_bits_a_channel_are_scaled_by_the_value_of_white(tmp_path):
     write_raster(tmp_path / "b.tif", mask, white=10_000)
     with (
         pictures.open_raster(tmp_path / "a.tif") as bytes_,
-        pictures.open_raster(tmp_path / "b.tif", white=10_000) as deep,
-        pictures.open_raster(tmp_path / "b.tif", white=2_000) as bright,
+        pictures.open_raster(tmp_path / "b.tif", Reading(white=(10_000,))) as deep,
+        pictures.open_raster(tmp_path / "b.tif", Reading(white=(2_000,))) as bright,
     ):
         window = (3, 130, 7, 144)
         np.testing.assert_array_equal(deep.read(*window), bytes_.read(*window))
         assert bright.read(*window).max() == 255 and bright.read(*window)[..., 1].min() == 200
     images = [(1, tmp_path / "b.tif")]
-    objects, skipped = writing.predict_images(
-        images, tmp_path / "out", red, options=writing.Options(white=10_000)
-    )
+    options = writing.Options(reading=Reading(white=(10_000,)))
+    objects, skipped = writing.predict_images(images, tmp_path / "out", red, options=options)
     assert (objects, skipped) == (len(roofs), [])
     _, skipped = writing.predict_images(images, tmp_path / "out", red)
     assert len(skipped) == 1 and "--white" in skipped[0]

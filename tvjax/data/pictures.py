@@ -18,6 +18,7 @@ same everywhere:
 
 import contextlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,9 +69,7 @@ class Raster(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_raster(
-    path: Path, reading: Reading = AS_NAMED, *, white: float | None = None
-) -> Iterator[Raster]:
+def open_raster(path: Path, reading: Reading = AS_NAMED) -> Iterator[Raster]:
     """Opens an image; the rules are those of this module.
 
     Args:
@@ -78,13 +77,10 @@ def open_raster(
       reading: which bands count, and the values of 16-bit pixels that become 0 and 255, and so does
         whatever is below and above them. Without these 16-bit images are refused, since their
         brightness cannot be told from the file.
-      white: in place of the reading's.
 
     Raises:
       UserError: it cannot be read, has other pixels, or needs rasterio and there is none.
     """
-    if white is not None:
-        reading = reading._replace(white=(white,))
     header = pillow.read_header(path)
     with gdal.opening(path) as dataset:
         if dataset is None:
@@ -102,12 +98,10 @@ def open_raster(
         yield _upright(raster, turned)
 
 
-def from_array(
-    image: np.ndarray, valid: np.ndarray | None = None, path: Path = Path("array.png")
-) -> Raster:
+def from_array(image: np.ndarray, valid: np.ndarray | None = None) -> Raster:
     """An image in memory, uint8 `[H, W, 3]`, with bool `[H, W]`, where there is data."""
-    height, width = image.shape[:2]
     has_data = None if valid is None else lambda t, b, x, y: valid[t:b, x:y]
+    path, height, width = Path("array.png"), *image.shape[:2]
     return Raster(path, height, width, lambda t, b, x, y: image[t:b, x:y], valid=has_data)
 
 
@@ -178,26 +172,16 @@ def _open_whole(path: Path, header: pillow.Header, reading: Reading) -> Raster:
         size = f"{header.width}x{header.height}"
         raise UserError(f"{path}: is {size} pixels, too large for a picture; convert it to a TIFF")
     _check_hollow(path, header.height, header.width)
-    decoded: list[tuple[np.ndarray, np.ndarray | None]] = []
-
-    def get() -> tuple[np.ndarray, np.ndarray | None]:
-        if not decoded:
-            decoded.append(pillow.decode(path, header))
-        return decoded[0]
+    decoded = cache(lambda: pillow.decode(path, header))
 
     def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        found = get()[0][top:bottom, left:right]
+        found = decoded()[0][top:bottom, left:right]
         if bands is None:
             return found
         return np.broadcast_to(found[..., [band - 1 for band in bands]], found.shape)
 
     def valid(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        found = get()[1]
-        return (
-            np.ones((bottom - top, right - left), bool)
-            if found is None
-            else found[top:bottom, left:right]
-        )
+        return np.asarray(decoded()[1])[top:bottom, left:right]
 
     has_data = valid if header.has_alpha else None
     return Raster(path, header.height, header.width, read, valid=has_data)

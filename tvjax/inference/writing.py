@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tvjax import files, interruption
 from tvjax.data import coco, mosaic, scenes, workspace
-from tvjax.data.mosaic import Place, path_of
+from tvjax.data.mosaic import Place, open_place, path_of
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scaling import scaled
@@ -32,8 +32,6 @@ class Options(NamedTuple):
     probabilities: bool = False
     simplify: float = 0.0
     min_area: int = 1
-    white: float | None = None
-    """White of images of 16 bits per channel; None: the reading's."""
     category: int = 1
     """Category of all objects in the COCO results."""
     reading: Reading = AS_NAMED
@@ -42,11 +40,6 @@ class Options(NamedTuple):
     """Metres per pixel of what the net sees, of images on a map, in place of the scale."""
     regularize: bool = False
     """Whether polygons get right angles, see `tvjax.inference.regularize`."""
-
-    def open(self, place: Place) -> contextlib.AbstractContextManager[Raster]:
-        """Opens an image."""
-        white = None if self.white is None else (self.white,)
-        return mosaic.open_place(place, self.reading._replace(white=white or self.reading.white))
 
     def scale_of(self, raster: Raster) -> float:
         """The net's pixels per pixel of an image."""
@@ -236,7 +229,10 @@ def predict_images(
             interruption.check()
             mark = results.mark()
             try:
-                with _skipping(path_of(place), skipped), options.open(place) as raster:
+                with (
+                    _skipping(path_of(place), skipped),
+                    open_place(place, options.reading) as raster,
+                ):
                     found = predict_raster(raster, out, work, net, tiling, options, bar.update)
                     objects += _collect(found, raster, results, number, options.category)
                     mark = results.mark()
@@ -258,7 +254,7 @@ def _plan(
     for image in images:
         interruption.check()
         path = path_of(image[1])
-        with _skipping(path, skipped), options.open(image[1]) as raster:
+        with _skipping(path, skipped), open_place(image[1], options.reading) as raster:
             _check_name(path)
             small = scaled(raster, options.scale_of(raster))
             if not raster.is_plain:
