@@ -24,13 +24,7 @@ CONTACT = (255, 0, 160)
 
 
 def write(directory: Path, arrays: np.ndarray, seed: int) -> None:
-    """Draws sixteen tiles, or as many as there are.
-
-    Args:
-      directory: the folder to write into.
-      arrays: images and masks, uint8 `[N, H, W, 4]`, or with contact `[N, H, W, 5]`.
-      seed: seed of the choice.
-    """
+    """Draws sixteen of the tiles, uint8 `[N, H, W, 4]` or with contact `[N, H, W, 5]`, or all."""
     number = min(len(arrays), ACROSS**2)
     chosen = np.sort(np.random.default_rng([seed, len(arrays)]).choice(len(arrays), number, False))
     drawn = [draw(tinted(arrays[k]), arrays[k, :, :, 3] > 0) for k in chosen]

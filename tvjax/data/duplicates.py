@@ -119,11 +119,7 @@ def _digests(image: np.ndarray) -> np.ndarray:
 
 
 def pairs(hashes: np.ndarray) -> np.ndarray:
-    """All pairs of near-duplicates, int `[P, 2]`, the smaller index first, in order.
-
-    Args:
-      hashes: what `clusters` takes.
-    """
+    """All pairs of near-duplicates, int `[P, 2]`, the smaller index first; see `clusters`."""
     found = np.concatenate([np.empty((0, 2), int), *_near_pairs(hashes)])
     return np.unique(np.sort(found[found[:, 0] != found[:, 1]], axis=1), axis=0)
 

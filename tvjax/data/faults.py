@@ -19,10 +19,7 @@ class Faults:
         self.reasons.setdefault(file, str(reason))
 
     def check(self, total: int) -> None:
-        """Raises one error for all that were noted.
-
-        Args:
-          total: number of images that were looked at.
+        """Raises one error for all that were noted, of `total` images that were looked at.
 
         Raises:
           UserError: with the number of images and the first reasons.

@@ -168,11 +168,6 @@ def _check_dataset(path: Path, dataset: Any) -> None:
 def read_layout(path: Path, dataset: Any, reading: Reading) -> Layout:
     """What the numbers in a file mean.
 
-    Args:
-      path: path of the file.
-      dataset: the opened file.
-      reading: what is chosen of it.
-
     Raises:
       UserError: they mean nothing that is red, green, blue or grey, or it cannot be told.
     """

@@ -90,9 +90,7 @@ def _find(name: str, splits: Mapping[str, int]) -> int | None:
 def warn(assigned: np.ndarray, kept: dict[str, np.ndarray]) -> list[str]:
     """One line for each kind of what should stay together and is in several splits.
 
-    Args:
-      assigned: the split of each tile, `[N]`.
-      kept: for each kind labels `[N]`, equal for tiles that should stay together.
+    The splits are `[N]`, and so are the labels of each kind, equal for what should stay together.
     """
     lines = []
     for kind, labels in kept.items():

@@ -55,14 +55,9 @@ def without(
     *,
     unknown: Collection[str] = (),
 ) -> list[T]:
-    """The tiles that a list does not name.
+    """The tiles that a list, see `read`, does not name by their ids and names.
 
-    Args:
-      tiles: the tiles.
-      ids: id of each.
-      names: name of each, as records have it.
-      file: the list, see `read`.
-      unknown: names of images that are no tiles, since they cannot be used; a list may name them.
+    It may name those that are `unknown`: images that are no tiles, since they cannot be used.
 
     Raises:
       UserError: the list cannot be read, or names what is no tile, or a tile by another name.

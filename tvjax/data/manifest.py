@@ -65,14 +65,9 @@ def is_built(
 ) -> bool:
     """Whether `directory` already holds what is asked for.
 
-    Args:
-      directory: folder of records, which may be there already.
-      asked: see `request`.
-      sources: the files that it is asked to be made from.
-      skip_bad: whether bad images may have been left out of it.
-
     Returns:
-      False if the directory is missing or empty, True if it was built by the same request.
+      False if the directory is missing or empty, True if it was built by the same request of the
+      same files, and unless `skip_bad`, without leaving out bad images.
 
     Raises:
       Differs: it holds tiles built by another request or from other files; the message names the

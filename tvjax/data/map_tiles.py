@@ -62,11 +62,7 @@ def ground(tiles: np.ndarray, fractions: Sequence[float]) -> Ground:
     Where that leaves too little for validation and test (a whole town, tile beside tile), pieces
     larger than the smallest split are cut into square blocks, tiles of a lower zoom: the largest of
     which none holds more than half of that split, or else those of the lowest zoom of the set. Then
-    ground overlaps in no two splits, but touches where blocks meet.
-
-    Args:
-      tiles: what `read` gives.
-      fractions: shares of the splits.
+    ground overlaps in no two splits, but touches where blocks meet. Tiles are as `read` gives them.
     """
     zooms, most = np.unique(tiles[:, 0]).tolist(), min(fractions) * len(tiles)
     of = f"map tiles of zoom {', '.join(map(str, zooms))}"

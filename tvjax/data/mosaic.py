@@ -242,7 +242,13 @@ def path_of(place: Place) -> Path:
 
 
 def images_in(folder: Path, *, as_map: bool, is_tms: bool) -> Sequence[Place]:
-    """The images of a folder: map tiles, if they are to be images on the map, or else files."""
+    """The images of a folder: map tiles, unless each is to be a picture, or else files.
+
+    Args:
+      folder: holds map tiles, see `find`, or image files.
+      as_map: whether map tiles are images on the map.
+      is_tms: whether their y counts from the south.
+    """
     found = find(folder, is_tms=is_tms) if as_map else None
     if found is None:
         return _images(folder)

@@ -40,14 +40,7 @@ def shown(orientation: int, image: np.ndarray) -> np.ndarray:
 
 
 def shown_windows(orientation: int, height: int, width: int, read: Read) -> Read:
-    """Reads windows of the image as it is shown.
-
-    Args:
-      orientation: the tag's value.
-      height: height of the image as stored.
-      width: width of the image as stored.
-      read: gives windows of the image as stored.
-    """
+    """Reads windows of the image as it is shown; size and `read` are those of it as stored."""
     if orientation not in TURNS:
         return read
     swapped, rows, columns = TURNS[orientation]

@@ -63,13 +63,7 @@ def cut_by_lattice(
 
     Images that lie side by side share the lattice: whatever they are cut into, tiles of different
     blocks are `gap` apart.
-
-    Args:
-      length: pixels of the axis.
-      offset: where it begins on the lattice, in pixels.
-      tile: pixels of a tile.
-      gap: pixels between blocks.
-      block: tiles in a block.
+    The axis begins on it at `offset`, in pixels; all else is as in `cut`.
     """
     pitch, found = block * tile + gap, []
     for number in range(offset // pitch, (offset + length - 1) // pitch + 1):

@@ -16,13 +16,8 @@ class Split:
 
     `split[i]` is a dict with `image` uint8 `[H, W, 3]`, `mask` uint8 `[H, W, 1]` of 0 and 1, `id`
     (int, of the image in the COCO file) and `file` (str, its path in the folder of images); of
-    tiles prepared with `--boundaries` also with `contact`, like `mask`, see `touching`.
-
-    Args:
-      directory: folder of the records.
-      name: name of the split.
-      source: the records.
-      boundaries: whether batches hold `contact` as a second channel of their masks.
+    tiles prepared with `--boundaries` also with `contact`, like `mask`, see `touching`. Batches hold
+    that as a second channel of their masks if there shall be `boundaries`.
     """
 
     def __init__(self, directory: Path, name: str, source: Any, *, boundaries: bool = False):
@@ -50,11 +45,7 @@ class Split:
             ) from error
 
     def part(self, rows: Sequence[int] | np.ndarray) -> "Split":
-        """A split of these records alone, in this order.
-
-        Args:
-          rows: places of the records in this split.
-        """
+        """A split of the records at these places alone, in this order."""
         found = copy.copy(self)
         found._rows = self._rows[np.asarray(rows, int)]
         return found

@@ -96,12 +96,7 @@ class Scene(NamedTuple):
 
 
 def find(images: Sequence[str], *, as_map: bool = True, is_tms: bool = False) -> list[Place]:
-    """Images of directories and file names, each once.
-
-    Args:
-      images: image files, and directories of such, or of map tiles.
-      as_map: whether map tiles are images on the map, or each a picture.
-      is_tms: whether their y counts from the south.
+    """Images of directories (see `mosaic.images_in`) and file names, each once.
 
     Raises:
       UserError: one of them is none, or a directory holds none.

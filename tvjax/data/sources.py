@@ -17,12 +17,9 @@ FILE = "sources.json"
 
 
 class Sources:
-    """The files of a build.
+    """The files of a build, of the file or directory of labels and of the folder of all images.
 
-    Args:
-      labels: the file of labels, or a directory of such.
-      images: the folder of all images.
-      listed: gives all files that count, sound or not, unless the labels name them.
+    `listed` gives all files that count, sound or not, unless the labels name them.
     """
 
     def __init__(
@@ -56,13 +53,7 @@ class Sources:
                 )
 
     def write(self, directory: Path, found: Iterable[Path], faulty: Collection[Path]) -> None:
-        """Writes what was noted beside the records.
-
-        Args:
-          directory: folder of the records.
-          found: files of all sound tiles; those that were not noted were passed over.
-          faulty: files that cannot be used.
-        """
+        """Writes what was noted beside the records; sound files that were not were passed over."""
         passed_over = set(map(self._name, found)) - self.stamps.keys()
         passed_over -= set(map(self._name, faulty))
         known = passed_over | self.stamps.keys()

@@ -79,12 +79,7 @@ def trace(
 
 
 class Tracer:
-    """The open objects, numbered from 1: `row` holds their numbers in the last row seen.
-
-    Args:
-      threshold: see `trace`.
-      min_area: see `trace`.
-    """
+    """The open objects, numbered from 1: `row` holds their numbers in the last row; see `trace`."""
 
     def __init__(self, threshold: float, min_area: int):
         self._threshold, self._min_area = threshold, min_area
@@ -113,11 +108,8 @@ class Tracer:
     def _find(self, labels: np.ndarray, strip: np.ndarray) -> list[Any]:
         """What is held of each open object until it is complete, of the rows of a strip.
 
-        Named tuples of arrays of which `label` tells the object.
-
-        Args:
-          labels: the objects of these rows and of the one above.
-          strip: the rows.
+        Named tuples of arrays of which `label` tells the object. The labels are those of the rows
+        and of the one above.
         """
         del strip
         return [_find_corners(labels, self._y)]
@@ -252,10 +244,7 @@ def _after(ring: np.ndarray) -> np.ndarray:
 def run_lengths(polygon: Polygon, height: int, width: int) -> dict[str, Any]:
     """The object's pixels as COCO's compressed run-length code, holes left out.
 
-    Args:
-      polygon: the object.
-      height: height of the image, which has at most `MOST_CODED` pixels.
-      width: width of the image.
+    The image of this size has at most `MOST_CODED` pixels.
     """
     crossings = []
     for ring in polygon.rings:

@@ -63,12 +63,7 @@ MOST_NAME = 255
 def find_images(
     patterns: Iterable[str], *, as_map: bool = True, is_tms: bool = False
 ) -> list[Place]:
-    """The images of directories, globs and file names, in order, each once.
-
-    Args:
-      patterns: the names.
-      as_map: whether directories of map tiles are images on the map, see `tvjax.data.mosaic`.
-      is_tms: whether the y of map tiles counts from the south.
+    """The images of directories (see `mosaic.images_in`), globs and files, in order, each once.
 
     Raises:
       UserError: one of them names nothing, or two files would be written under one name: on some

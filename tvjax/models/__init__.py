@@ -43,7 +43,8 @@ def make_model(
       width: filters of the first block, or channels of one attention head.
       depth: number of blocks, see the net.
       momentum: decay of BatchNorm's running statistics, in nets that have them.
-      dtype: type of the computation; None: the type of the parameters.
+      dtype: type of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
+        None: the type of the parameters.
       precision: `jax.lax.Precision` of the net's convolutions and products in float32.
         It matters where hardware multiplies in fewer bits: `"highest"` is float32 everywhere;
         `"high"` is TF32 (10 bits) on an NVIDIA GPU, three bfloat16 products on a TPU; `"default"`
@@ -53,7 +54,7 @@ def make_model(
         `tvjax.training`.
       weights: where the encoder begins.
       weights_sha256: digest of that file.
-      axis_name: the device axis, for BatchNorm.
+      axis_name: the device axis over which BatchNorm takes its statistics.
       boundaries: whether the net also tells where objects nearly touch, see `with_contact`.
 
     Raises:

@@ -41,8 +41,7 @@ class SegFormer(nn.Module):
       channels: output channels: 1 for a sigmoid head, the number of classes for a softmax head.
       width: channels of one attention head.
       depth: blocks in a stage.
-      dtype: type of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
-      precision: precision of convolutions and products, see `make_model`.
+      dtype, precision: see `make_model`.
     """
 
     channels: int = 1

@@ -31,10 +31,7 @@ class SegNet(nn.Module):
       channels: output channels: 1 for a sigmoid head, the number of classes for a softmax head.
       width: filters of the first block; 64 in the paper.
       depth: number of blocks of VGG16 that are used, 1 to 5; 5 in the paper.
-      momentum: decay of BatchNorm's running statistics.
-      dtype: type of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
-      precision: precision of convolutions and products, see `make_model`.
-      axis_name: the device axis over which BatchNorm takes its statistics.
+      momentum, dtype, precision, axis_name: see `make_model`.
     """
 
     channels: int = 1

@@ -35,10 +35,7 @@ class UNet(nn.Module):
       width: filters of the first block.
       depth: number of encoder blocks; the deepest features are 2^depth times smaller. Not read
         with an encoder, which has its own.
-      momentum: decay of BatchNorm's running statistics.
-      dtype: type of the computation, e.g. `"bfloat16"`; parameters and logits stay as they are.
-      precision: precision of convolutions and products, see `make_model`.
-      axis_name: the device axis over which BatchNorm takes its statistics.
+      momentum, dtype, precision, axis_name: see `make_model`.
       encoder: what stands in place of the encoder's blocks and the bottleneck; None: nothing.
       frozen: whether the encoder stays as it is: BatchNorm in it uses its running statistics, in
         training too, and there is no derivative in its parameters.

@@ -66,11 +66,7 @@ def _what(first, second, found: dict[str, Any], blocks: Blocks) -> str:
 
 
 def claim(found: dict[str, Any], score: str) -> dict[str, Any]:
-    """What the scores of two methods allow to claim.
-
-    Args:
-      found: what `methods.compare` gives for the score.
-      score: the name of the score.
+    """What `methods.compare` found for a score allows to claim.
 
     Returns:
       `higher`, "first", "second" or None; and `words`, a sentence.
@@ -102,11 +98,9 @@ def _none(words: str) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any], reports: Sequence[dict[str, Any]]) -> str:
-    """The comparison for the reader of a terminal; its first line says what is compared.
+    """The result of `compare` for the reader of a terminal; its first line says what is compared.
 
-    Args:
-      result: what `compare` returns.
-      reports: the scores of the runs, those of the first method first.
+    The reports are those of the runs, of the first method first.
     """
     if max(map(len, result["seeds"])) == 1:
         lines = [comparison.describe(result, list(reports))]

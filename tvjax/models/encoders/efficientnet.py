@@ -79,10 +79,7 @@ class EfficientNetLite(nn.Module):
 
     Attributes:
       lite: the member of the family.
-      momentum: decay of BatchNorm's running statistics.
-      dtype: type of the computation.
-      precision: precision of convolutions, see `make_model`.
-      axis_name: the device axis over which BatchNorm takes its statistics.
+      momentum, dtype, precision, axis_name: see `make_model`.
     """
 
     lite: Lite
