@@ -1,6 +1,7 @@
 """The error that a user can mend, and how programs print it."""
 
 import errno
+import importlib
 import reprlib
 import sys
 from collections.abc import Callable
@@ -44,6 +45,18 @@ def short(value: Any) -> str:
     """A value from a file as a message shows it, without writing out the whole of a long one."""
     text = _SHORT.repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def require(package: str, words: str) -> Any:
+    """An optional package, imported.
+
+    Raises:
+      UserError: it is not here; the words say what needs it, and how to install it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(words) from error
 
 
 _MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

@@ -19,7 +19,7 @@ import numpy as np
 from tvjax.data import gdal, listing, map_tiles, pictures, pillow
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
-from tvjax.errors import UserError, escaped
+from tvjax.errors import UserError, escaped, require
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 """Endings of map tiles' names."""
@@ -83,11 +83,7 @@ class Mosaic(NamedTuple):
         Raises:
           UserError: there is no rasterio; or, from its windows, a tile cannot be decoded.
         """
-        try:
-            from rasterio import Affine
-            from rasterio.crs import CRS
-        except ImportError as error:
-            raise UserError(f"{self.path.parent}: {NEEDS_RASTERIO}") from error
+        rasterio = require("rasterio", f"{self.path.parent}: {NEEDS_RASTERIO}")
         size = 2 * HALF / 2**self.zoom
         pixel = size / self.side
         corner = self.left * size - HALF, HALF - self.top * size
@@ -102,7 +98,8 @@ class Mosaic(NamedTuple):
 
         yield Raster(
             self.path, self.height, self.width, read,
-            Affine(pixel, 0, corner[0], 0, -pixel, corner[1]), CRS.from_epsg(3857), valid,
+            rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1]),
+            rasterio.crs.CRS.from_epsg(3857), valid,
         )  # fmt: skip
 
     def _assemble(

@@ -16,8 +16,8 @@ class Split:
 
     `split[i]` is a dict with `image` uint8 `[H, W, 3]`, `mask` uint8 `[H, W, 1]` of 0 and 1, `id`
     (int, of the image in the COCO file) and `file` (str, its path in the folder of images); of
-    tiles prepared with `--boundaries` also with `contact`, like `mask`, see `touching`. Batches hold
-    that as a second channel of their masks if there shall be `boundaries`.
+    tiles prepared with `--boundaries` also with `contact`, like `mask`, see `touching`, which with
+    `boundaries` is a second channel of the masks in batches.
     """
 
     def __init__(self, directory: Path, name: str, source: Any, *, boundaries: bool = False):

@@ -285,15 +285,16 @@ class Scenes(Origin):
         useful = [scene for scene, kept in found if len(kept)]
         whole = named is not None and not given.is_of_tiles(named)
         gap = 0 if whole else asked.gap
-        tiles = self._cut(useful, labels, range(len(useful)), self._own_blocks(useful, side, gap))
+        cuts = [[places.cut(n, asked.tile, gap, side) for n in scene.size] for scene in useful]
+        tiles = self._cut(useful, labels, range(len(useful)), cuts)
         if tiles and not whole and not splits.are_many(self.places(tiles).near, fractions):
             # Images side by side, too small to be cut up by themselves.
             spots = scenes.lattices(useful)
             cuts = [
-                tuple(
+                [
                     places.cut_by_lattice(n, offset, asked.tile, gap, side)
                     for n, offset in zip(scene.size, spot[1:], strict=True)
-                )
+                ]
                 for scene, spot in zip(useful, spots, strict=True)
             ]
             others = self._cut(useful, labels, [spot[0] for spot in spots], cuts)
@@ -309,13 +310,6 @@ class Scenes(Origin):
         if not tiles and not faults.reasons:
             raise UserError(self._nothing(labels, [scene for scene, _ in found]))
         return tiles
-
-    def _own_blocks(self, found: Sequence[Scene], side: int, gap: int) -> list[Any]:
-        """Rows and columns of each scene, cut into blocks of its own."""
-        return [
-            tuple(places.cut(n, self._request.tile, gap, side) for n in scene.size)
-            for scene in found
-        ]
 
     def _cut(
         self, found: Sequence[Scene], labels: Labels, groups: Sequence[int], cuts: Sequence[Any]

@@ -21,7 +21,7 @@ import numpy as np
 
 from tvjax import interruption
 from tvjax.data import local
-from tvjax.errors import UserError, escaped, short
+from tvjax.errors import UserError, escaped, require, short
 
 NEEDS_GEO = "needs rasterio, shapely and pyogrio: pip install 'tvjax[geo]'"
 
@@ -92,11 +92,8 @@ def read(file: Path, wanted: Wanted) -> Layer:
       UserError: it cannot be read, has no polygon that is wanted, or none at all, or no coordinate
         system, or a package is missing.
     """
-    try:
-        import rasterio.crs  # noqa: F401
-        import shapely
-    except ImportError as error:
-        raise UserError(f"--{wanted.flag}={file}: {NEEDS_GEO}") from error
+    require("rasterio", f"--{wanted.flag}={file}: {NEEDS_GEO}")
+    shapely = require("shapely", f"--{wanted.flag}={file}: {NEEDS_GEO}")
     local.check_regular(file, MOST_BYTES, "cut it up by place")
     with open(file, "rb") as opened:
         begin = opened.read(16)
@@ -334,11 +331,7 @@ def _crs(file: Path, text: str | None) -> Any:
 
 
 def _read_shapefile(file: Path, wanted: Wanted) -> tuple[Iterator[Row], Any]:
-    try:
-        import pyogrio
-        from pyogrio.raw import read as read_raw
-    except ImportError as error:
-        raise UserError(f"--{wanted.flag}={file}: {NEEDS_GEO}") from error
+    pyogrio = require("pyogrio", f"--{wanted.flag}={file}: {NEEDS_GEO}")
     if file.suffix.lower() != ".shp":
         raise UserError(f"{file}: is a Shapefile; its name must end in .shp")
     for part in files(file):
@@ -352,7 +345,7 @@ def _read_shapefile(file: Path, wanted: Wanted) -> tuple[Iterator[Row], Any]:
     try:
         for table in tables:
             _check_records(file, table)
-        meta, _, shapes, columns = read_raw(file.absolute(), force_2d=True)
+        meta, _, shapes, columns = pyogrio.raw.read(file.absolute(), force_2d=True)
     except UserError:
         raise
     except Exception as error:  # of a broken file pyogrio raises several kinds

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 from jax import lax
 
-from tvjax.errors import UserError
+from tvjax.errors import UserError, require
 from tvjax.inference import onnx_graph, tiles
 from tvjax.inference.predictor import Predictor, check_export
 from tvjax.models.layers import BatchNorm, DepthwiseConv
@@ -54,6 +54,9 @@ def make(
         )
     if predictor.augment:
         raise UserError("augment=True: an ONNX file holds the net alone; give augment=False")
+    require(
+        "onnx", 'onnx: the package is not installed; pip install --editable ".[onnx]" brings it'
+    )
     step = inspect.unwrap(predictor.step)  # traced anew, with the layers below
 
     def net(images: jax.Array) -> jax.Array:
@@ -62,10 +65,6 @@ def make(
 
     try:
         model = onnx_graph.convert(net, (batch or "batch", 3, size, size), NAMES)
-    except ImportError as error:
-        raise UserError(
-            'onnx: the package is not installed; pip install --editable ".[onnx]" brings it'
-        ) from error
     except Exception as error:  # what a net does with an open batch may fail as anything
         first = str(error).strip().partition("\n")[0]
         advice = "" if isinstance(error, onnx_graph.Unsupported) else "; give --batch=1"

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from tvjax.data.splits import join
-from tvjax.errors import UserError
+from tvjax.errors import require
 
 STRIP = 1 << 18
 """Pixels that are worked on at once: labels take several times their memory."""
@@ -276,18 +276,8 @@ def coco_result(
 
 
 def require_shapely() -> Any:
-    """The package shapely.
-
-    Raises:
-      UserError: there is none.
-    """
-    try:
-        import shapely
-    except ImportError as error:
-        raise UserError(
-            "--simplify and --regularize need shapely; pip install 'tvjax[geo]'"
-        ) from error
-    return shapely
+    """The package shapely, or a `UserError` where there is none."""
+    return require("shapely", "--simplify and --regularize need shapely; pip install 'tvjax[geo]'")
 
 
 def simplify(polygon: Polygon, tolerance: float) -> Polygon:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from tvjax.errors import UserError
+from tvjax.errors import require
 from tvjax.inference import polygons
 from tvjax.inference.polygons import Polygon
 
@@ -43,20 +43,9 @@ class _Pixels(NamedTuple):
 
 
 def require_skimage() -> Any:
-    """The package scikit-image, with its parts `morphology` and `segmentation`.
-
-    Raises:
-      UserError: there is none.
-    """
-    try:
-        import skimage.morphology
-        import skimage.segmentation
-    except ImportError as error:
-        raise UserError(
-            "a run with data.boundaries=True parts objects by scikit-image; pip install "
-            "'tvjax[boundaries]'"
-        ) from error
-    return skimage
+    """The package scikit-image, or a `UserError` where there is none."""
+    words = "a run with data.boundaries=True parts objects by scikit-image"
+    return require("skimage", f"{words}; pip install 'tvjax[boundaries]'")
 
 
 def trace(

@@ -5,21 +5,12 @@ import json
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from tvjax.errors import UserError
-
 BLOCK = 16
 """Rows of a GeoTIFF that are compressed together."""
-
-
-class Writer(Protocol):
-    """Takes the strips of an image from the top."""
-
-    def write(self, strip: np.ndarray) -> None:
-        """Appends rows `[h, W]`."""
 
 
 class Png:
@@ -53,20 +44,6 @@ class Png:
     def _chunk(self, name: bytes, content: bytes) -> None:
         check = struct.pack(">I", zlib.crc32(name + content))
         self._file.write(struct.pack(">I", len(content)) + name + content + check)
-
-
-def require_rasterio(path: Path) -> None:
-    """Checks that the GeoTIFFs that belong to an image can be written.
-
-    Raises:
-      UserError: there is no rasterio.
-    """
-    try:
-        import rasterio  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"{path}: its masks are GeoTIFFs, which need rasterio; pip install 'tvjax[geo]'"
-        ) from error
 
 
 class GeoTiff:

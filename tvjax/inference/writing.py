@@ -20,7 +20,7 @@ from tvjax.data.mosaic import Place, open_place, path_of
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scaling import scaled
-from tvjax.errors import UserError, escaped
+from tvjax.errors import UserError, escaped, require
 from tvjax.inference import polygons, regularize, separation, tiles, writer
 
 
@@ -55,6 +55,8 @@ class Options(NamedTuple):
 
 
 DEFAULTS = Options()
+
+NEEDS_RASTERIO = "its masks are GeoTIFFs, which need rasterio; pip install 'tvjax[geo]'"
 
 MOST_NAME = 255
 """Bytes of a file's name on the usual file systems."""
@@ -253,7 +255,7 @@ def _plan(
             _check_name(path)
             small = scaled(raster, options.scale_of(raster))
             if not raster.is_plain:
-                writer.require_rasterio(path)
+                require("rasterio", f"{path}: {NEEDS_RASTERIO}")
             sizes.append((image, (small.height, small.width)))
             written.append((raster.height, raster.width))
             on_map.append(raster.transform is not None and bool(raster.crs))
@@ -311,7 +313,7 @@ def predict_raster(
     kind = "png" if raster.is_plain else "tif"
     with contextlib.ExitStack() as stack:
 
-        def create(name: str, dtype: Any) -> writer.Writer:
+        def create(name: str, dtype: Any) -> writer.Png | writer.GeoTiff:
             target = out / f"{raster.path.stem}_{name}.{kind}"
             path = stack.enter_context(files.replacing(target, work))
             size = raster.height, raster.width
