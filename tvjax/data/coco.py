@@ -215,7 +215,6 @@ def choose_category(annotations: str | Path | None, chosen: int | None = None) -
 
 
 def _check_categories(file: Path, content: dict[str, list[Any]], categories: Sequence[int]) -> None:
-    """Refuses to take trees for roofs without a word."""
     used = set()
     for position, annotation in enumerate(content["annotations"]):
         category = annotation.get("category_id") if isinstance(annotation, dict) else None
@@ -230,16 +229,25 @@ def _check_categories(file: Path, content: dict[str, list[Any]], categories: Seq
         words = f"{bare} of {len(content['annotations'])} annotations have no category_id"
         print(f"note: {escaped(str(file))}: {words}: they do not count", file=sys.stderr)
     used -= {None}
-    listed = _listed(_names(file, content), used)
+    check_chosen(file, "categories", used, _listed(_names(file, content), used), categories)
+
+
+def check_chosen(
+    labels: Path, kinds: str, used: set[int], listed: str, categories: Sequence[int]
+) -> None:
+    """Refuses to take trees for roofs without a word.
+
+    Raises:
+      UserError: a chosen category is of no object, or there are several and none is chosen.
+    """
     for category in categories:
         if category not in used:
-            raise UserError(
-                f"{file}: no annotation is of --category={category}; there are {listed or 'none'}"
-            )
+            there = listed or "none"
+            raise UserError(f"{labels}: no object is of --category={category}; there are {there}")
     if len(used) > 1 and not categories:
         raise UserError(
-            f"{file}: has annotations of the categories {listed}; say which are objects by "
-            "--category=ID, once for each"
+            f"{labels}: has the {kinds} {listed}; say which are objects by --category=NUMBER, once "
+            "for each"
         )
 
 

@@ -19,13 +19,13 @@ MOST = 30
 """The largest zoom that is taken for one."""
 
 
-class Ground(NamedTuple):
-    """What stays together of a set of map tiles."""
+class Blocks(NamedTuple):
+    """Images or tiles that stay together."""
 
     labels: np.ndarray
-    """Int `[N]`, equal for tiles of one piece of ground."""
+    """Int `[N]`, equal for those of one block."""
     words: str
-    """One line that says so."""
+    """What they are, for messages."""
 
 
 def read(names: Sequence[str]) -> np.ndarray | None:
@@ -56,7 +56,7 @@ def _sound(tiles: Sequence[Sequence[int]]) -> np.ndarray | None:
     return np.array(tiles, np.int64)
 
 
-def ground(tiles: np.ndarray, fractions: Sequence[float]) -> Ground:
+def ground(tiles: np.ndarray, fractions: Sequence[float]) -> Blocks:
     """Labels tiles whose ground overlaps or touches, also across zooms.
 
     Where that leaves too little for validation and test (a whole town, tile beside tile), pieces
@@ -69,7 +69,7 @@ def ground(tiles: np.ndarray, fractions: Sequence[float]) -> Ground:
     pieces = touching(tiles)
     number = len(np.unique(pieces))
     if are_many(pieces, fractions):
-        return Ground(
+        return Blocks(
             pieces, f"{of}: ground that overlaps or touches stays together, in {number} pieces"
         )
     fine = (z for z in range(zooms[0]) if _largest(ancestors(tiles, z)) <= most / 2)
@@ -78,7 +78,7 @@ def ground(tiles: np.ndarray, fractions: Sequence[float]) -> Ground:
     # A piece of ground that lies in several blocks is cut where they meet, others stay whole.
     cut = [_largest(pieces[pieces == label]) > most for label in pieces]
     labels = np.where(cut, blocks, blocks.max() + 1 + pieces)
-    return Ground(
+    return Blocks(
         labels,
         f"{of} touch in pieces too large for the splits, which are cut into blocks of zoom {zoom}: "
         "ground overlaps in no two splits, but touches where blocks meet",

@@ -165,11 +165,6 @@ class Tile(NamedTuple):
         return self.scene.path
 
     @property
-    def name(self) -> str:
-        """What `splits.csv` names it by: its image, and its left and top pixel."""
-        return f"{self.scene.name}@x{self.left}y{self.top}"
-
-    @property
     def window(self) -> tuple[int, int, int, int]:
         """Top, bottom, left and right in the pixels of the scene."""
         return self.top, self.top + self.height, self.left, self.left + self.width
@@ -229,8 +224,8 @@ class Scenes(Origin):
             yield from place.tiles.values() if isinstance(place, Mosaic) else (place,)
 
     def name(self, tile: Tile) -> str:
-        """Name of a tile in `splits.csv`."""
-        return tile.name
+        """Name of a tile in `splits.csv`: its image, and its left and top pixel."""
+        return f"{tile.scene.name}@x{tile.left}y{tile.top}"
 
     def describe(self) -> dict[str, Any]:
         """What is asked for, as it is stored and compared."""

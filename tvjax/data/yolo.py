@@ -74,7 +74,7 @@ def read(
     if bare:
         words = f"{bare} of {len(files)} images have no file of labels in {labels}"
         print(f"note: {escaped(words)}: they are background", file=sys.stderr)
-    tiles, seen = [], set()
+    tiles, seen = [], set[int]()
     for number, (name, file) in enumerate(files.items()):
         interruption.check()
         try:
@@ -84,7 +84,8 @@ def read(
             tiles.append(_tile(number, file, texts.get(name), chosen, reading))
         except UserError as error:
             collected.add(file, error)
-    _check_classes(labels, seen, categories)
+    kinds = ", ".join(map(str, sorted(seen)[: coco.LISTED]))
+    coco.check_chosen(labels, "classes", seen, kinds, categories)
     if faults is None:
         collected.check(len(files))
     return tiles
@@ -161,15 +162,3 @@ def _parse(file: Path, number: int, words: list[str]) -> Polygon:
         wrong = next(share for share in shares if not LEAST <= share <= MOST)
         raise UserError(f"{where} has {wrong:g}; coordinates are shares of the image, from 0 to 1")
     return kind, shares
-
-
-def _check_classes(labels: Path, seen: set[int], categories: Sequence[int]) -> None:
-    found = ", ".join(map(str, sorted(seen)[: coco.LISTED])) or "none"
-    for category in categories:
-        if category not in seen:
-            raise UserError(f"{labels}: no object is of --category={category}; there are {found}")
-    if len(seen) > 1 and not categories:
-        raise UserError(
-            f"{labels}: has the classes {found}; say which are objects by --category=CLASS, once "
-            "for each"
-        )

@@ -4,23 +4,14 @@ Scores of neighbours are alike, and so many of them tell less than as many image
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from tvjax.data import map_tiles
+from tvjax.data.map_tiles import Blocks
 
 LEAST = 20
 """Blocks that map tiles are cut into, if there are as many tiles."""
-
-
-class Blocks(NamedTuple):
-    """Images that are drawn together."""
-
-    labels: np.ndarray
-    """Int `[N]`, equal for images of one block."""
-    words: str
-    """What they are, for "60 images in 20 ..."."""
 
 
 def find(names: Sequence[str], ids: Sequence[int], clusters: Mapping[int, int]) -> Blocks:
