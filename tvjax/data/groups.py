@@ -40,12 +40,9 @@ def label(names: Sequence[str], pattern: str) -> np.ndarray:
     found = _search(names, pattern)
     if all(text is None for text in found):
         raise UserError(f"--group={pattern}: finds nothing in any name, such as {names[0]}")
-    texts = [
-        ("own", name) if text is None else ("group", text)
-        for name, text in zip(names, found, strict=True)
-    ]
-    numbers: dict[tuple[str, str], int] = {}
-    return np.array([numbers.setdefault(text, len(numbers)) for text in texts])
+    numbers: dict[tuple[str, str | None], int] = {}
+    keys = ((name if text is None else "", text) for name, text in zip(names, found, strict=True))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def _search(names: Sequence[str], pattern: str) -> list[str | None]:

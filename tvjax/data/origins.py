@@ -140,20 +140,13 @@ class Images(Origin):
 
     def describe(self) -> dict[str, Any]:
         """What is asked for; masks are files, which `sources` compares."""
-        chosen = {
-            "categories": _stored(self._categories),
-            "reading": self._reading.as_json(),
-        }
+        chosen = {"categories": _stored(self._categories), "reading": self._reading.as_json()}
         if self.labels.is_dir():
-            kind = "masks" if self._of_folder is masks else "YOLO polygons"
-            return {"labels": kind, **chosen}
+            return {"labels": "masks" if self._of_folder is masks else "YOLO polygons", **chosen}
         digests = list(map(local.sha256, self._files))
-        several = len(digests) > 1
-        return {
-            "labels": "COCO files" if several else "COCO file",
-            "annotations_sha256": digests if several else digests[0],
-            **chosen,
-        }
+        if len(digests) == 1:
+            return {"labels": "COCO file", "annotations_sha256": digests[0], **chosen}
+        return {"labels": "COCO files", "annotations_sha256": digests, **chosen}
 
     def listed(self) -> Iterable[Path]:
         """All images and labels; of a COCO file none but those that it names count."""

@@ -39,8 +39,7 @@ def check(segmentation: Any, height: int, width: int) -> int:
     Args:
       segmentation: a list of polygons `[x0, y0, x1, y1, ...]` in pixels, or a run-length code
         `{"size": [height, width], "counts": ...}` with a list or a compressed string of counts.
-      height: height of the image, in pixels.
-      width: width of the image, in pixels.
+      height, width: size of the image, in pixels.
 
     Returns:
       Pixels that its outlines are long; see `MOST_OUTLINES`.

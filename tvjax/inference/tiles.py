@@ -158,8 +158,7 @@ def strips(
 
     Args:
       read: `(top, bottom, left, right) ->` uint8 `[h, w, 3]` of the image.
-      height: height of the image.
-      width: width of the image.
+      height, width: size of the image.
       net: see `Net`.
       tiling: see `Tiling`.
       progress: called with the number of tiles after each batch.
@@ -174,7 +173,8 @@ def strips(
     most = strip_rows(width)
     for k, row in enumerate(rows):
         bottom = min(row.start + tiling.tile[0], height)
-        for group in _batches(columns, tiling.batch):
+        for start in range(0, len(columns), tiling.batch):
+            group = columns[start : start + tiling.batch]
             images = np.zeros((tiling.batch, *tiling.tile, 3), np.float32)
             for place, column in enumerate(group):
                 right = min(column.start + tiling.tile[1], width)
@@ -336,11 +336,6 @@ def _row_of_tiles(
     row = np.frombuffer(pages, np.float32).reshape(height, width, channels)
     advice = getattr(mmap, "MADV_DONTNEED", None)  # not everywhere; the system decides there
     return row, lambda: None if advice is None else pages.madvise(advice)
-
-
-def _batches(columns: list[Window], size: int) -> Iterator[list[Window]]:
-    for k in range(0, len(columns), size):
-        yield columns[k : k + size]
 
 
 def _checked(found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

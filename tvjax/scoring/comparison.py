@@ -110,11 +110,7 @@ def interval(
     that are all equal give that number twice, and few numbers of which most are equal, or with rare
     outliers, are covered less often.
 
-    Args:
-      change: float `[n]`, n >= 2.
-      confidence: probability in (0, 1).
-      resamples: how often the numbers are drawn, with replacement.
-      seed: seed of the resamples.
+    The numbers are `[n]`, n >= 2; all else is as in `compare`.
     """
     n, mean, spread = len(change), float(change.mean()), float(change.std(ddof=1))
     least = 8 * np.finfo(float).eps * np.abs(change).max()  # below it spread is rounding
@@ -172,12 +168,10 @@ def _signed_rank(levels: np.ndarray) -> float:
 
 
 def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:
-    """The comparison for the reader of a terminal; its first line says what is compared.
+    """What `compare` found, for the reader of a terminal; its first line says what is compared.
 
-    Args:
-      comparison: what `compare` returns; `pooled_iou`, if it is there, is what `methods.compare`
-        gives for the pooled IoU.
-      reports: the scores of the two runs.
+    `pooled_iou`, if it is there, is what `methods.compare` gives for the pooled IoU. The reports
+    are the scores of the two runs.
     """
     c = comparison
     lines = [f"{c['compares'][0].upper()}{c['compares'][1:]}."]

@@ -54,14 +54,10 @@ class Building(NamedTuple):
 def draw_building(
     rng: np.random.Generator, frame: Frame, length: float, width: float, *, flat: float
 ) -> Building:
-    """Draws shape, style and colour of a building that fills a block of the given half-sizes.
+    """Draws shape, style and colour of a building that fills a block, its roof flat by chance.
 
-    Args:
-      rng: randomness.
-      frame: frame of the block, origin at its centre.
-      length: half of the block, along its first axis, in pixels.
-      width: half of the block, across, in pixels.
-      flat: the probability of a flat roof.
+    The frame has its origin in the block's centre; length and width are half of the block, along
+    the first axis and across, in pixels; `flat` is the probability of a flat roof.
     """
     style = "flat" if rng.random() < flat else str(rng.choice(["gable", "hip"]))
     shape = rng.choice(["block", "L", "T", "U"], p=[0.4, 0.32, 0.18, 0.1])
