@@ -151,26 +151,18 @@ def _check_flags(first: list[str], second: list[str]) -> None:
     if bool(_ANNOTATIONS.value) != bool(_IMAGES.value):
         raise UserError("--annotations and --images belong together: a COCO file and its folder")
     scaling.check_scale(_SCALE.value)
-    if _ANNOTATIONS.value and flags.FLAGS["split"].present:
-        raise UserError(
-            f"--split={_SPLIT.value} is of the prepared tiles, and --annotations scores all images "
-            "of a COCO file; leave one out"
-        )
-    if _ANNOTATIONS.value and _DATA.value:
-        raise UserError(
-            f"--data={_DATA.value} is of prepared tiles, and --annotations scores the images of a "
-            "COCO file; leave one out"
-        )
-    if not _ANNOTATIONS.value and _CATEGORY.value:
-        raise UserError(
-            f"--category={_CATEGORY.value[0]} is of a COCO file, and prepared tiles have one kind "
-            "of objects; leave it out, or give --annotations and --images"
-        )
-    if not _ANNOTATIONS.value and _SCALE.value != 1:
-        raise UserError(
-            f"--scale={_SCALE.value} is of a COCO file's images, and tiles have the net's size "
-            "already; leave it out, or give --annotations and --images"
-        )
+    is_file = bool(_ANNOTATIONS.value)
+    useless = {
+        f"split={_SPLIT.value}": is_file and flags.FLAGS["split"].present,
+        f"data={_DATA.value}": is_file and _DATA.value,
+        f"category={next(iter(_CATEGORY.value), None)}": not is_file and _CATEGORY.value,
+        f"scale={_SCALE.value}": not is_file and _SCALE.value != 1,
+    }
+    why = "prepared tiles, and --annotations scores the images of a COCO file; leave one out"
+    if not is_file:
+        why = "a COCO file's images; leave it out, or give --annotations and --images"
+    for flag in (flag for flag, is_given in useless.items() if is_given):
+        raise UserError(f"--{flag} is of {why}")
 
 
 def _folders(number: int) -> list[Path | None]:

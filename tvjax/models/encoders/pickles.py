@@ -59,10 +59,7 @@ class Tensor(NamedTuple):
     """Steps to the next, counted in numbers, as the offset is."""
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
-        """The tensor as an array of its own.
-
-        Args:
-          numbers: the whole storage.
+        """The tensor as an array of its own, by the numbers of the whole storage.
 
         Raises:
           ValueError: it reaches beyond them, or repeats them.

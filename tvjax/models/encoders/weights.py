@@ -80,11 +80,7 @@ def load(encoder: str, path: Path) -> dict[str, Any]:
 
 
 def convert(lite: Lite, found: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The variables of `EfficientNetLite(lite)`.
-
-    Args:
-      lite: the encoder.
-      found: arrays by PyTorch's names, `[out, in, k, k]`.
+    """The variables of `EfficientNetLite(lite)`, of arrays `[out, in, k, k]` by PyTorch's names.
 
     Raises:
       ValueError: naming the first array that does not fit.
@@ -127,9 +123,7 @@ def _arrays(
 ) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
     """`(name in a file, place among the variables, shape in a file)` of every array.
 
-    Args:
-      lite: the encoder.
-      names: a pair for each convolution and its BatchNorm, in the order of the net.
+    The names are a pair for each convolution and its BatchNorm, in the order of the net.
     """
     for (conv, norm), (block, layer, number, shape) in zip(names, _layers(lite), strict=True):
         yield f"{conv}.weight", ("params", *block, layer, "kernel"), shape
