@@ -4,7 +4,7 @@ import errno
 import importlib
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 SHOWN = 60
@@ -45,6 +45,12 @@ def short(value: Any) -> str:
     """A value from a file as a message shows it, without writing out the whole of a long one."""
     text = _SHORT.repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def some(words: Sequence[str], most: int) -> str:
+    """The first of many words, at most so many, and the number of the others; "none" of none."""
+    more = f" and {len(words) - most} more" * (len(words) > most)
+    return (", ".join(words[:most]) or "none") + more
 
 
 def require(package: str, words: str) -> Any:

@@ -24,7 +24,7 @@ from tvjax import interruption
 from tvjax.data import local, pictures, regions, vrt
 from tvjax.data.faults import Faults
 from tvjax.data.reading import AS_NAMED, Reading
-from tvjax.errors import UserError, escaped, short
+from tvjax.errors import UserError, escaped, short, some
 
 MOST_BYTES = 1 << 31
 """Size of a COCO file: in memory it takes ten times as many. 60,000 images have some 2^27."""
@@ -233,7 +233,7 @@ def _check_categories(file: Path, content: dict[str, list[Any]], categories: Seq
 
 
 def check_chosen(
-    labels: Path, kinds: str, used: set[int], listed: str, categories: Sequence[int]
+    labels: Path, kinds: str, used: set[int], there: str, categories: Sequence[int]
 ) -> None:
     """Refuses to take trees for roofs without a word.
 
@@ -242,11 +242,10 @@ def check_chosen(
     """
     for category in categories:
         if category not in used:
-            there = listed or "none"
             raise UserError(f"{labels}: no object is of --category={category}; there are {there}")
     if len(used) > 1 and not categories:
         raise UserError(
-            f"{labels}: has the {kinds} {listed}; say which are objects by --category=NUMBER, once "
+            f"{labels}: has the {kinds} {there}; say which are objects by --category=NUMBER, once "
             "for each"
         )
 
@@ -277,9 +276,7 @@ def _names(file: Path, content: dict[str, list[Any]]) -> dict[int, Any]:
 
 
 def _listed(names: dict[int, Any], used: Iterable[Any]) -> str:
-    ordered = sorted(used)
-    shown = ", ".join(f"{short(k)} ({_label(names.get(k))})" for k in ordered[:LISTED])
-    return shown + (f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else "")
+    return some([f"{short(k)} ({_label(names.get(k))})" for k in sorted(used)], LISTED)
 
 
 def _label(name: Any) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from tvjax.data import local, orientation, pillow, vrt
 from tvjax.data.orientation import Read
 from tvjax.data.reading import MOST_BANDS, Reading
-from tvjax.errors import UserError
+from tvjax.errors import UserError, some
 
 CACHE_MEGABYTES = 64
 """Memory for decoded blocks; by its own choice GDAL would take a share of the machine."""
@@ -305,7 +305,7 @@ def _chosen(path: Path, names: list[str], bands: tuple[int, ...]) -> tuple[int, 
     if max(bands) > len(names):
         wanted = ",".join(map(str, bands))
         raise UserError(
-            f"{path}: has {len(names)} bands ({_listed(names)}), and not --bands={wanted}"
+            f"{path}: has {len(names)} bands ({some(names, LISTED)}), and not --bands={wanted}"
         )
     return bands
 
@@ -323,15 +323,10 @@ def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
     if len(names) == 3 and all(name in ("gray", "undefined") for name in names):
         return 1, 2, 3
     raise UserError(
-        f"{path}: has {len(names)} bands ({_listed(names)}), of which none, or not "
+        f"{path}: has {len(names)} bands ({some(names, LISTED)}), of which none, or not "
         "all, are named red, green and blue; choose three by --bands=1,2,3, or name them "
         "(gdal_edit -colorinterp_1 red ...)"
     )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return (", ".join(names[:LISTED]) or "none") + more
 
 
 def _table(dataset: Any, name: str, inverted: bool) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tvjax.data import pillow
-from tvjax.errors import UserError
+from tvjax.errors import UserError, some
 
 Value = int | tuple[int, int, int]
 """A number, or red, green and blue."""
@@ -105,9 +105,8 @@ def has_alpha(file: Path) -> bool:
 
 def describe(found: Counter[int | str]) -> str:
     """Values and their shares of the pixels, the most frequent first."""
-    total, most = sum(found.values()), found.most_common(SHOWN)
-    listed = ", ".join(f"{value} ({number / total:.2%})" for value, number in most)
-    return listed + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    shares = [f"{value} ({number / found.total():.2%})" for value, number in found.most_common()]
+    return some(shares, SHOWN)
 
 
 def _count(values: np.ndarray) -> Counter[int | str]:

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,13 +89,8 @@ class Mosaic(NamedTuple):
         corner = self.left * size - HALF, HALF - self.top * size
         most = max(4, KEPT // (4 * self.side**2))
         get = lru_cache(most)(lambda file: _decode(file, self.side, reading))
-
-        def read(*window: int) -> np.ndarray:
-            return self._assemble(get, window, 0, (3,), np.uint8)
-
-        def valid(*window: int) -> np.ndarray:
-            return self._assemble(get, window, 1, (), bool)
-
+        read = partial(self._assemble, get, 0, (3,), np.uint8)
+        valid = partial(self._assemble, get, 1, (), bool)
         yield Raster(
             self.path, self.height, self.width, read,
             rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1]),
@@ -103,7 +98,7 @@ class Mosaic(NamedTuple):
         )  # fmt: skip
 
     def _assemble(
-        self, get: Any, window: Sequence[int], which: int, end: tuple[int, ...], kind: Any
+        self, get: Any, which: int, end: tuple[int, ...], kind: Any, *window: int
     ) -> np.ndarray:
         top, bottom, left, right = window
         out = np.zeros((bottom - top, right - left, *end), kind)

@@ -21,7 +21,7 @@ import numpy as np
 
 from tvjax import interruption
 from tvjax.data import local
-from tvjax.errors import UserError, escaped, require, short
+from tvjax.errors import UserError, escaped, require, short, some
 
 NEEDS_GEO = "needs rasterio, shapely and pyogrio: pip install 'tvjax[geo]'"
 
@@ -161,7 +161,7 @@ def _polygons(file: Path, rows: Iterator[Row], wanted: Wanted) -> np.ndarray:
         print(f"note: {escaped(str(file))}: {words}: they are left out", file=sys.stderr)
     if not len(parts):
         kinds = Counter(str(kind.geom_type) for kind in found)
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(LISTED))
+        listed = some([f"{count} {kind}" for kind, count in kinds.most_common()], LISTED)
         raise UserError(f"{file}: has no polygons ({listed}); objects are areas, buffer them first")
     return _sound(file, parts, [names[k] for k in owners])
 
@@ -212,18 +212,14 @@ def _check_where(
     """Refuses an attribute or a value that no feature has: it is mistyped, and its objects would
     be background."""
     if not values and name not in known:
-        listed = ", ".join(map(short, sorted(known)[:LISTED])) or "none"
-        more = f" and {len(known) - LISTED} more" * (len(known) > LISTED)
-        raise UserError(
-            f"{file}: has no attribute {short(name)} (--where); there are {listed}{more}"
-        )
+        there = some([short(one) for one in sorted(known)], LISTED)
+        raise UserError(f"{file}: has no attribute {short(name)} (--where); there are {there}")
     lacking = [name] if given is None else [f"{name}={value}" for value in given - values.keys()]
     if lacking and (given is not None or not values):
-        listed = ", ".join(f"{short(v)} ({n})" for v, n in values.most_common(LISTED)) or "none"
-        more = f" and {len(values) - LISTED} more" * (len(values) > LISTED)
+        listed = some([f"{short(v)} ({n})" for v, n in values.most_common()], LISTED)
         raise UserError(
             f"{file}: no feature has {short(' or '.join(sorted(lacking)))} (--where); values of "
-            f"{short(name)} are {listed}{more}"
+            f"{short(name)} are {listed}"
         )
 
 
@@ -411,7 +407,7 @@ def _layer(file: Path, database: sqlite3.Connection, wanted: Wanted) -> str:
         _check_table(file, database, name)
     found = database.execute("SELECT table_name FROM gpkg_contents WHERE data_type='features'")
     names = [str(name) for (name,) in found.fetchmany(1000)]
-    listed = ", ".join(map(short, names[:LISTED])) or "none"
+    listed = some([short(name) for name in names], LISTED)
     if wanted.layer is not None and wanted.layer not in names:
         raise UserError(f"{file}: has no layer --layer={wanted.layer}; there are {listed}")
     if wanted.layer is None and len(names) != 1:

@@ -14,7 +14,7 @@ from tvjax import interruption
 from tvjax.data import coco, listing, local, pictures
 from tvjax.data.faults import Faults
 from tvjax.data.reading import AS_NAMED, Reading
-from tvjax.errors import UserError, escaped, short
+from tvjax.errors import UserError, escaped, short, some
 
 SUFFIX = ".txt"
 
@@ -84,8 +84,8 @@ def read(
             tiles.append(_tile(number, file, texts.get(name), chosen, reading))
         except UserError as error:
             collected.add(file, error)
-    kinds = ", ".join(map(str, sorted(seen)[: coco.LISTED]))
-    coco.check_chosen(labels, "classes", seen, kinds, categories)
+    there = some([str(kind) for kind in sorted(seen)], coco.LISTED)
+    coco.check_chosen(labels, "classes", seen, there, categories)
     if faults is None:
         collected.check(len(files))
     return tiles
