@@ -15,6 +15,7 @@ from tvjax.data import (
     mask_files,
     masks,
     origins,
+    pillow,
     plausible,
     records,
     sets,
@@ -149,7 +150,7 @@ def test_a_truncated_mask_is_named(source):
     with pytest.raises(UserError, match=r"masks/00\.png: cannot be decoded"):
         tile.load()
     with pytest.raises(UserError, match=r"nowhere\.png"):
-        mask_files.read_size(source / "nowhere.png")
+        pillow.read_size(source / "nowhere.png")
 
 
 def test_program(source, tmp_path):
@@ -299,7 +300,7 @@ def test_masks_are_read_as_they_are_numbered_and_shown(tmp_path):
         mask_files.read_mask(tmp_path / "turned.png"),
         [[False, False], [False, True], [False, False]],
     )
-    assert mask_files.read_size(tmp_path / "turned.png") == (3, 2)
+    assert pillow.read_size(tmp_path / "turned.png") == (3, 2)
 
 
 LAND, ROOF, WATER = (132, 41, 246), (60, 16, 152), (226, 169, 41)
