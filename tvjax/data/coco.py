@@ -245,7 +245,7 @@ def check_chosen(
             raise UserError(f"{labels}: no object is of --category={category}; there are {there}")
     if len(used) > 1 and not categories:
         raise UserError(
-            f"{labels}: has the {kinds} {there}; say which are objects by --category=NUMBER, once "
+            f"{labels}: has the {kinds} {there}; say which are objects by --category=ID, once "
             "for each"
         )
 

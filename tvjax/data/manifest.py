@@ -15,7 +15,6 @@ VERSION = "1.0.0"
 BUILDER = 3
 """Raise it when the same request makes other records; those that are there can be read still."""
 
-
 _MOST = 2**14
 """Pixels of a tile's side."""
 

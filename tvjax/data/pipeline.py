@@ -101,7 +101,7 @@ def eval_batches(
     Args:
       source: a split; `source[i]` has "image" and "mask".
       batch_size: size of the global batch; a multiple of `process_count`. It may exceed the split.
-      process_index, process_count: as in `train_batches`.
+      process_index, process_count: see `train_batches`.
 
     Returns:
       An iterable, usable more than once, of pairs of a batch and bool `[batch_size /

@@ -12,7 +12,6 @@ from tvjax.errors import UserError
 MANY = 0.7
 """Share of the pixels that are object, from which on it is worth a note."""
 
-
 FULL, DARK = 0.5, 8
 """Share of white pixels, and the mean, 0 to 255, from which on images are worth a note."""
 

@@ -162,7 +162,6 @@ _BOUNDARIES = flags.DEFINE_integer(
 )  # fmt: skip
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draw and of the splits, e.g. 1.")
 
-
 BATCH = 16
 """Tiles in a batch by the configs, training and validation; fewer tiles need a flag."""
 

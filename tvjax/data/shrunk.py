@@ -45,7 +45,6 @@ class Shrunk(NamedTuple):
 Result = Shrunk | str | None
 """A tile, what is wrong with it, or None: there is nothing to be seen in it."""
 
-
 Part = tuple[list[Result], dict[str, Stamp | None], Counter[int | str]]
 """What a process gives back: tiles, stamps of their files, and the values of masks that it met."""
 

@@ -11,7 +11,6 @@ from tvjax.errors import UserError
 NAMES = ("train", "val", "test")
 """The splits, in the order of their fractions."""
 
-
 TRIES = 100
 """Draws of which the one nearest to the fractions is taken, unless one is as near as can be."""
 
