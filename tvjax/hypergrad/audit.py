@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from scipy.special import stdtr
 
 from tvjax.hypergrad.adam import is_first_adam_step
 from tvjax.hypergrad.checks import arrays, check_floats, check_least, check_real
 from tvjax.hypergrad.problem import Bilevel, Estimator, InnerState
-from tvjax.hypergrad.significance import chance
 from tvjax.hypergrad.trees import size
 from tvjax.types import PyTree
 
@@ -301,14 +301,10 @@ def _spread(samples: Sequence[float]) -> dict[str, float | None]:
     """Mean, its standard error, and the confidence in its sign."""
     if len(samples) < 2 or not all(map(math.isfinite, samples)):
         return {"mean": None, "standard_error": None, "sign_confidence": None}
-    mean = statistics.fmean(samples)
-    n, spread = len(samples), statistics.stdev(samples)
-    unit = max(abs(mean), spread) or 1.0  # squares of small numbers are no float32
-    return {
-        "mean": mean,
-        "standard_error": spread / math.sqrt(n),
-        "sign_confidence": 1 - float(chance(n, mean / unit, (n - 1) * (spread / unit) ** 2)) / 2,
-    }
+    mean, error = statistics.fmean(samples), statistics.stdev(samples) / math.sqrt(len(samples))
+    t = abs(mean) / error if error else math.inf if mean else 0.0
+    confidence = float(stdtr(len(samples) - 1, t))
+    return {"mean": mean, "standard_error": error, "sign_confidence": confidence}
 
 
 def _take(batches: Sequence[PyTree], steps: int) -> list[PyTree]:

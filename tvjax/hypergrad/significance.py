@@ -8,16 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.scipy.special import betainc, erfc
 from scipy.special import log_ndtr
 
 from tvjax.hypergrad.checks import check_floats, check_least, check_positive
 from tvjax.hypergrad.degenerate import is_optimizer
 from tvjax.types import PyTree
-
-MANY = 300
-"""Degrees of freedom above which Student's t is taken from the normal distribution, which is right
-to 1.3e-4 of the probability up to 5 standard errors from 0."""
 
 PRIOR = 20
 """c of `log_evidence`, in gradients. Waits of some 10 c are as short as they can be; a smaller c
@@ -153,27 +148,3 @@ def log_evidence(count: Any, mean: Any, rms: Any) -> Any:
     ratio = mean / jnp.where(rms > 0, rms, 1)
     share = count / (count + PRIOR) * jnp.minimum(ratio**2, 1)
     return -(jnp.log1p(count / PRIOR) + count * jnp.log1p(-share)) / 2
-
-
-def chance(count: Any, mean: Any, spread: Any) -> Any:
-    """The probability that normal numbers about 0 have a mean this far from it (Student's t).
-
-        P(|T| >= |mean| / sqrt(spread / (n (n - 1)))),   T of n - 1 degrees of freedom
-
-    Args:
-      count: n >= 1 numbers; one alone tells nothing, and the probability is 1.
-      mean: mean of the numbers.
-      spread: the sum of their squared deviations from it.
-    """
-    count, mean, spread = map(jnp.asarray, (count, mean, spread))
-    squared = count * mean**2
-    total = spread + squared
-    known = (count > 1) & (total > 0)
-    share = jnp.where(known, spread / jnp.where(known, total, 1), 1)
-    freedom = jnp.where(known, count - 1, 1)
-    small = betainc(freedom / 2, jnp.full_like(share, 0.5), share)
-    # Of many numbers the share is so near 1 that float32 loses what it lacks: t is all but normal
-    # (Wallace 1959), by a logarithm of that.
-    odds = jnp.where(known & (spread > 0), squared / jnp.where(spread > 0, spread, 1), 0)
-    z = (8 * freedom + 1) / (8 * freedom + 3) * jnp.sqrt(freedom * jnp.log1p(odds))
-    return jnp.where((freedom > MANY) & (spread > 0), erfc(z / jnp.sqrt(2.0)), small)
