@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 from scipy.special import stdtr
 
 from tvjax.hypergrad.adam import is_first_adam_step
 from tvjax.hypergrad.checks import arrays, check_floats, check_least, check_real
+from tvjax.hypergrad.dependence import kind
 from tvjax.hypergrad.problem import Bilevel, Estimator, InnerState
-from tvjax.hypergrad.trees import size
 from tvjax.types import PyTree
 
 SURE = 0.975
@@ -127,7 +127,7 @@ def audit(
     state, hyper = arrays((state, hyper))
     begun = {k: e.init(problem, state, hyper) for k, e in estimators.items()} | dict(carries or {})
     if not isinstance(reference, Estimator):
-        truth = _numbers(reference, reference_error, reference_horizon, size(hyper))
+        truth = _numbers(reference, reference_error, reference_horizon, optax.tree.size(hyper))
     elif reference_error is not None or reference_horizon is not None:
         raise ValueError("reference_error and reference_horizon need a reference of numbers")
     else:
@@ -212,8 +212,7 @@ def _program(problem: Bilevel, estimator: Estimator) -> Callable[[tuple], Any]:
     compiled = {}
 
     def program(args):
-        leaves, structure = jax.tree.flatten(args)
-        key = structure, *((np.shape(x), jnp.result_type(x)) for x in leaves)
+        key = kind(*args)
         if key not in compiled:
             compiled[key] = gradient.lower(*args).compile()
         return compiled[key]

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from tvjax.hypergrad.checks import check_least
 from tvjax.hypergrad.implicit import damped, implicit, widened
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Estimator
-from tvjax.hypergrad.trees import zeros
 from tvjax.krylov import conjugate_gradients
 from tvjax.types import PyTree
 
@@ -78,7 +78,7 @@ def cg(
     loop = chosen(loop)
 
     def init(problem, state, hyper):
-        start = zeros(widened(state.params))
+        start = optax.tree.zeros_like(widened(state.params))
         residual = jnp.zeros((), jnp.result_type(*jax.tree.leaves(start)))
         return CGCarry(start if warm_start else (), jnp.zeros((), jnp.int32), residual)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
+from tvjax.hypergrad.trees import dtype_of
 from tvjax.types import PyTree
 
 
@@ -48,9 +49,9 @@ def check_floats(**trees: PyTree) -> None:
     for name, tree in trees.items():
         check_real(**{name: tree})
         for where, leaf in _leaves(name, tree):
-            if not jnp.issubdtype(_dtype(leaf), jnp.floating):
+            if not jnp.issubdtype(dtype_of(leaf), jnp.floating):
                 raise ValueError(
-                    f"{name} must hold floats, and {where} is of {_dtype(leaf)}, which has no "
+                    f"{name} must hold floats, and {where} is of {dtype_of(leaf)}, which has no "
                     "derivative: convert it, or keep it out of there"
                 )
         if sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree)) == 0:
@@ -61,9 +62,9 @@ def check_real(**trees: PyTree) -> None:
     """Raises ValueError where a leaf is complex."""
     for name, tree in trees.items():
         for where, leaf in _leaves(name, tree):
-            if jnp.issubdtype(_dtype(leaf), jnp.complexfloating):
+            if jnp.issubdtype(dtype_of(leaf), jnp.complexfloating):
                 raise ValueError(
-                    f"{name} must be real, and {where} is of {_dtype(leaf)}: give its real and "
+                    f"{name} must be real, and {where} is of {dtype_of(leaf)}: give its real and "
                     "imaginary parts as two arrays, and join them in the loss"
                 )
 
@@ -97,8 +98,8 @@ def check_loss(**losses: Any) -> None:
             raise ValueError(
                 f"{name} must return a scalar, got shape {jnp.shape(loss)}: take the mean or sum"
             )
-        if not jnp.issubdtype(_dtype(loss), jnp.floating):
-            raise ValueError(f"{name} must return a real float, got {_dtype(loss)}")
+        if not jnp.issubdtype(dtype_of(loss), jnp.floating):
+            raise ValueError(f"{name} must return a real float, got {dtype_of(loss)}")
 
 
 def arrays(tree: PyTree) -> PyTree:
@@ -114,7 +115,3 @@ def _leaves(name: str, tree: PyTree) -> list[tuple[str, Any]]:
     """Each leaf with its place, such as `params['w']`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
-
-
-def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

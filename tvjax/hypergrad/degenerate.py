@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tvjax.hypergrad.dependence import reached, shapes
+from tvjax.hypergrad.dependence import kind, reached
+from tvjax.hypergrad.trees import dtype_of
 from tvjax.types import PyTree
 
 
@@ -80,13 +81,14 @@ def _of_the_same_types(new: PyTree, old: PyTree) -> PyTree:
     """Settings of more digits than the parameters must not widen the optimiser's state."""
     if jax.tree.structure(new) != jax.tree.structure(old):
         return new
-    return jax.tree.map(lambda n, o: n.astype(_dtype(o)) if n.dtype != _dtype(o) else n, new, old)
+    return jax.tree.map(
+        lambda n, o: n.astype(dtype_of(o)) if n.dtype != dtype_of(o) else n, new, old
+    )
 
 
 def check_slope(optimizer: Any, hyper: PyTree, params: PyTree, opt_state: PyTree) -> None:
     """Raises ValueError if the derivative of the steps is identically zero in every gradient."""
-    leaves, treedef = jax.tree.flatten(shapes((params, opt_state, hyper)))
-    if _is_flat(optimizer, treedef, tuple(leaves)):
+    if _is_flat(optimizer, *kind(params, opt_state, hyper)):
         raise ValueError(
             "the optimiser's step does not depend on the size of the gradient, as in Lion, "
             "sign-SGD and Rprop: every hypergradient through its steps is identically zero and "
@@ -139,7 +141,3 @@ def _refusing() -> Iterator[None]:
             "gradient per example (optax.contrib.dpsgd) or for parameters of its own kind "
             "(optax.lookahead) has no hypergradient here: take another"
         ) from error
-
-
-def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tvjax.hypergrad.trees import dtype_of
 from tvjax.types import PyTree
 
 
@@ -42,8 +43,10 @@ def reached(f: Callable[..., PyTree], moved: PyTree, *fixed: PyTree) -> list[boo
 
 def shapes(tree: PyTree) -> PyTree:
     """`tree` with the shape and type of each leaf in its place."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), _dtype(x)), tree)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), dtype_of(x)), tree)
 
 
-def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+def kind(*trees: PyTree) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+    """The structure and the shapes of trees, which can be hashed: each kind is looked at once."""
+    leaves, treedef = jax.tree.flatten(shapes(trees))
+    return treedef, tuple(leaves)

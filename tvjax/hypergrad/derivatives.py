@@ -5,42 +5,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
-from tvjax.hypergrad.trees import basis, size
+from tvjax.hypergrad.trees import basis
 from tvjax.types import PyTree
 
 _FEW = 4  # up to here n tangents compare with one reverse pass, and need less memory
 
 
-def value_and_gradient(
-    f: Callable[[PyTree], Any], *, mode: str | None = None, has_aux: bool = False
-) -> Callable[[PyTree], Any]:
-    """`jax.value_and_grad(f)`, in whichever mode is cheaper for the argument's size.
-
-    Args:
-      f: a scalar function of one pytree, or `(scalar, aux)` with `has_aux`.
-      mode: `"forward"`, `"reverse"`, or None: forward up to 4 elements.
-      has_aux: whether `f` returns more, as in `jax.value_and_grad`.
-    """
-
-    def value_and_gradient_of(x: PyTree):
-        forward = mode == "forward" or (mode is None and few(x))
-        return (tangents if forward else jax.value_and_grad)(f, has_aux=has_aux)(x)
-
-    return value_and_gradient_of
+def gradient_of(f: Callable[[PyTree], Any], x: PyTree) -> PyTree:
+    """The gradient of a scalar function, in whichever mode is cheaper: forward up to 4 elements."""
+    return tangents(lambda x: (f(x), None), x)[1] if few(x) else jax.grad(f)(x)
 
 
-def tangents(f: Callable[[PyTree], Any], *, has_aux: bool = False) -> Callable[[PyTree], Any]:
-    """`jax.value_and_grad(f)` by one tangent per element of the argument."""
-
-    def value_and_tangents(x: PyTree):
-        flat, unravel = ravel_pytree(x)
-        value, columns, aux = push(f if has_aux else lambda x: (f(x), None), x, basis(x))
-        gradient = unravel(columns.astype(flat.dtype))
-        return ((value, aux) if has_aux else value), gradient
-
-    return value_and_tangents
+def tangents(f: Callable[[PyTree], tuple[Any, Any]], x: PyTree) -> tuple[Any, PyTree]:
+    """`jax.value_and_grad(f, has_aux=True)(x)`, by one tangent per element of the argument."""
+    flat, unravel = ravel_pytree(x)
+    value, columns, aux = push(f, x, basis(x))
+    return (value, aux), unravel(columns.astype(flat.dtype))
 
 
 def push(f: Callable[[PyTree], Any], x: PyTree, directions: PyTree) -> tuple[Any, PyTree, Any]:
@@ -64,4 +47,4 @@ def push(f: Callable[[PyTree], Any], x: PyTree, directions: PyTree) -> tuple[Any
 
 def few(tree: PyTree) -> bool:
     """Whether a tangent per element is cheaper than a reverse pass."""
-    return size(tree) <= _FEW
+    return optax.tree.size(tree) <= _FEW

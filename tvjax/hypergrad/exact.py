@@ -5,12 +5,12 @@ of one forward pass F of the net (a pullback or a tangent costs 2F), a plain ste
 """
 
 import jax
+import optax
 
 from tvjax.hypergrad.derivatives import tangents
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.pullback import step_pullback
 from tvjax.hypergrad.reverse import gradient_pullback, outer_pullback
-from tvjax.hypergrad.trees import size
 
 
 def exact(*, mode: str | None = None) -> Estimator:
@@ -90,7 +90,7 @@ def exact(*, mode: str | None = None) -> Estimator:
         raise ValueError(f"mode must be None, 'forward' or 'reverse', got {mode!r}")
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
-        along = mode == "forward" or (mode is None and size(hyper) == 1)
+        along = mode == "forward" or (mode is None and optax.tree.size(hyper) == 1)
         one_step = _by_tangents if along else _by_pullbacks
         loss, gradient, new, aux = one_step(problem, state, hyper, inner_batches[0], outer_batch)
         loss, outer_aux, gradient = problem.mean((loss, aux[1], gradient))
@@ -107,7 +107,7 @@ def _by_tangents(problem: Bilevel, state: InnerState, hyper, inner_batch, outer_
         loss, outer_aux = problem.outer(new.params, hyper, outer_batch, new.model_state)
         return loss, (new, (inner_aux, outer_aux))
 
-    (loss, (new, aux)), gradient = tangents(loss_after_step, has_aux=True)(hyper)
+    (loss, (new, aux)), gradient = tangents(loss_after_step, hyper)
     return loss, gradient, new, aux
 
 

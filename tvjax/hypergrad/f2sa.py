@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tvjax.hypergrad.checks import check_least, check_positive
 from tvjax.hypergrad.degenerate import take_step
-from tvjax.hypergrad.derivatives import value_and_gradient
+from tvjax.hypergrad.derivatives import gradient_of
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import inner_run
@@ -81,7 +81,7 @@ def f2sa(
             outer, _ = problem.outer(z.params, hyper, outer_batch, problem.mean(model_state))
             return outer + weight * (inner - least)
 
-        h = problem.mean(value_and_gradient(penalised)(hyper)[1])
+        h = problem.mean(gradient_of(penalised, hyper))
         loss, outer_aux = problem.outer_at(new, hyper, outer_batch)
         return Estimate(h, loss, new, (inner_aux, outer_aux), F2SACarry(z, carry.calls + 1))
 

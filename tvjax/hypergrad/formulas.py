@@ -19,7 +19,7 @@ import optax
 
 from tvjax.hypergrad.adam import adam_scaling
 from tvjax.hypergrad.checks import check_positive, check_within
-from tvjax.hypergrad.derivatives import value_and_gradient
+from tvjax.hypergrad.derivatives import gradient_of
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.krylov import norm
 from tvjax.types import PyTree
@@ -209,7 +209,7 @@ def response(
         loss, _ = problem.outer(new.params, hyper, outer_batch, model_state)
         return loss - optax.tree.vdot(gradient, q)
 
-    return problem.mean(value_and_gradient(along_q)(hyper)[1])
+    return problem.mean(gradient_of(along_q, hyper))
 
 
 def direct_term(
@@ -231,7 +231,7 @@ def direct_term(
         _, (model_state, _) = problem.inner(at.params, hyper, inner_batch, at.model_state)
         return problem.outer(new.params, hyper, outer_batch, problem.mean(model_state))[0]
 
-    return problem.mean(value_and_gradient(not_through_params)(hyper)[1])
+    return problem.mean(gradient_of(not_through_params, hyper))
 
 
 def _rate(learning_rate: optax.ScalarOrSchedule, opt_state: PyTree) -> Any:

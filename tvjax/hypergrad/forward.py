@@ -13,7 +13,7 @@ from tvjax.hypergrad.derivatives import few, push
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import outer_pullback
-from tvjax.hypergrad.trees import basis, floats, merge, size
+from tvjax.hypergrad.trees import basis, floats, merge
 from tvjax.types import PyTree
 
 
@@ -119,7 +119,7 @@ def no_tangents(problem: Bilevel, state: InnerState, hyper: PyTree) -> PyTree:
       `ravel_pytree`; None where a leaf has no derivative, such as a step count.
     """
     del problem
-    n = size(hyper)
+    n = optax.tree.size(hyper)
     return jax.tree.map(lambda x: jnp.zeros((n, *jnp.shape(x)), jnp.result_type(x)), floats(state))
 
 
@@ -151,11 +151,7 @@ def _outer_along(problem, state, hyper, outer_batch, tangents) -> Any:
         loss, columns, aux = push(outer, (floats(state), hyper), (tangents, basis(hyper)))
     else:
         loss, aux, (cotangent, direct) = outer_pullback(problem, state, hyper, outer_batch)
-        columns = _products(cotangent, tangents) + ravel_pytree(direct)[0]
+        products = jax.vmap(lambda z: jnp.asarray(optax.tree.vdot(cotangent, z)))(tangents)
+        columns = products + ravel_pytree(direct)[0]
     flat, unravel = ravel_pytree(hyper)
     return problem.mean((loss, aux, unravel(columns.astype(flat.dtype))))
-
-
-def _products(cotangent: PyTree, tangents: PyTree) -> Any:
-    """`<cotangent, Z_i>` for each i."""
-    return jax.vmap(lambda z: optax.tree.vdot(cotangent, z))(tangents)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from tvjax.hypergrad.degenerate import check_slope, is_optimizer, optimizer_at, take_step
-from tvjax.hypergrad.dependence import reached, shapes
+from tvjax.hypergrad.dependence import kind, reached
 from tvjax.types import PyTree
 
 _PARTIAL = "which this estimator does not see, and a part of the derivative is none: take"
@@ -28,7 +28,7 @@ def check_paths(
     """Raises ValueError unless the estimator sees all ways that a problem has."""
     is_fixed = is_optimizer(problem.optimizer)
     check_start(problem.optimizer, hyper, state.params)
-    in_settings = not is_fixed and _in_settings(problem.optimizer, *_key(hyper, *state[:2]))
+    in_settings = not is_fixed and _in_settings(problem.optimizer, *kind(hyper, *state[:2]))
     if in_settings and not estimator.through_settings:
         raise ValueError(
             f"the optimiser's settings depend on hyper, {_PARTIAL} exact, reverse, forward or "
@@ -52,7 +52,7 @@ def check_start(optimizer: Any, hyper: PyTree, params: PyTree) -> None:
     Such a state was made of hyperparameters that may have moved since, and has them without their
     derivative.
     """
-    if not is_optimizer(optimizer) and _in_start(optimizer, *_key(hyper, params)):
+    if not is_optimizer(optimizer) and _in_start(optimizer, *kind(hyper, params)):
         raise ValueError(
             "the optimiser's first state depends on hyper, as with optax.inject_hyperparams, and "
             "its steps would read there what hyper once was: give hyper to the optimiser itself, "
@@ -90,9 +90,3 @@ def _in_outer(problem: Any, state: Any, hyper: PyTree, batch: PyTree) -> bool:
         return problem.outer(params, hyper, batch, model_state)[0]
 
     return any(reached(loss, hyper, state.params, batch, state.model_state))
-
-
-def _key(*trees: PyTree) -> tuple[Any, tuple]:
-    """The structure and shapes of trees, to look each kind at once."""
-    leaves, treedef = jax.tree.flatten(shapes(trees))
-    return treedef, tuple(leaves)

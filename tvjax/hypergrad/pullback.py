@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.extend.core import Literal
 
 from tvjax.hypergrad.degenerate import take_step
-from tvjax.hypergrad.trees import floats, merge, zeros
+from tvjax.hypergrad.trees import floats, merge
 from tvjax.types import PyTree
 
 
@@ -39,7 +40,7 @@ def pullback(f: Callable[..., Any], *primals: PyTree) -> tuple[Any, Callable[[An
     whose own tangent is NaN, since what is singular does reach it, gets a cotangent of NaN.
     """
     value, pull, aux = jax.vjp(f, *primals, has_aux=True)
-    reached = jax.jvp(f, primals, zeros(primals), has_aux=True)[1]
+    reached = jax.jvp(f, primals, optax.tree.zeros_like(primals), has_aux=True)[1]
 
     def quiet(cotangent):
         cotangent = jax.tree.map(lambda t, c: jnp.where(jnp.isnan(t), t, c), reached, cotangent)

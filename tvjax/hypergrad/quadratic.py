@@ -16,7 +16,6 @@ from tvjax.hypergrad.implicit import damped, hessian, widened
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import inner_run
-from tvjax.hypergrad.trees import zeros
 from tvjax.types import PyTree
 
 
@@ -39,7 +38,7 @@ def quadratic_step(
 def no_solution(problem: Bilevel, state: InnerState, hyper: PyTree) -> PyTree:
     """The v before the first step: zeros like the parameters, in float32 or more."""
     del problem, hyper
-    return zeros(widened(state.params))
+    return optax.tree.zeros_like(widened(state.params))
 
 
 def by_descent(

@@ -1,4 +1,4 @@
-"""Pytrees as vectors: their size, their unit directions, and the part that has derivatives."""
+"""Pytrees as vectors: their unit directions, and the part that has derivatives."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def basis(x: PyTree) -> PyTree:
 
 def floats(tree: PyTree) -> PyTree:
     """`tree` with None for every leaf that has no derivative, such as a step count or a key."""
-    return jax.tree.map(lambda x: x if jnp.issubdtype(_dtype(x), jnp.inexact) else None, tree)
+    return jax.tree.map(lambda x: x if jnp.issubdtype(dtype_of(x), jnp.inexact) else None, tree)
 
 
 def merge(part: PyTree, tree: PyTree) -> PyTree:
@@ -25,15 +25,6 @@ def merge(part: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: b if a is None else a, part, tree, is_leaf=lambda a: a is None)
 
 
-def zeros(tree: PyTree) -> PyTree:
-    """Zeros like `tree`, in every leaf."""
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
-def size(tree: PyTree) -> int:
-    """The number of elements of a pytree."""
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _dtype(x: Any) -> Any:
+def dtype_of(x: Any) -> Any:
+    """The dtype of an array, of its shape, or of a Python number."""
     return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

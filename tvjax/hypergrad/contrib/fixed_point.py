@@ -15,6 +15,7 @@ Source: Maclaurin, Duvenaud, Adams (2015), arXiv:1502.03492, Algorithm 3. Differ
 the buffer's words are counted in advance, from the number of steps, so that programs compile.
 """
 
+import dataclasses
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -41,11 +42,13 @@ class Fixed(NamedTuple):
     """Whether every number was in range so far; false for good where one was not, or was NaN."""
 
 
-class HeavyBall(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HeavyBall:
     """`optax.sgd(learning_rate, momentum)` with a rational momentum, on integers."""
 
     learning_rate: float | jax.Array
-    momentum: Fraction
+    momentum: Fraction = dataclasses.field(metadata={"static": True})
 
     def start(self, params: PyTree, velocity: PyTree, steps: int) -> Fixed:
         """Floats in fixed point, with an empty buffer for a number of steps."""
@@ -59,6 +62,7 @@ class HeavyBall(NamedTuple):
         """The word of the buffer that each step uses: the next one before 32 bits overflow."""
         return _words(steps, self.momentum)
 
+    @jax.jit  # once for every host loop over it, as the two that follow
     def advance(self, fixed: Fixed, gradient: PyTree, word: Any) -> Fixed:
         """One step, given the gradient at the position."""
         slowed, buffer = times(fixed.velocity, self.momentum, fixed.buffer, word)
@@ -71,12 +75,14 @@ class HeavyBall(NamedTuple):
         fits = fixed.fits & in_range((gradient, floats, moves, ends))
         return Fixed(position, velocity, buffer, fits)
 
+    @jax.jit
     def position_before(self, fixed: Fixed) -> PyTree:
         """The position from which the step to `fixed` was taken."""
         return jax.tree.map(
             lambda p, v: _carried(p + self._move(v)), fixed.position, fixed.velocity
         )
 
+    @jax.jit
     def retreat(self, fixed: Fixed, gradient: PyTree, word: Any) -> Fixed:
         """The inverse of `advance`, given the gradient at `position_before`."""
         velocity = jax.tree.map(lambda v, g: _carried(v - to_fixed(g)), fixed.velocity, gradient)

@@ -14,11 +14,10 @@ from jax import lax
 from tvjax.hypergrad.checks import check_least, check_positive
 from tvjax.hypergrad.contrib.fixed_point import HeavyBall, to_float
 from tvjax.hypergrad.degenerate import optimizer_at
-from tvjax.hypergrad.dependence import shapes
+from tvjax.hypergrad.dependence import kind
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.reverse import gradient_pullback, outer_pullback
-from tvjax.hypergrad.trees import zeros
 from tvjax.types import PyTree
 
 
@@ -80,8 +79,7 @@ def reversible(
     rate_at = learning_rate if callable(learning_rate) else lambda hyper: learning_rate
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
-        key = jax.tree.flatten(shapes(hyper))
-        _check_optimizer(problem.optimizer, rate_at, fraction, key[1], tuple(key[0]))
+        _check_optimizer(problem.optimizer, rate_at, fraction, *kind(hyper))
         rate, pull_rate = jax.vjp(lambda h: jnp.asarray(rate_at(h)), hyper)
         ball = HeavyBall(rate, fraction)
         xs = loop.stack(inner_batches), loop.stack(list(ball.words(steps)))
@@ -92,7 +90,7 @@ def reversible(
             fixed, model_state = at
             before = InnerState(_cast(fixed.position, state.params), (), model_state)
             gradient, (new, aux) = _gradient(problem, before, hyper, batch)
-            return (_advance(fraction, rate, fixed, gradient, word), new), (model_state, aux)
+            return (ball.advance(fixed, gradient, word), new), (model_state, aux)
 
         (fixed, model_state), visited = loop.scan(forward, at, *xs, length=steps)
 
@@ -107,15 +105,16 @@ def reversible(
 
         def backward(carry, visit, batch, word):
             fixed, cotangents, total, slope = carry
-            params = _cast(_position_before(fraction, rate, fixed), state.params)
+            params = _cast(ball.position_before(fixed), state.params)
             before = InnerState(params, (), visit[0])
             slope = slope - optax.tree.vdot(cotangents[0], _cast(fixed.velocity, state.params))
             gradient, _ = _gradient(problem, before, hyper, batch)
-            fixed = _retreat(fraction, rate, fixed, gradient, word)
-            cotangents, part = _pullback(problem, fraction, rate, before, hyper, batch, cotangents)
+            fixed = ball.retreat(fixed, gradient, word)
+            cotangents, part = _pullback(problem, ball, before, hyper, batch, cotangents)
             return (fixed, cotangents, jax.tree.map(jnp.add, total, part), slope), None
 
-        cotangents = cotangent.params, zeros(cotangent.params), cotangent.model_state
+        velocity = optax.tree.zeros_like(cotangent.params)
+        cotangents = cotangent.params, velocity, cotangent.model_state
         start = fixed, cotangents, direct, jnp.zeros_like(loss)
         (_, _, gradient, slope), _ = loop.scan(
             backward, start, visited, *xs, length=steps, reverse=True
@@ -129,21 +128,6 @@ def reversible(
 
 
 @partial(jax.jit, static_argnums=0)
-def _advance(momentum: Fraction, rate: Any, *args: PyTree):
-    return HeavyBall(rate, momentum).advance(*args)
-
-
-@partial(jax.jit, static_argnums=0)
-def _retreat(momentum: Fraction, rate: Any, *args: PyTree):
-    return HeavyBall(rate, momentum).retreat(*args)
-
-
-@partial(jax.jit, static_argnums=0)
-def _position_before(momentum: Fraction, rate: Any, fixed: PyTree):
-    return HeavyBall(rate, momentum).position_before(fixed)
-
-
-@partial(jax.jit, static_argnums=0)
 def _gradient(problem: Bilevel, state: InnerState, hyper: PyTree, batch: PyTree):
     # The barriers keep a compiler that heeds them from fusing the gradient with what stands around
     # it, so that it comes out the same to the last bit forward and backward.
@@ -152,14 +136,13 @@ def _gradient(problem: Bilevel, state: InnerState, hyper: PyTree, batch: PyTree)
     return lax.optimization_barrier(gradient), rest
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _pullback(problem: Bilevel, momentum: Fraction, rate, state, hyper, batch, cotangents):
+@partial(jax.jit, static_argnums=0)
+def _pullback(problem: Bilevel, ball: HeavyBall, state, hyper, batch, cotangents):
     """The adjoints `(s, u, model state's)` before a step, and the step's share of H."""
     s, u, m = cotangents
-    u = jax.tree.map(lambda u, s: u - rate.astype(s.dtype) * s, u, s)
-
+    u = jax.tree.map(lambda u, s: u - jnp.asarray(ball.learning_rate, s.dtype) * s, u, s)
     ds, m, part = gradient_pullback(problem, state, hyper, batch, u, m)
-    u = jax.tree.map(lambda u: float(momentum) * u, u)
+    u = jax.tree.map(lambda u: float(ball.momentum) * u, u)
     return (jax.tree.map(jnp.add, s, ds), u, m), part
 
 
@@ -175,7 +158,7 @@ def _check_optimizer(
     gamma = float(momentum)
     with jax.ensure_compile_time_eval():
         for size in (0.0, 0.5):  # of a function of hyper, at two places
-            hyper = treedef.unflatten([jnp.full(x.shape, size, x.dtype) for x in leaves])
+            (hyper,) = treedef.unflatten([jnp.full(x.shape, size, x.dtype) for x in leaves])
             made, eta = optimizer_at(optimizer, hyper), float(rate_at(hyper))
             params, velocity = {"x": jnp.asarray([0.5, -2.0], jnp.float32)}, np.zeros(2)
             state = made.init(params)
