@@ -6,7 +6,7 @@ shape and type are known: there `valid` gives NaN for what is not valid, which n
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -65,7 +65,8 @@ def weight(name: str, x: Any) -> jax.Array:
 
 
 def positive(name: str, x: Any) -> jax.Array:
-    """Numbers above 0."""
+    """One number above 0."""
+    number(name, x)
     return valid(name, x, lambda v: (v > 0) & (v < np.inf), "positive and finite")
 
 
@@ -119,6 +120,12 @@ def count(name: str, n: Any, least: int, most: float = math.inf) -> int:
     if value > most:
         raise ValueError(f"{name} must be at most {most}; got {value}")
     return value
+
+
+def choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuses an unknown name."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def images(name: str, shape: tuple[int, ...], *, empty: bool = True) -> None:

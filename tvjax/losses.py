@@ -152,7 +152,6 @@ def dice_of_probabilities(
 
 
 def _dice(p: jax.Array, y: jax.Array, smoothing: Any) -> jax.Array:
-    arguments.number("smoothing", smoothing)
     s = arguments.positive("smoothing", smoothing).astype(p.dtype)
     both, each = (jnp.sum(x, axis=(-3, -2, -1)) for x in (p * y, p + y))
     return 1 - (2 * both + s) / (each + s)

@@ -12,6 +12,7 @@ a sum of terms that are never negative, so that it does not cancel as `primal - 
 Arrays are `[N, H, W, C]`, scalars of an image `[N]`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,9 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from tvjax.tv.variation import backward_difference, forward_difference, sum_from
-from tvjax.types import Dimension
+from tvjax.types import Dimension, PyTree
 
-PyTree = Any
 Primal = Callable[[jax.Array, PyTree], jax.Array]
 """`primal(s, data)` is u(v) for s = D^T v."""
 
@@ -137,6 +137,27 @@ def fista_check(
     pick = per_image(downhill)
     r = Field(jnp.where(pick, v.y, r.y), jnp.where(pick, v.x, r.x))
     return gap, Fista(v, r, jnp.where(downhill, 0, k))
+
+
+def fista(
+    primal: Primal, data: PyTree, lam: jax.Array, *, step: float, kind: str, **limits: Any
+) -> tuple[Field, Certificate]:
+    """The field at the optimum, from 0, by accelerated steps with restarts.
+
+    Args:
+      primal: see `Primal`.
+      data: the problem, arrays `[N, H, W, C]`.
+      lam: `[N]`, not negative.
+      step: at most 1 / L, see `fista_step`.
+      kind: "anisotropic" or "isotropic".
+      **limits: `rounding`, `tolerance` and `max_iterations` of `run`.
+    """
+    state, certificate = run(
+        functools.partial(fista_step, primal=primal, step=step, kind=kind),
+        functools.partial(fista_check, primal=primal, kind=kind),
+        fista_start(data), data, lam, **limits,
+    )  # fmt: skip
+    return state.v, certificate
 
 
 class _Progress(NamedTuple):

@@ -29,6 +29,7 @@ from jax import lax
 
 from tvjax.krylov import conjugate_gradients
 from tvjax.tv.dual import Field, adjoint, differences
+from tvjax.tv.variation import has_next
 
 MAX_CG_ITERATIONS = 2000
 
@@ -53,7 +54,7 @@ def active_set(u: jax.Array, v: Field, lam: jax.Array, *, kind: str, step: float
     """
     d = differences(u)
     z = lax.stop_gradient(Field(v.y + step * d.y, v.x + step * d.x))
-    inside = differences_inside(u)
+    inside = Field(has_next(u.shape, -3), has_next(u.shape, -2))
     if kind == "anisotropic":
         tied = Field(jnp.abs(z.y) < lam, jnp.abs(z.x) < lam)
         normal = Field(_zero_where(tied.y, jnp.sign(z.y)), _zero_where(tied.x, jnp.sign(z.x)))
@@ -68,13 +69,6 @@ def active_set(u: jax.Array, v: Field, lam: jax.Array, *, kind: str, step: float
         normal = Field(_zero_where(~pick, d.y / length), _zero_where(~pick, d.x / length))
         length = jnp.where(pick, length, 0)
     return Active(Field(tied.y & inside.y, tied.x & inside.x), normal, length)
-
-
-def differences_inside(u: jax.Array) -> Field:
-    """True except on the last row (y) and the last column (x)."""
-    rows = lax.broadcasted_iota(jnp.int32, u.shape, u.ndim - 3)
-    columns = lax.broadcasted_iota(jnp.int32, u.shape, u.ndim - 2)
-    return Field(rows < u.shape[-3] - 1, columns < u.shape[-2] - 1)
 
 
 def regions(tied: Field) -> jax.Array:

@@ -107,11 +107,11 @@ def denoise_tv(
     arguments.images("image", image.shape)
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     lam = per_image_weight(lam, image.shape[:-3], dtype)
-    check_choice("kind", kind, ("anisotropic", "isotropic"))
+    arguments.choice("kind", kind, ("anisotropic", "isotropic"))
     if method is None:
         quick = kind == "isotropic" and dtype == jnp.float32
         method = "primal_dual" if quick else "fista"
-    check_choice("method", method, tuple(SOLVERS))
+    arguments.choice("method", method, tuple(SOLVERS))
     tolerance, max_iterations = check_stop(tolerance, max_iterations)
     result = _denoise(
         image.astype(dtype).reshape(math.prod(image.shape[:-3]), *image.shape[-3:]),
@@ -199,14 +199,7 @@ def per_image_weight(lam: ArrayLike, batch: tuple[Dimension, ...], dtype: jnp.dt
         ) from error
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuses an unknown name."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
 def check_stop(tolerance: Any, max_iterations: Any) -> tuple[jax.Array, int]:
     """Refuses a rule that could never stop, or never start."""
-    arguments.number("tolerance", tolerance)
     tolerance = arguments.positive("tolerance", tolerance)
     return tolerance, arguments.count("max_iterations", max_iterations, 1, MOST_ITERATIONS)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Num
 from tvjax import arguments
 from tvjax.tv import dual, implicit
 from tvjax.tv.dual import Field
-from tvjax.tv.rof import check_choice, check_stop, denoise_tv, per_image_weight
+from tvjax.tv.rof import check_stop, denoise_tv, per_image_weight
 from tvjax.tv.variation import norm
 
 STEP = 1 / 4
@@ -102,8 +102,8 @@ def tv_softmax(
     # Only differences of classes matter; a common level would cost lam's effect its digits.
     logits -= lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     lam = per_image_weight(lam, logits.shape[:-3], logits.dtype)
-    check_choice("kind", kind, ("anisotropic", "isotropic"))
-    check_choice("backward", backward, ("unroll", "implicit", "frozen"))
+    arguments.choice("kind", kind, ("anisotropic", "isotropic"))
+    arguments.choice("backward", backward, ("unroll", "implicit", "frozen"))
     if num_iterations is None:
         tolerance, max_iterations = check_stop(tolerance, max_iterations)
         if step_size is not None:
@@ -111,7 +111,6 @@ def tv_softmax(
         return _converged(logits, lam, kind, backward, tolerance, max_iterations)
     num_iterations = arguments.count("num_iterations", num_iterations, 0)
     if step_size is not None:
-        arguments.number("step_size", step_size)
         step_size = arguments.positive("step_size", step_size)
     if backward == "implicit":
         raise ValueError(
@@ -190,18 +189,12 @@ def _primal(s: jax.Array, o: jax.Array) -> jax.Array:
 def _fista(o, lam, tolerance, *, kind, max_iterations):
     """The bounded field v = lam eta at the optimum."""
     pixels = o.shape[1] * o.shape[2]
-    state, certificate = dual.run(
-        functools.partial(dual.fista_step, primal=_primal, step=STEP, kind=kind),
-        functools.partial(dual.fista_check, primal=_primal, kind=kind),
-        dual.fista_start(o),
-        o,
-        lam,
-        rounding=jnp.finfo(o.dtype).eps * lam * pixels,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-    )
+    v, certificate = dual.fista(
+        _primal, o, lam, step=STEP, kind=kind, rounding=jnp.finfo(o.dtype).eps * lam * pixels,
+        tolerance=tolerance, max_iterations=max_iterations,
+    )  # fmt: skip
     sound = dual.per_image(certificate.gap < jnp.inf)
-    return Field(*(jnp.where(sound, part, jnp.nan) for part in state.v))
+    return Field(*(jnp.where(sound, part, jnp.nan) for part in v))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -1,7 +1,8 @@
 """Solvers of `min_u 1/2 ||u - f||^2 + lam TV(u)` for batches `[N, H, W, C]`.
 
-Each returns u, its dual field v = lam p (see `tvjax.tv.dual`) and a certificate. They know nothing
-of derivatives: `tvjax.tv.rof` supplies those at the solution, whichever solver found it.
+Each takes the `tolerance` and `max_iterations` of `denoise_tv` as its limits, and returns u, its
+dual field v = lam p (see `tvjax.tv.dual`) and a certificate. They know nothing of derivatives:
+`tvjax.tv.rof` supplies those at the solution, whichever solver found it.
 """
 
 import functools
@@ -29,22 +30,14 @@ def _rounding(f: jax.Array, lam: jax.Array) -> jax.Array:
     return jnp.finfo(f.dtype).eps * lam * jnp.sum(jnp.abs(f), axis=(1, 2, 3))
 
 
-def fista(f, lam, *, kind, tolerance, max_iterations):
+def fista(f, lam, *, kind, **limits):
     """FISTA on the dual."""
-    state, certificate = dual.run(
-        functools.partial(dual.fista_step, primal=_primal, step=STEP, kind=kind),
-        functools.partial(dual.fista_check, primal=_primal, kind=kind),
-        dual.fista_start(f),
-        f,
-        lam,
-        rounding=_rounding(f, lam),
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-    )
-    return _primal(dual.adjoint(state.v), f), state.v, certificate
+    options = {"step": STEP, "kind": kind, "rounding": _rounding(f, lam), **limits}
+    v, certificate = dual.fista(_primal, f, lam, **options)
+    return _primal(dual.adjoint(v), f), v, certificate
 
 
-def chambolle(f, lam, *, kind, tolerance, max_iterations):
+def chambolle(f, lam, *, kind, **limits):
     """The fixed point of Chambolle (2004)."""
 
     def check(v, f, lam):
@@ -58,8 +51,7 @@ def chambolle(f, lam, *, kind, tolerance, max_iterations):
         f,
         lam,
         rounding=_rounding(f, lam),
-        tolerance=tolerance,
-        max_iterations=max_iterations,
+        **limits,
     )
     return _primal(dual.adjoint(v), f), v, certificate
 
@@ -87,7 +79,7 @@ class _PrimalDual(NamedTuple):
     tau: jax.Array
 
 
-def primal_dual(f, lam, *, kind, tolerance, max_iterations):
+def primal_dual(f, lam, *, kind, **limits):
     """Chambolle and Pock (2011), algorithm 2, with sigma = 1 / (8 tau).
 
     The steps shrink as if F were 1/2-strongly convex; it is 1-strongly convex, and believing half
@@ -105,8 +97,7 @@ def primal_dual(f, lam, *, kind, tolerance, max_iterations):
         return _PrimalDual(new, new + dual.per_image(theta) * (new - u), v, theta * tau)
 
     def check(state, f, lam):
-        gap = _pair_gap(state.u, state.v, f, lam, kind)
-        return gap, state
+        return _pair_gap(state.u, state.v, f, lam, kind), state
 
     zero = dual.fista_start(f).v
     state, certificate = dual.run(
@@ -116,8 +107,7 @@ def primal_dual(f, lam, *, kind, tolerance, max_iterations):
         f,
         lam,
         rounding=_rounding(f, lam),
-        tolerance=tolerance,
-        max_iterations=max_iterations,
+        **limits,
     )
     return state.u, state.v, certificate
 

@@ -130,10 +130,8 @@ def total_variation(
     >>> total_variation(jnp.array([[[0.0], [3.0]], [[1.0], [5.0]]]))
     Array(10., dtype=float32)
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    arguments.choice("kind", kind, KINDS)
     x = arguments.real("x", x)
-    arguments.number("delta", delta)
     delta = arguments.positive("delta", delta)
     axes = _checked_axes(x.shape, axes)
     if weights is not None and not _broadcasts(jnp.shape(weights), x.shape):
@@ -168,12 +166,12 @@ def forward_difference(u: jax.Array, axis: int) -> jax.Array:
     A roll and a select rather than slices: sums of several directions then fuse into one loop, and
     so do their derivatives, where slices would transpose to pads, several times slower on a CPU.
     """
-    return jnp.where(_has_next(u.shape, axis), jnp.roll(u, -1, axis) - u, 0)
+    return jnp.where(has_next(u.shape, axis), jnp.roll(u, -1, axis) - u, 0)
 
 
 def backward_difference(p: jax.Array, axis: int) -> jax.Array:
     """`p[i] - p[i - 1]` along `axis`, with 0 in place of p[-1] and of the last p."""
-    p = jnp.where(_has_next(p.shape, axis), p, 0)
+    p = jnp.where(has_next(p.shape, axis), p, 0)
     return p - jnp.roll(p, 1, axis)
 
 
@@ -184,7 +182,7 @@ def _neighbour_difference(u: jax.Array, axis: int) -> jax.Array:
         u = u.astype(_float_type(u))
     elif u.dtype == jnp.bool_:
         u = u.astype(jnp.uint8)
-    return jnp.where(_has_next(u.shape, axis), _difference(jnp.roll(u, -1, axis), u), 0)
+    return jnp.where(has_next(u.shape, axis), _difference(jnp.roll(u, -1, axis), u), 0)
 
 
 @jax.custom_jvp
@@ -212,7 +210,8 @@ def _float_type(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _has_next(shape: tuple[Dimension, ...], axis: int) -> Bool[Array, "..."]:
+def has_next(shape: tuple[Dimension, ...], axis: int) -> Bool[Array, "..."]:
+    """True but on the last index along `axis`, which is counted from the end."""
     return lax.broadcasted_iota(jnp.int32, shape, len(shape) + axis) < shape[axis] - 1
 
 
