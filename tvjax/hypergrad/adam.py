@@ -83,13 +83,7 @@ def adamw(
 ) -> optax.GradientTransformation:
     """`optax.adamw` with the derivative of this module; arguments as in `adam`.
 
-    Args:
-      learning_rate: a number or an optax schedule.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added outside the square root.
-      eps_root: added inside it.
-      weight_decay: decoupled weight decay, multiplied by the learning rate.
+    The `weight_decay` is decoupled, and multiplied by the learning rate.
     """
     check_within(0, np.inf, learning_rate=learning_rate, weight_decay=weight_decay)
     return optax.chain(

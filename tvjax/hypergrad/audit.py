@@ -126,10 +126,11 @@ def audit(
     _check_state(problem, state, hyper)
     state, hyper = arrays((state, hyper))
     begun = {k: e.init(problem, state, hyper) for k, e in estimators.items()} | dict(carries or {})
+    has_numbers = not (reference is None or isinstance(reference, Estimator))
+    if not has_numbers and not (reference_error is None and reference_horizon is None):
+        raise ValueError("reference_error and reference_horizon need a reference of numbers")
     if not isinstance(reference, Estimator):
         truth = _numbers(reference, reference_error, reference_horizon, optax.tree.size(hyper))
-    elif reference_error is not None or reference_horizon is not None:
-        raise ValueError("reference_error and reference_horizon need a reference of numbers")
     else:
         named = [begun[k] for k, e in estimators.items() if e == reference]
         carry = named[0] if named else reference.init(problem, state, hyper)
@@ -268,8 +269,6 @@ def _estimated(problem, estimator, state, hyper, carry, inner_batches, outer_bat
 
 def _numbers(reference, error, horizon, n: int) -> _Truth:
     if reference is None:
-        if error is not None or horizon is not None:
-            raise ValueError("reference_error and reference_horizon need a reference of numbers")
         return _Truth([None] * n, [None] * n, [False] * n, None, False)
     check_real(reference=reference)
     flat = _flat(reference)

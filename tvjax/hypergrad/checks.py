@@ -71,15 +71,11 @@ def check_real(**trees: PyTree) -> None:
 
 def check_batches(inner_batches: Sequence[PyTree], number: int, outer_batch: PyTree) -> None:
     """Raises ValueError unless there are so many inner batches, and none has an empty array."""
-    if not hasattr(inner_batches, "__getitem__") or isinstance(inner_batches, dict):
+    is_list = hasattr(inner_batches, "__getitem__") and not isinstance(inner_batches, dict)
+    if not is_list or len(inner_batches) != number:
         raise ValueError(
             f"inner_batches must be a list of {number}, the `batches` of this estimator; "
-            f"got a {type(inner_batches).__name__}"
-        )
-    if len(inner_batches) != number:
-        raise ValueError(
-            f"inner_batches must be a list of {number}, the `batches` of this estimator; "
-            f"got {len(inner_batches)}"
+            f"got {len(inner_batches) if is_list else f'a {type(inner_batches).__name__}'}"
         )
     for name, batch in (("inner_batches", list(inner_batches)), ("outer_batch", outer_batch)):
         for where, leaf in _leaves(name, batch):
@@ -89,17 +85,16 @@ def check_batches(inner_batches: Sequence[PyTree], number: int, outer_batch: PyT
                 )
 
 
-def check_loss(**losses: Any) -> None:
+def check_loss(name: str, loss: Any) -> None:
     """Raises ValueError unless what a loss function returned is a real scalar."""
-    for name, loss in losses.items():
-        if not hasattr(loss, "dtype") and not isinstance(loss, int | float | complex):
-            raise ValueError(f"{name} must return a scalar, got a {type(loss).__name__}")
-        if jnp.shape(loss) != ():
-            raise ValueError(
-                f"{name} must return a scalar, got shape {jnp.shape(loss)}: take the mean or sum"
-            )
-        if not jnp.issubdtype(dtype_of(loss), jnp.floating):
-            raise ValueError(f"{name} must return a real float, got {dtype_of(loss)}")
+    if not hasattr(loss, "dtype") and not isinstance(loss, int | float | complex):
+        raise ValueError(f"{name} must return a scalar, got a {type(loss).__name__}")
+    if jnp.shape(loss) != ():
+        raise ValueError(
+            f"{name} must return a scalar, got shape {jnp.shape(loss)}: take the mean or sum"
+        )
+    if not jnp.issubdtype(dtype_of(loss), jnp.floating):
+        raise ValueError(f"{name} must return a real float, got {dtype_of(loss)}")
 
 
 def arrays(tree: PyTree) -> PyTree:

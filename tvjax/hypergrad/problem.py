@@ -25,13 +25,7 @@ import jax
 import optax
 from jax import lax
 
-from tvjax.hypergrad.checks import (
-    arrays,
-    check_batches,
-    check_floats,
-    check_loss,
-    check_real,
-)
+from tvjax.hypergrad.checks import arrays, check_batches, check_floats, check_loss, check_real
 from tvjax.hypergrad.degenerate import first_state, take_step
 from tvjax.hypergrad.paths import check_paths, check_start
 from tvjax.hypergrad.trees import floats, merge
@@ -113,7 +107,7 @@ class Bilevel(NamedTuple):
             loss, rest = self.inner_loss(params, hyper, batch, model_state)
         else:
             loss, rest = self.inner_loss(params, hyper, batch), (model_state, None)
-        check_loss(inner_loss=loss)
+        check_loss("inner_loss", loss)
         return loss, rest
 
     def outer(self, params: PyTree, hyper: PyTree, batch: PyTree, model_state: PyTree):
@@ -122,7 +116,7 @@ class Bilevel(NamedTuple):
             loss, aux = self.outer_loss(params, hyper, batch, model_state)
         else:
             loss, aux = self.outer_loss(params, hyper, batch), None
-        check_loss(outer_loss=loss)
+        check_loss("outer_loss", loss)
         return loss, aux
 
     def mean(self, tree: PyTree) -> PyTree:

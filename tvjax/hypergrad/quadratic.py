@@ -46,13 +46,7 @@ def by_descent(
 ) -> Estimator:
     """The estimator that takes `steps` steps on theta, then `terms` on v, each on a fresh batch.
 
-    Args:
-      terms: steps on v.
-      scale: size of a step on v.
-      damping: added to the diagonal of the Hessian.
-      steps: inner steps before them.
-      loop: how to run both.
-      warm: whether v goes on from the last call's, in `carry`; else from scale b.
+    A `warm` v goes on from the last call's, in `carry`; else it begins at scale b.
     """
     check_least(1, terms=terms, steps=steps)
     check_positive(scale=scale)
