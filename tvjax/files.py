@@ -38,6 +38,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def write_object(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object, as `write_text` writes."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
@@ -102,12 +107,9 @@ def held_by(folder: Path) -> str | None:
 
 
 def check_apart(flag: str, place: Path, folder: Path) -> None:
-    """Refuses to write among the files of a run, a sweep or prepared tiles.
+    """Refuses to write in a folder among the files of a run, a sweep or prepared tiles.
 
-    Args:
-      flag: the flag's name.
-      place: the flag's value.
-      folder: where it would be written. One of one's own within theirs will do.
+    A folder of one's own within theirs will do. `place` is the value of the flag.
 
     Raises:
       UserError: it is theirs.
@@ -126,10 +128,7 @@ def check_apart(flag: str, place: Path, folder: Path) -> None:
 def check_folder(flag: str, folder: Path, within: str = "") -> None:
     """Checks, before the work, that a folder can be written, or made; makes nothing.
 
-    Args:
-      flag: the flag that names it.
-      folder: the folder to be written.
-      within: the file of it that the flag names.
+    The flag names the folder, or the file `within` it.
 
     Raises:
       UserError: it cannot be, or it holds a run or the like (see `check_apart`); an `Outage` for

@@ -16,7 +16,6 @@ well each of them finds wrong labels. The same command goes on where it was stop
 import csv
 import hashlib
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,12 +103,12 @@ def identify(work: Work, ranker: str) -> dict[str, Any]:
     """What tells a ranking from others."""
     data = sets.identify(work.splits, work.config.data.directory)
     own = {"ranker": ranker, "seed": work.config.seed, "tiles": data["sha256"]}
-    return json.loads(json.dumps(own | rundir.method_of(work.config)))
+    return own | rundir.method_of(work.config)
 
 
 def keep(out: Path, content: dict[str, Any]) -> None:
     """Writes what tells the ranking of a folder from others."""
-    files.write_text(out / KEPT, json.dumps(content, indent=2) + "\n")
+    files.write_object(out / KEPT, content)
 
 
 def check_same(out: Path, own: dict[str, Any]) -> dict[str, Any]:
@@ -165,22 +164,15 @@ def write(
 ) -> dict[str, Any]:
     """Writes the table of all tiles, and the list of the first, unless that was edited.
 
-    Args:
-      out: the folder.
-      split: the training tiles.
-      ranking: scores of the tiles.
-      order: rows of the tiles, the worst first.
-      count: tiles on the list.
-      kept: what this gave when the list was last written.
-
-    Returns:
-      The digest of the list as it was written.
+    The worst tiles come first in `order`; `kept` is what this gave when the list was last written:
+    the digest of the list as it was written.
     """
     rows = [_row(split, ranking, k) for k in order]
     files.write_text(out / "labels.csv", _table(["id", "file", "score", "iou"], rows))
     text, path = _table(["id", "file"], rows[:count]), out / "worst.csv"
     before = path.read_bytes() if path.is_file() else b""
-    if before and before != text.encode() and _digest(before) != kept.get(DIGEST):
+    found, own = (hashlib.sha256(content).hexdigest() for content in (before, text.encode()))
+    if before and found not in (own, kept.get(DIGEST)):
         print(
             f"note: {escaped(str(path))} was edited, and stays as it is; move it away, and the "
             "same command writes it anew",
@@ -188,7 +180,7 @@ def write(
         )
         return kept
     files.write_text(path, text)
-    return {DIGEST: _digest(text.encode())}
+    return {DIGEST: own}
 
 
 def _table(columns: list[str], rows: list[dict[str, Any]]) -> str:
@@ -199,15 +191,9 @@ def _table(columns: list[str], rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _row(split: Split, ranking: Ranking, k: int) -> dict[str, Any]:
-    record = split[k]
-    score, iou = float(ranking.score[k]), float(ranking.iou[k])
-    return {"id": record["id"], "file": record["file"], "score": f"{score:.6g}",
-            "iou": f"{iou:.4f}"}  # fmt: skip
+    place = {name: split[k][name] for name in ("id", "file")}
+    return place | {"score": f"{ranking.score[k]:.6g}", "iou": f"{ranking.iou[k]:.4f}"}
 
 
 def draw(path: Path, work: Work, ranking: Ranking, rows: np.ndarray) -> None:

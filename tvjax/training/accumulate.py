@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tvjax.hypergrad.loops import Loop, chosen
+from tvjax.hypergrad.loops import SCANNED, Loop, chosen
 
 
 def in_parts(loss: Callable[..., Any], parts: int, loop: Loop | None = None) -> Callable[..., Any]:
@@ -38,12 +38,8 @@ def in_parts(loss: Callable[..., Any], parts: int, loop: Loop | None = None) -> 
         run, rows = chosen(loop), jax.tree.map(split, batch)
         batches = run.stack([jax.tree.map(lambda x, n=n: x[n], rows) for n in range(parts)])
         model_state, found = run.scan(part, model_state, batches, length=parts)
-        stacked = found if isinstance(found, tuple) else _stack(found)
+        stacked = found if isinstance(found, tuple) else SCANNED.stack(found)
         value, aux = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
         return value, (model_state, aux)
 
     return whole
-
-
-def _stack(found: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)

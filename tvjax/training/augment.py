@@ -32,53 +32,28 @@ class Draw(NamedTuple):
     """float32: what the image is multiplied by, before it is clipped to [0, 1]."""
 
 
-class Limits(NamedTuple):
-    """What is drawn, and how far it goes."""
-
-    flips: bool
-    """Left to right and upside down, each for half of the images."""
-    turns: bool
-    """Turns by 0, 90, 180 or 270 degrees, all alike often."""
-    brightness: float
-    """b: images are multiplied by a number drawn from [1 - b, 1 + b]."""
-    warp: warp.Limits
-    colour: colour.Limits
-
-
 def make_augment(
     *,
     flips: bool,
     turns: bool,
     brightness: float,
-    rotation: float,
-    scale: float,
-    crop: float,
-    contrast: float,
-    saturation: float,
-    hue: float,
-    blur: float,
     seed: int,
     image_shape: tuple[int, int],
     axis_name: str | None = None,
+    **limits: float,
 ) -> Augment | None:
     """The augmentation of training batches, masks along with their images; None if there is none.
 
     Flips and turns come first, then `warp.apply`, then `colour.apply`, then brightness.
 
     Args:
-      flips: see `Limits`, as for `turns` and `brightness`.
-      turns: whether to turn by quarters.
-      brightness: the greatest relative change.
-      rotation: see `warp.Limits`, as for `scale` and `crop`.
-      scale: the greatest relative change of size.
-      crop: the greatest share that is cut away.
-      contrast: see `colour.Limits`, as for `saturation`, `hue` and `blur`.
-      saturation: the greatest relative change.
-      hue: the greatest turn of colours, in degrees.
-      blur: the greatest standard deviation, in pixels.
+      flips: left to right and upside down, each for half of the images.
+      turns: turns by 0, 90, 180 or 270 degrees, all alike often.
+      brightness: b; images are multiplied by a number drawn from [1 - b, 1 + b].
       seed: seed of the draws.
       image_shape: height and width of the tiles.
       axis_name: the axis over which the batch is spread, if any.
+      **limits: the fields of `warp.Limits` and of `colour.Limits`.
 
     Raises:
       UserError: turns are asked for, and the tiles are not square.
@@ -86,9 +61,8 @@ def make_augment(
     height, width = image_shape
     if turns and height != width:
         raise UserError(f"augmentation.turns=True needs square tiles; these are {height}x{width}")
-    moved = warp.Limits(rotation, scale, crop)
-    coloured = colour.Limits(contrast, saturation, hue, blur)
-    limits = Limits(flips, turns, brightness, moved, coloured)
+    moved = warp.Limits(*(limits.pop(name) for name in warp.Limits._fields))
+    coloured = colour.Limits(**limits)
     if not any((flips, turns, brightness, *moved, *coloured)):
         return None
 
@@ -96,27 +70,23 @@ def make_augment(
         share = batch.image.shape[0]
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
         key = jax.random.fold_in(jax.random.key(seed), step)
-        # Every device draws for all and takes its own, so that their number does not matter.
-        whole = draw_all(key, share * devices, limits)
+        # Every device draws for all and takes its own, so that their number does not matter; each
+        # part is drawn from a key of its own, whatever the others are.
+        count = share * devices
+        whole = (
+            draw(key, count, flips=flips, turns=turns, brightness=brightness),
+            warp.draw(jax.random.fold_in(key, 1), count, moved),
+            colour.draw(jax.random.fold_in(key, 2), count, coloured),
+        )
         first = 0 if axis_name is None else share * lax.axis_index(axis_name)
         own = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, share), whole)
-        return apply(own[0], batch, *own[1:], blur=blur)
+        return apply(own[0], batch, *own[1:], blur=coloured.blur)
 
     return augment
 
 
-def draw_all(
-    key: jax.Array, count: int, limits: Limits
-) -> tuple[Draw, warp.Warp | None, colour.Colour | None]:
-    """Draws for `count` images; each part from a key of its own, whatever the others are."""
-    drawn = draw(key, count, flips=limits.flips, turns=limits.turns, brightness=limits.brightness)
-    moved = warp.draw(jax.random.fold_in(key, 1), count, limits.warp)
-    coloured = colour.draw(jax.random.fold_in(key, 2), count, limits.colour)
-    return drawn, moved, coloured
-
-
 def draw(key: jax.Array, count: int, *, flips: bool, turns: bool, brightness: float) -> Draw:
-    """Draws for `count` images; the options are those of `Limits`."""
+    """Draws for `count` images; the options are those of `make_augment`."""
     keys = jax.random.split(key, 4)
     turn = jax.random.randint(keys[0], (count,), 0, 4) if turns else jnp.zeros(count, jnp.int32)
     rows, columns = (jax.random.bernoulli(k, 0.5, (count,)) & flips for k in keys[1:3])

@@ -26,12 +26,8 @@ def move(before: TrainState, after: TrainState, decay: float) -> TrainState:
     `average <- d average + (1 - d) weights`, where `d = min(decay, t / (t + 10))` after `t` steps:
     the first step's weights are all of it, and it forgets the early ones of a short run too. Of an
     update that takes K steps at once only the last weights are known: `d` is then `d^K`. Weights
-    are the parameters and BatchNorm's running statistics.
-
-    Args:
-      before: the state before the steps.
-      after: the state after them; its own average is not looked at.
-      decay: the decay, in [0, 1); 0: there is no average.
+    are the parameters and BatchNorm's running statistics. With a decay of 0 there is no average;
+    that of `after` is not looked at.
     """
     if not decay:
         return after

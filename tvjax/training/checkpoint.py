@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as keeping
 
@@ -30,6 +31,7 @@ _FORMER = {"inner/model_state/lam"}
 SHOWN = 8
 """Steps that a message lists."""
 
+_name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
 _NOT_EVALUATED = -1.0  # below any IoU; orbax wants each checkpoint to have its metric
 
 
@@ -45,11 +47,8 @@ class Checkpoints:
     ):
         """Opens the folder, and makes it where it is not.
 
-        Args:
-          directory: folder of the checkpoints.
-          keep: how many of the newest to keep.
-          keep_best: how many to keep besides, of those with the best validation IoU.
-          read_only: leaves everything as it is: a run may be writing there.
+        Of the checkpoints the newest `keep` are kept, and `keep_best` besides, of those with the
+        best validation IoU. With `read_only` everything is left as it is: a run may be writing.
         """
         self._directory = directory.absolute()  # orbax takes no other
         self._read_only = read_only
@@ -93,7 +92,10 @@ class Checkpoints:
         """The step of the one with the best validation IoU, if any was saved with its IoU."""
         metrics = {step: self._manager.metrics(step) for step in self.steps}
         for step in (step for step, found in metrics.items() if found is None):
-            _warn(f"the validation IoU of checkpoint {self._directory / str(step)} cannot be read")
+            parallel.say(
+                f"warning: the validation IoU of checkpoint {self._directory / str(step)} cannot "
+                f"be read"
+            )
         scores = {step: _val_iou(found) for step, found in metrics.items()}
         best = max(scores, key=lambda step: scores[step], default=None)
         return best if best is not None and scores[best] != _NOT_EVALUATED else None
@@ -139,12 +141,8 @@ class Checkpoints:
     ) -> None:
         """Saves the state with `run`, a JSON dict (seconds so far, and the like).
 
-        Args:
-          state: what to save.
-          run: goes with it.
-          val_iou: IoU of this state, where it was evaluated; pooled or a mean over images, as
-            `evaluation.score` says.
-          wait: return only when it is written.
+        Where the state was evaluated, `val_iou` is its IoU, pooled or a mean over images, as
+        `evaluation.score` says. With `wait` it returns only when all is written.
 
         Raises:
           Outage: it, or the one before it, could not be written.
@@ -215,8 +213,8 @@ class Checkpoints:
                     self._set_aside(bad)
                 return restored
             broken.append(step)
-            _warn(
-                f"checkpoint {self._directory / str(step)} cannot be read "
+            parallel.say(
+                f"warning: checkpoint {self._directory / str(step)} cannot be read "
                 f"({reason or 'by another process'})"
                 + ("; trying the one before" if step != steps[-1] else "")
             )
@@ -241,7 +239,7 @@ class Checkpoints:
             sums = checksums.read(folder)
             shapes = _saved_shapes(handler, folder) if sums is None else checksums.shapes(sums)
             is_whole = _check_shapes(folder, shapes, like)
-            part = _stored(wanted) if is_whole else _nested(_arrays(wanted))
+            part = _stored(wanted) if is_whole else unflatten_dict(_arrays(wanted), sep="/")
             args = ocp.args.PyTreeRestore(
                 part, ocp.checkpoint_utils.construct_restore_args(part),
                 partial_restore=len(_arrays(wanted)) < len(shapes),
@@ -250,7 +248,10 @@ class Checkpoints:
             state = jax.tree.unflatten(jax.tree.structure(like), [found[k] for k in _arrays(like)])
             run = _read_run(folder)
             if sums is None:
-                _note_unchecked(folder)
+                parallel.say(
+                    f"note: checkpoint {folder} was saved by a version of tvjax that kept no "
+                    f"checksums; damage to its arrays would not be seen"
+                )
             else:
                 checksums.check(sums, _arrays(state), run)
             return (state, run), ""
@@ -305,7 +306,8 @@ def _val_iou(metrics: Any) -> float:
 
 def _report_cut_off(directory: Path) -> None:
     for folder in directory.glob("*.orbax-checkpoint-tmp*") if directory.is_dir() else ():
-        _warn(f"the save of checkpoint {folder.name.split('.')[0]} was cut off; it is not used")
+        step = folder.name.split(".")[0]
+        parallel.say(f"warning: the save of checkpoint {step} was cut off; it is not used")
 
 
 def _reason(error: Exception) -> str:
@@ -327,11 +329,6 @@ def _without_tasks_told_of() -> Iterator[None]:
         yield
     finally:
         sys.excepthook, sys.unraisablehook, log.disabled = before
-
-
-def _warn(message: str) -> None:
-    if parallel.is_first():
-        print(f"warning: {message}", file=sys.stderr)
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
@@ -367,15 +364,6 @@ def _is_empty(x: Any) -> bool:
     return isinstance(x, tuple) and not x
 
 
-def _note_unchecked(folder: Path) -> None:
-    if parallel.is_first():
-        print(
-            f"note: checkpoint {folder} was saved by a version of tvjax that kept no checksums; "
-            f"damage to its arrays would not be seen",
-            file=sys.stderr,
-        )
-
-
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     """Where nothing is said, on one device, wherever it was saved."""
     here = x.sharding or SingleDeviceSharding(jax.local_devices()[0])
@@ -387,27 +375,11 @@ def _stored(state: TrainState) -> dict[str, Any]:
     return {k: x for k, x in state._asdict().items() if k != "average" or not _is_empty(x)}
 
 
-def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
-    """A tree of dicts from the names of its leaves."""
-    tree: dict[str, Any] = {}
-    for name, x in arrays.items():
-        *path, last = name.split("/")
-        functools.reduce(lambda branch, key: branch.setdefault(key, {}), path, tree)[last] = x
-    return tree
-
-
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(x.shape) for name, x in _arrays(tree).items()}
 
 
 def _arrays(tree: Any) -> dict[str, Any]:
+    """Arrays by names such as `inner/params/Conv_0/kernel`, of a state and of its saved dicts."""
     leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {_name(path): x for path, x in leaves if hasattr(x, "shape")}
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    """`inner/params/Conv_0/kernel`, the same for tuples with names and their saved dicts."""
-    keys = (
-        getattr(k, "name", None) or getattr(k, "key", None) or getattr(k, "idx", None) for k in path
-    )
-    return "/".join(str(0 if k is None else k) for k in keys)

@@ -16,29 +16,13 @@ from tvjax.training import parallel
 from tvjax.training.setup import Setup
 from tvjax.training.state import TrainState
 from tvjax.training.steps import of_objects
-from tvjax.types import PyTree
 
 
-def evaluate(
-    setup: Setup,
-    state: TrainState,
-    split: Split,
-    *,
-    batch_size: int,
-    denoise: float | None = None,
-    before_each: Callable[[], None] | None = None,
-) -> dict[str, Any]:
+def evaluate(setup: Setup, state: TrainState, split: Split, **options: Any) -> dict[str, Any]:
     """Scores at p > 0.5 with running statistics; padding weighs nothing.
 
-    Sums and counts are added up over batches and divided once.
-
-    Args:
-      setup: the run's functions.
-      state: state of the net.
-      split: the tiles.
-      batch_size: images in a batch of the evaluation.
-      denoise: weight of a TV denoising of the probabilities (eq. 3), or None.
-      before_each: called before each batch, by all processes; it may raise.
+    The arguments are those of `tile_scores`. Sums and counts are added up over batches and divided
+    once.
 
     Returns:
       Means over images of `iou`, `boundary_iou`, `bce`, the number of connected components and the
@@ -47,7 +31,6 @@ def evaluate(
       `nonempty_iou`, the mean IoU over those that hold objects, None of none, and `empty_images`,
       the number of the others.
     """
-    options = {"batch_size": batch_size, "denoise": denoise, "before_each": before_each}
     return summarise(add_up(map(sums, tile_scores(setup, state, split, **options))))
 
 
@@ -58,34 +41,30 @@ def tile_scores(
     *,
     batch_size: int,
     denoise: float | None = None,
-    before_each: Callable[[], None] | None = None,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Scores of each tile of a split, batch after batch, as `image_scores` has them.
 
-    The arguments are those of `evaluate`.
+    Args:
+      setup: the run's functions.
+      state: state of the net.
+      split: the tiles.
+      batch_size: images in a batch of the evaluation.
+      denoise: weight of a TV denoising of the probabilities (eq. 3), or None.
+      before_each: called before each batch, by all processes; it may raise.
     """
     layout = setup.layout
     weight = None if denoise is None else layout.replicate(jnp.float32(denoise))
     batches = eval_batches(split, batch_size=batch_size, **layout.share)
 
     def found() -> Iterator[tuple[jax.Array, ...]]:
-        for batch, valid in _bar(batches, split, batch_size):
-            if before_each is not None:
-                before_each()
+        total, disable = -(-len(split) // batch_size), not parallel.is_first()
+        words = f"evaluating {split.name}"
+        for batch, valid in tqdm(batches, words, total, leave=False, delay=3, disable=disable):
+            before_each()
             yield setup.evaluate(state, weight, *layout.shard((tuple(batch), valid)))
 
-    return (image_scores(*batch) for batch in fetched(found()))
-
-
-def fetched(items: Iterable[PyTree]) -> Iterator[PyTree]:
-    """Each on the host, when the next is under way, so that the device is not idle."""
-    pending = None
-    for item in items:
-        if pending is not None:
-            yield jax.device_get(pending)
-        pending = item
-    if pending is not None:
-        yield jax.device_get(pending)
+    return (image_scores(*jax.device_get(batch)) for batch in parallel.ahead(found()))
 
 
 def image_scores(
@@ -138,7 +117,7 @@ def choose_denoising(
 ) -> tuple[float, list[tuple[float, float]]]:
     """The weight of the TV denoising with the best score (eq. 12: "iou"), and each with its score.
 
-    `options` are those of `evaluate`.
+    `options` are those of `tile_scores`.
     """
     bar = tqdm(
         weights, "choosing the denoising weight", leave=False, disable=not parallel.is_first()
@@ -181,9 +160,3 @@ def describe_boundary(split: Split) -> dict[str, int]:
         found = count_narrow(split[k]["mask"][..., 0] > 0, pixels)
         objects, narrow = objects + found[0], narrow + found[1]
     return {"pixels": pixels, "objects": objects, "narrow_objects": narrow}
-
-
-def _bar(batches: Iterable[Any], split: Split, batch_size: int) -> Iterable[Any]:
-    total = -(-len(split) // batch_size)
-    disable = not parallel.is_first()
-    return tqdm(batches, f"evaluating {split.name}", total, leave=False, delay=3, disable=disable)

@@ -7,7 +7,6 @@ its steps are those of the steps that follow, read ahead.
 
 import itertools
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 from tvjax.data import pipeline
 from tvjax.data.records import Split
 from tvjax.errors import UserError
-from tvjax.training import learned
+from tvjax.training import learned, parallel
 from tvjax.training.setup import HyperPlan, Setup
 from tvjax.types import Config, NumberedBatch, PyTree
 
@@ -50,19 +49,13 @@ def dispatches(
     Raises:
       UserError: a batch does not suit its split, or the devices.
     """
-    _, train = feed = _feed(
-        config, setup, splits["train"], "train.batch_size", config.train.batch_size, start
-    )
-    resident_val, val = (), iter(())
+    resident_train, train = _feed(config, setup, splits["train"], "train", start)
+    resident_val, val, further = (), iter(()), 0
     if setup.plan.estimator is not None:
-        resident_val, val = _feed(
-            config, setup, splits["val"], "hypergrad.batch_size", config.hypergrad.batch_size,
-            setup.plan.updates(start),
-        )  # fmt: skip
-    resident, further = (feed[0], resident_val), 0
-    if setup.plan.estimator is not None:
+        updates = setup.plan.updates(start)
+        resident_val, val = _feed(config, setup, splits["val"], "hypergrad", updates)
         further = setup.plan.estimator.further
-    taken = _read_ahead(train)
+    resident, taken = (resident_train, resident_val), _read_ahead(train)
 
     def lay_out(dispatch: Dispatch) -> Dispatch:
         more = further if dispatch.bilevel else 0
@@ -78,7 +71,7 @@ def dispatches(
 
     pauses = config.evaluation.every, config.checkpoint.every
     plan = schedule(setup.plan, start, config.train.steps, most=setup.most, pauses=pauses)
-    return _ahead(lay_out(dispatch) for dispatch in plan)
+    return parallel.ahead(lay_out(dispatch) for dispatch in plan)
 
 
 def streamed_if_large(config: Config, splits: dict[str, Split]) -> Config:
@@ -87,11 +80,10 @@ def streamed_if_large(config: Config, splits: dict[str, Split]) -> Config:
     size = tiles * sum(array.nbytes for array in pipeline.gather(splits["train"], [0]))
     if not config.data.resident or size <= _memory() // 4:
         return config
-    if jax.process_count() == 1:
-        print(
+    if parallel.is_alone():
+        parallel.say(
             f"{tiles} tiles of {size / 2**30:.1f} GiB in all are streamed from the records: they "
-            f"would take more than a quarter of the device's memory",
-            file=sys.stderr,
+            f"would take more than a quarter of the device's memory"
         )
     config = config.copy_and_resolve_references()
     config.data.resident = False
@@ -109,12 +101,8 @@ def schedule(
 ) -> Iterator[Dispatch]:
     """The dispatches from step `start` to `end`, without their batches.
 
-    Args:
-      plan: when lambda is updated.
-      start: steps already taken.
-      end: steps to take in all.
-      most: steps (or updates) that one dispatch may hold.
-      pauses: numbers of steps; a dispatch ends where a multiple of one of them is passed.
+    Each holds `most` steps (or updates) at most, and ends where a multiple of one of `pauses`,
+    numbers of steps, is passed.
     """
 
     def kind(step: int) -> tuple[bool, int]:
@@ -142,15 +130,18 @@ def passes(before: int, step: int, every: int) -> bool:
 
 
 def _feed(
-    config: Config, setup: Setup, split: Split, field: str, batch_size: int, position: int
+    config: Config, setup: Setup, split: Split, section: str, position: int
 ) -> tuple[PyTree, Iterator[Any]]:
-    """What resides on the device of a split, and its batches (or their rows) from a position."""
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": config.seed}
-    with_rows = field.startswith("train.") and "tile_weights" in learned.names(config)
+    """What resides on the device of a split, and its batches (or their rows) from a position.
+
+    `section` is the config's that has their size.
+    """
+    options: dict[str, Any] = {"batch_size": config[section].batch_size, "seed": config.seed}
+    with_rows = section == "train" and "tile_weights" in learned.names(config)
     try:
         indices = pipeline.TrainIndices(len(split), **options)
     except UserError as error:
-        raise UserError(f"--config.{field}: {error}") from error
+        raise UserError(f"--config.{section}.batch_size: {error}") from error
     if not setup.resident:
         options |= setup.layout.share
         return (), pipeline.train_batches(split, start=position, with_rows=with_rows, **options)
@@ -176,11 +167,3 @@ def _padded(rows: np.ndarray, most: int) -> np.ndarray:
     """`[B, count, ...]` -> `[B, most, ...]`, so that one program serves every count."""
     missing = most - rows.shape[1]
     return np.pad(rows, [(0, 0), (0, missing), *[(0, 0)] * (rows.ndim - 2)])
-
-
-def _ahead(items: Iterator[Dispatch]) -> Iterator[Dispatch]:
-    """The same items, each made before the one in front of it is used."""
-    upcoming = next(items, None)
-    while upcoming is not None:
-        item, upcoming = upcoming, next(items, None)
-        yield item

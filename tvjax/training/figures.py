@@ -34,27 +34,10 @@ def learning_curves(metrics: Sequence[dict[str, Any]], path: Path, *, score: str
     save(figure, path)
 
 
-def lambda_over_time(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Lambda, and the hypergradient that moved it, over steps."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    axes[0].plot(*_series(metrics, "train", "lambda"), color=COLORS["lambda"])
-    axes[0].set(xlabel="step", ylabel="lambda")
-    steps, gradients = _series(metrics, "train", "hypergradient")
-    axes[1].plot(steps, gradients, color=COLORS["lambda"], alpha=0.8)
-    axes[1].axhline(0, color="0.5", linewidth=0.8)
-    axes[1].set(xlabel="step", ylabel="hypergradient")
-    lambdas = [v for v in axes[0].lines[0].get_ydata() if v]
-    if lambdas and min(lambdas) > 0:
-        axes[0].set_yscale("log")
-    for axis in axes:
-        axis.grid(alpha=0.3, which="both")
-    save(figure, path)
-
-
 def learned_over_time(metrics: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
     """One row per learned quantity: its value (of tile weights the mean), and its hypergradient."""
     figure, rows = plt.subplots(
-        len(names), 2, figsize=(9, 2.6 * len(names)), squeeze=False, layout="constrained"
+        len(names), 2, figsize=(9, 0.6 + 2.6 * len(names)), squeeze=False, layout="constrained"
     )
     for (left, right), name in zip(rows, names, strict=True):
         left.plot(*_series(metrics, "train", name), color=COLORS["lambda"])
@@ -63,8 +46,11 @@ def learned_over_time(metrics: Sequence[dict[str, Any]], names: Sequence[str], p
         right.plot(*_series(metrics, "train", gradient), color=COLORS["lambda"], alpha=0.8)
         right.axhline(0, color="0.5", linewidth=0.8)
         right.set(xlabel="step", ylabel="hypergradient")
+        lambdas = [x for x in left.lines[0].get_ydata() if x and name == "lambda"]
+        if lambdas and min(lambdas) > 0:
+            left.set_yscale("log")
         for axis in (left, right):
-            axis.grid(alpha=0.3)
+            axis.grid(alpha=0.3, which="both")
     save(figure, path)
 
 
@@ -82,10 +68,7 @@ def sweep(scores: Sequence[tuple[float, float]], path: Path) -> None:
 def sweep_of_seeds(lines: Sequence[dict[str, Any]], path: Path, *, score: str) -> None:
     """Validation loss and score at the end over lambda: a dot a run, a line through the means.
 
-    Args:
-      lines: lines of `tvjax.sweep`, with `lambda` and `splits`.
-      path: path of the PNG file.
-      score: name of the score, "pooled_iou" or "iou".
+    The lines are those of `tvjax.sweep`, with `lambda` and `splits`.
     """
     lambdas = sorted({line["lambda"] for line in lines})
     positive = [lam for lam in lambdas if lam > 0] or [1.0]
@@ -164,21 +147,14 @@ def sheet_of_labels(
     masks: Sequence[np.ndarray],
     probabilities: Sequence[np.ndarray],
     titles: Sequence[str],
-    *,
-    across: int = 3,
 ) -> Figure:
     """Tiles side by side: the image, and on it the outlines of label (dashed) and net.
 
-    Args:
-      images: uint8 `[H, W, 3]` each.
-      masks: `[H, W, 1]`, 0 or 1.
-      probabilities: `[H, W, 1]` in [0, 1].
-      titles: a line on each.
-      across: number of tiles in a row.
+    Arrays are those of `predictions`; each tile has a title of one line.
     """
-    rows = max(-(-len(images) // across), 1)
+    rows = max(-(-len(images) // 3), 1)
     figure, axes = plt.subplots(
-        rows, 2 * across, figsize=(3.4 * across, 1.9 * rows), squeeze=False, layout="constrained"
+        rows, 6, figsize=(10.2, 1.9 * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.set_axis_off()

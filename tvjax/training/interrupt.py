@@ -31,8 +31,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
     try:
         program.run(main, interrupted=INTERRUPTED)
     except Interrupted as interrupted:
-        if parallel.is_first():
-            print(f"\n{interrupted}", file=sys.stderr)
+        parallel.say(f"\n{interrupted}")
         sys.exit(INTERRUPTED)
 
 

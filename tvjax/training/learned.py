@@ -83,12 +83,9 @@ def write_weights(hyper: PyTree, path: Path) -> None:
 
 
 def start(config: Config, lam: jax.Array, tiles: int | None) -> PyTree:
-    """The first `hyper` of a config.
+    """The first `hyper` of a config, where lambda begins at `lam` and all else at its own field.
 
-    Args:
-      config: a config with the fields of `configs/base.py`; each quantity begins at its own.
-      lam: first value of what stands for lambda.
-      tiles: number of training tiles; None where they are not known yet.
+    `tiles` is the number of training tiles; None where they are not known yet.
     """
     learn = names(config)
     if learn == ("lambda",):
@@ -124,14 +121,10 @@ def make_optimizer(
     significance: float,
     block: int,
 ) -> optax.GradientTransformation:
-    """Adam on each quantity, with a step size of its own.
+    """Adam on each quantity that is learned, with a step size of its own: lambda's is `rate`.
 
-    Args:
-      learn: names of what is learned.
-      rate: learning rate of lambda.
-      rates: learning rates of the others, by name.
-      significance: `threshold` of `hypergrad.until_significant`; 0: each hypergradient moves it.
-      block: `block` of `hypergrad.until_significant`.
+    With a `significance` above 0, the threshold of `hypergrad.until_significant`, each waits as
+    that has it; else each hypergradient moves it.
     """
 
     def adam(name: str) -> optax.GradientTransformation:

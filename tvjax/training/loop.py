@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +19,7 @@ from tvjax.data.sets import open_section
 from tvjax.errors import Outage, UserError
 from tvjax.training import guard, learned, parallel, pretrained, rundir
 from tvjax.training.checkpoint import Checkpoints
-from tvjax.training.evaluation import (
-    baselines,
-    choose_denoising,
-    describe_boundary,
-    evaluate,
-)
+from tvjax.training.evaluation import baselines, choose_denoising, describe_boundary, evaluate
 from tvjax.training.feeds import Dispatch, dispatches, passes, streamed_if_large
 from tvjax.training.interrupt import Interrupted, Stop
 from tvjax.training.logs import Logs, NoLogs, read_metrics
@@ -139,8 +133,7 @@ def placed(config: Config) -> Config:
 def _identify(config: Config, splits: dict[str, Split]) -> dict[str, Any]:
     """What tells the data apart, which must be the same in all processes."""
     data = sets.identify(splits, config.data.directory)
-    number = int(data["sha256"][:7], 16)  # as much as fits into what processes exchange
-    if not parallel.in_all(number == parallel.as_the_first(number)):
+    if not parallel.agree(data["sha256"]):
         raise UserError(
             f"data.directory={config.data.directory}: the processes of this job find different "
             f"tiles there; give all of them the same (this one has {data['sha256'][:12]})"
@@ -210,8 +203,7 @@ def train(
       UserError: on a loss or lambda that is not finite; the last good checkpoint stays.
     """
     state = setup.create()
-    run = {"seconds": 0.0, "sums": {}, "best_val_iou": -1.0, "changes": [], "watch": {}}
-    run["worse"] = 0
+    run = {"seconds": 0.0, "sums": {}, "best_val_iou": -1.0, "worse": 0, "changes": [], "watch": {}}
     keep = {name: config.checkpoint[name] for name in ("keep", "keep_best")}
     keep["keep_best"] = max(keep["keep_best"], config.train.patience > 0)
     with Checkpoints(workdir / "checkpoints", **keep) as checkpoints:
@@ -243,11 +235,10 @@ def _note_other_cores(setup: Setup, run: dict[str, Any]) -> None:
     """Notes another number of cores: a CPU's last bits depend on the threads that share a sum."""
     before, now = run.get("visible_cores"), provenance.visible_cores()
     on_cpu = setup.layout.devices[0].platform == "cpu"
-    if on_cpu and before not in (None, now) and parallel.is_first():
-        print(
+    if on_cpu and before not in (None, now):
+        parallel.say(
             f"note: this run was trained on {before} CPU cores up to here and goes on with {now}: "
-            f"from here on its last bits are others than without the interruption",
-            file=sys.stderr,
+            f"from here on its last bits are others than without the interruption"
         )
 
 
@@ -325,8 +316,9 @@ class _Session:
             held = self.watch.held and not setup.plan.held
             _, state = guard.applied(self.watch, setup, state)
             best = val_iou is not None and val_iou > self.best
-            self.worse = self.worse + 1 if evaluates and not best else 0 if best else self.worse
-            self.best = val_iou if val_iou is not None and best else self.best
+            if val_iou is not None:
+                self.worse = 0 if best else self.worse + 1
+                self.best = max(self.best, val_iou)
             if saves or (best and (config.checkpoint.keep_best or config.train.patience)):
                 # Were steps taken meanwhile, a kill would cost more than an interval.
                 self._save(state, step, val_iou, wait=saves)
@@ -391,7 +383,7 @@ class _Session:
         figures.learning_curves(metrics, self.workdir / "curves.png", score=score)
         names = learned.names(self.config) if self.setup.plan.estimator is not None else ()
         if "lambda" in names:
-            figures.lambda_over_time(metrics, self.workdir / "lambda.png")
+            figures.learned_over_time(metrics, ("lambda",), self.workdir / "lambda.png")
         if names not in ((), ("lambda",)):
             figures.learned_over_time(metrics, names, self.workdir / "learned.png")
         split = self.splits["val"]
@@ -412,7 +404,7 @@ class _Session:
         for path, leaf in jax.tree.leaves_with_path(checked):
             bad = np.asarray(leaf)[~np.isfinite(np.asarray(leaf))]
             if bad.size:
-                name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
                 self._fail(step, name.lstrip("/"), bad.flat[0])
 
     def _fail(self, step: int, name: str, value: float) -> NoReturn:
@@ -455,9 +447,10 @@ def outages(workdir: Path, flag: str = "workdir") -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        said = str(error).partition("\n")[0][:160]
         raise UserError(
-            f"the device's memory is too small for this training ({_first_line(error)}); try "
-            f"more devices, data.resident=False, or in a new run a smaller train.batch_size, "
+            f"the device's memory is too small for this training ({said}); try more devices, "
+            f"data.resident=False, or in a new run a smaller train.batch_size, "
             f"hypergrad.batch_size or model.width"
         ) from error
     except OSError as error:
@@ -476,7 +469,3 @@ def outages(workdir: Path, flag: str = "workdir") -> Iterator[None]:
             f"--{flag}={workdir} cannot be written ({error.strerror}); the newest checkpoint is "
             f"kept. Make room, or the folder writable, and run the same command again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:160]

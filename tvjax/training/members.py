@@ -18,7 +18,8 @@ from jax import lax
 
 from tvjax.data import pipeline
 from tvjax.scoring.mask_scores import summarise
-from tvjax.training.evaluation import add_up, fetched, image_scores, sums
+from tvjax.training import parallel
+from tvjax.training.evaluation import add_up, image_scores, sums
 from tvjax.types import Batch, PyTree
 
 
@@ -101,17 +102,13 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Scores of each member on a split, as `evaluation.evaluate` has them.
 
-    Args:
-      step: `(states, batch) -> (masks, bce)` of all members, bool `[M, B, H, W, 1]` and `[M, B]`.
-      states: states of the members.
-      tiles: the split's arrays.
-      batch_size: images in a batch of the evaluation.
+    `step(states, batch) -> (masks, bce)` of all members gives bool `[M, B, H, W, 1]` and `[M, B]`.
     """
     batches = padded_batches(tiles, batch_size)
-    found = fetched((*step(states, batch), batch.mask, valid) for batch, valid in batches)
+    found = ((*step(states, batch), batch.mask, valid) for batch, valid in batches)
     parts = [
         [sums(image_scores(m, truth, b, valid)) for m, b in zip(masks, bce, strict=True)]
-        for masks, bce, truth, valid in found
+        for masks, bce, truth, valid in map(jax.device_get, parallel.ahead(found))
     ]
     return [summarise(add_up(own)) for own in zip(*parts, strict=True)]
 

@@ -47,13 +47,7 @@ class Net(NamedTuple):
         return step
 
     def create(self, seed: Any, hyper: PyTree, image_shape: tuple[int, int]) -> TrainState:
-        """The state before the first step, without what training adds: optimisers and carry.
-
-        Args:
-          seed: seed of the parameters.
-          hyper: the first value of what is learned.
-          image_shape: height and width of the tiles.
-        """
+        """The state before the first step, without what training adds: optimisers and carry."""
         images = jnp.zeros((1, *image_shape, 3))
         variables = self.module.init(jax.random.key(seed), images, train=False)
         model_state = {"batch_stats": variables.get("batch_stats", {})}
@@ -72,7 +66,7 @@ def make_net(
     """The net of a config.
 
     Args:
-      config: a config with the fields of `configs/base.py`.
+      config: config of a run.
       axis_name: the axis over which batches are spread, if any.
       net_of: function of the config's module to what is used in its stead, with the same `init`
         and `apply`.
@@ -92,16 +86,10 @@ def make_net(
 def make_regularizer(
     channels: int, *, weight: float, blocks: int, per_class: bool, **fields: str
 ) -> tuple[Regularizer, jax.Array]:
-    """The regulariser and the first value of what is learned.
+    """The regulariser and the first value of what is learned, from `config.regularizer`.
 
-    Args:
-      channels: the classes that the head tells apart.
-      weight: lambda at the start.
-      blocks: 1 for one lambda, n for a map of n x n of them, each the weight of a block of the
-        tile (only with `place="loss"`).
-      per_class: one lambda for the probabilities of each class (only with `place="loss"` and a
-        softmax head); with two classes, whose variations are equal, only their mean matters.
-      **fields: `place`, `kind`, `reduction` and `parametrization`, as in `Regularizer`.
+    `channels` are the classes that the head tells apart. With `per_class` and two of them, whose
+    variations are equal, only the mean of their weights matters.
 
     Raises:
       UserError: naming the field that cannot be so with others.

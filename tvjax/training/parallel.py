@@ -5,7 +5,8 @@ mapped over the devices and compiled. The state goes in and comes out as one ord
 pytree. A process holds its own rows of each batch; `shard` makes the global batch of them.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -170,11 +171,7 @@ class Layout(NamedTuple):
 
 
 def make_layout(*, map: str, devices: int | None = None) -> Layout:
-    """The layout over the devices of all processes.
-
-    Args:
-      map: `"pmap"` or `"jit"`.
-      devices: how many to use; None: all. Of several processes all are used.
+    """The layout over the devices of all processes; the arguments are those of `config.parallel`.
 
     Raises:
       UserError: for devices that there are not.
@@ -197,6 +194,15 @@ def make_layout(*, map: str, devices: int | None = None) -> Layout:
     return Layout(map, tuple(found[:devices]))
 
 
+def ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """The same items, each made before the one in front of it is used: no device is ever idle."""
+    items = iter(items)
+    upcoming = next(items, None)
+    while upcoming is not None:
+        item, upcoming = upcoming, next(items, None)
+        yield item
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes logs, figures and the summary."""
     return jax.process_index() == 0
@@ -205,6 +211,12 @@ def is_first() -> bool:
 def is_alone() -> bool:
     """Whether there is no other process."""
     return jax.process_count() == 1
+
+
+def say(text: str) -> None:
+    """A line on stderr, from the first process."""
+    if is_first():
+        print(text, file=sys.stderr)
 
 
 def wait_for_all(what: str) -> None:
@@ -223,10 +235,12 @@ def in_all(value: bool) -> bool:
     return value if is_alone() else bool(multihost_utils.process_allgather(np.asarray(value)).all())
 
 
-def preempted(call: int) -> bool:
-    """Whether SIGTERM came to any process: true in all of them at the same call.
+def agree(digest: str) -> bool:
+    """Whether every process has the same hexadecimal digest, as far as its first digits tell."""
+    number = int(digest[:7], 16)  # as much as fits into what processes exchange
+    return in_all(number == as_the_first(number))
 
-    Args:
-      call: how often this was asked before; the same in every process.
-    """
+
+def preempted(call: int) -> bool:
+    """Whether SIGTERM came to any process: true in all of them at the same `call`, a number."""
     return multihost_utils.reached_preemption_sync_point(call)

@@ -55,22 +55,8 @@ def make_hyper_plan(
 ) -> HyperPlan:
     """The plan of this method.
 
-    Args:
-      inner_optimizer: the arguments of `state.make_optimizer`, which the formulas read.
-      method: see `configs/base.py`.
-      steps: K of `"reverse"`, `"forward"`, `"amigo"`, `"stocbio"` and `"f2sa"`.
-      solver: `scale`, `damping`, `terms` and `sigma` of the solvers.
-      learning_rate: learning rate of Adam on alpha (or on lambda).
-      warmup: steps before the first update. Adam's first step is degenerate: its derivative is
-        all but zero, so an update through it alone is refused.
-      every: steps from one update to the next; at least K.
-      significance: `threshold` of `hypergrad.until_significant`; 0 moves lambda by each one.
-      block: `block` of `hypergrad.until_significant`.
-      batch_size: images in a validation batch.
-      statistics: statistics of BatchNorm in the outer loss, `"batch"` or `"running"`.
-      guard: what follows a rise of the validation loss: `"warn"`, `"hold"` or `"none"`.
-      learn: names of what is learned, see `tvjax.training.learned`.
-      rates: learning rates of Adam on what is learned beside lambda, by name.
+    The arguments are `inner_optimizer`, those of `state.make_optimizer`, which the formulas read,
+    and the fields of `config.hypergrad`.
 
     Raises:
       UserError: naming the field that cannot be so with others.
@@ -99,12 +85,12 @@ def make_hyper_plan(
             "updates only, and would fall behind the first"
         )
     estimator = _estimator(method, steps, solver, inner_optimizer)
-    if is_adam and warmup == 0 and estimator is not None:
-        if estimator.through_steps and estimator.steps == 1:
-            raise UserError(
-                f"hypergrad.warmup=0 must be at least 1 with hypergrad.method={method!r}: the "
-                f"first step of {inner_optimizer['name']} has a derivative of all but zero"
-            )
+    is_of_one_step = estimator is not None and estimator.through_steps and estimator.steps == 1
+    if is_adam and warmup == 0 and is_of_one_step:
+        raise UserError(
+            f"hypergrad.warmup=0 must be at least 1 with hypergrad.method={method!r}: the first "
+            f"step of {inner_optimizer['name']} has a derivative of all but zero"
+        )
     optimizer = learned.make_optimizer(
         learn, learning_rate, rates, significance=significance, block=block
     )
@@ -114,8 +100,8 @@ def make_hyper_plan(
 def _estimator(
     method: str, steps: int, solver: Mapping[str, Any], inner_optimizer: Mapping[str, Any]
 ) -> Estimator | None:
-    rate, scale, terms = inner_optimizer["learning_rate"], solver["scale"], solver["terms"]
-    damping = solver["damping"]
+    rate = inner_optimizer["learning_rate"]
+    scale, damping, terms = (solver[name] for name in ("scale", "damping", "terms"))
     scaling = hypergrad.adam_scaling(b2=inner_optimizer["b2"], eps=inner_optimizer["eps"])
     methods: dict[str, Callable[[], Estimator | None]] = {
         "none": lambda: None,

@@ -15,12 +15,10 @@ from tvjax.types import Config
 
 
 def pinned(config: Config, stored: dict[str, Any] | None) -> Config:
-    """The config with the digest of the encoder's weights.
+    """The config with the digest of the encoder's weights; without an encoder, as it is.
 
-    Args:
-      config: a run's; without an encoder it is returned as it is.
-      stored: the content of `config.json` where the run has begun: its digest is taken, and the
-        file of the weights need not be there any more.
+    Where the run has begun, `stored` is the content of its `config.json`: its digest is taken, and
+    the file of the weights need not be there any more.
 
     Raises:
       UserError: there are no weights, or others than the config's own digest tells.
@@ -30,8 +28,7 @@ def pinned(config: Config, stored: dict[str, Any] | None) -> Config:
         return config
     recorded = (stored or {}).get("model", {}).get("weights_sha256")
     found = recorded or weights.digest(weights.find(model.encoder, model.weights))
-    number = int(found[:7], 16) if not recorded else 0  # as much as fits between processes
-    if not parallel.in_all(number == parallel.as_the_first(number)):
+    if not parallel.agree("0" if recorded else found):
         raise UserError(f"model.encoder={model.encoder!r}: processes find different weights")
     if model.weights_sha256 not in (None, found):
         raise UserError(

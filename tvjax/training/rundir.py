@@ -5,7 +5,6 @@ import fcntl
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,10 +66,6 @@ def check(workdir: Path, config: Config) -> None:
     It holds a run from the first checkpoint on: what a refused or early killed command left behind
     binds nobody.
 
-    Args:
-      workdir: the folder.
-      config: config of the run.
-
     Raises:
       UserError: it holds a run of another config, a sweep or prepared tiles, or a link in place
         of one of its folders.
@@ -103,12 +98,8 @@ def describe_net(config: Config) -> dict[str, Any]:
 def check_net(workdir: Path, config: Config, kept: dict[str, Any]) -> None:
     """Checks that `config.json` makes the net that a checkpoint is of.
 
-    A damaged digit in it may leave the shapes as they are and change what is computed.
-
-    Args:
-      workdir: folder of the run.
-      config: content of its `config.json`.
-      kept: the checkpoint's `describe_net`.
+    A damaged digit in it may leave the shapes as they are and change what is computed. What was
+    kept with the checkpoint is its `describe_net`.
 
     Raises:
       UserError: a field differs.
@@ -125,7 +116,7 @@ def check_net(workdir: Path, config: Config, kept: dict[str, Any]) -> None:
 def let_change(workdir: Path, names: list[str]) -> None:
     """Lets the next command change these fields: those that its error names."""
     with files.writing("workdir", workdir):
-        _write(workdir / _STOPPED, {"may_change": names})
+        files.write_object(workdir / _STOPPED, {"may_change": names})
 
 
 def changes(workdir: Path, config: Config) -> list[dict[str, Any]]:
@@ -252,11 +243,10 @@ def check_data(workdir: Path, data: dict[str, Any], *, advice: str) -> None:
     if not (_holds_run(workdir) or _holds_sweep(workdir)):
         return
     own = read_data(workdir)
-    if own is None and parallel.is_first():
-        print(
+    if own is None:
+        parallel.say(
             f"note: {workdir} is of a version of tvjax that kept no identity of a run's data; "
-            f"those of {_place(data)} are taken for its own",
-            file=sys.stderr,
+            f"those of {_place(data)} are taken for its own"
         )
     if own is not None and own["sha256"] != data["sha256"]:
         raise UserError(
@@ -298,19 +288,15 @@ def write_data(workdir: Path, data: dict[str, Any]) -> None:
       UserError: the folder cannot be written.
     """
     with files.writing("workdir", workdir):
-        _write(workdir / "tiles.json", data)
+        files.write_object(workdir / "tiles.json", data)
 
 
 @contextlib.contextmanager
 def lock(workdir: Path, flag: str = "workdir") -> Iterator[bool]:
     """Makes the folder and keeps other runs out; the system drops the lock with the process.
 
-    Args:
-      workdir: the folder.
-      flag: the flag that names it.
-
-    Returns:
-      False: another run is in it. True too where the file system knows no locks.
+    It yields False where another run is in the folder; where the file system knows no locks, True.
+    `flag` is the one that names the folder.
 
     Raises:
       UserError: the folder cannot be written.
@@ -338,7 +324,7 @@ def write_config(workdir: Path, config: Config) -> None:
       UserError: the folder cannot be written.
     """
     with files.writing("workdir", workdir):
-        _write(workdir / "config.json", config.to_dict())
+        files.write_object(workdir / "config.json", config.to_dict())
         (workdir / _STOPPED).unlink(missing_ok=True)
 
 
@@ -379,7 +365,7 @@ def _is_best(summary: dict[str, Any]) -> bool:
 
 def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
     """Writes `summary.json`."""
-    _write(workdir / "summary.json", summary)
+    files.write_object(workdir / "summary.json", summary)
 
 
 def format_summary(summary: dict[str, Any], workdir: Path) -> str:
@@ -450,10 +436,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); move it away") from error
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _fields(config: Config) -> dict[str, Any]:

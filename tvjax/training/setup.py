@@ -67,10 +67,10 @@ def _optimizer_at(config: Config, hyper: PyTree) -> optax.GradientTransformation
     return with_encoder_rate(config, make_optimizer(**_settings_at(config, hyper)))
 
 
-def _loss_at(config: Config, hyper: PyTree) -> Loss:
-    losses = {**config.loss, "mix": learned.value(hyper, "loss_mix", config.loss.mix)}
-    del losses["validation"]
-    return make_loss(name=losses.pop("train"), **losses)
+def _loss_at(config: Config, hyper: PyTree, of: str = "train") -> Loss:
+    fields = {**config.loss, "mix": learned.value(hyper, "loss_mix", config.loss.mix)}
+    names = {name: fields.pop(name) for name in ("train", "validation")}
+    return make_loss(name=names[of], **fields)
 
 
 def with_encoder_rate(
@@ -106,12 +106,12 @@ class Functions(NamedTuple):
 
     def create(self, seed: Any, hyper: PyTree) -> TrainState:
         """The state before the first step."""
-        inner = self.net.create(seed, hyper, self.image_shape).inner
+        bare = self.net.create(seed, hyper, self.image_shape)
         state = create(
-            self.problem, inner.params, inner.model_state, hyper,
+            self.problem, bare.inner.params, bare.inner.model_state, hyper,
             self.plan.estimator, self.plan.optimizer,
         )  # fmt: skip
-        return state._replace(average=average.begin(state.inner, self.net.decay))
+        return state._replace(average=bare.average)
 
     def plain(
         self, seed: Any, state: TrainState, inner_batches: list[Batch]
@@ -143,14 +143,9 @@ def make_functions(
     net_of: Callable[[Any], Any] = lambda module: module,
     tiles: int | None = None,
 ) -> Functions:
-    """Builds the functions of a config.
+    """Builds the functions of a config, for tiles of this height and width.
 
-    Args:
-      config: a config with the fields of `configs/base.py`.
-      image_shape: height and width of the tiles, for the initial parameters.
-      axis_name: the axis over which batches are spread, if any.
-      net_of: see `make_net`.
-      tiles: number of training tiles, where each has a weight that is learned.
+    The other arguments are those of `make_net`.
 
     Raises:
       UserError: naming the field that cannot be so.
@@ -158,16 +153,12 @@ def make_functions(
     learned.check(config)
     net = make_net(config, axis_name=axis_name, net_of=net_of, tiles=tiles)
     module, head, regularizer = net.module, net.head, net.regularizer
-    optimizer, loss_at = partial(_optimizer_at, config), partial(_loss_at, config)
+    optimizer = partial(_optimizer_at, config)
     plan = make_hyper_plan(_settings_at(config, ()), **config.hypergrad)
     is_fixed = learned.names(config) == ("lambda",)
-    losses = {**config.loss}
-    train, validation = losses.pop("train"), losses.pop("validation")
     problem = make_problem(
         module, head, optimizer(()) if is_fixed else optimizer, regularizer,
-        loss=make_loss(name=train, **losses),
-        loss_at=None if is_fixed else loss_at,
-        validation_loss=make_loss(name=validation, **losses),
+        loss_at=partial(_loss_at, config), validation_loss=_loss_at(config, (), "validation"),
         statistics=plan.statistics, accumulate=config.train.accumulate, axis_name=axis_name,
     )  # fmt: skip
     if plan.estimator is not None and not plan.estimator.through_outer:
@@ -207,12 +198,7 @@ class Setup(NamedTuple):
 
 
 def make_setup(config: Config, image_shape: tuple[int, int], *, tiles: int | None = None) -> Setup:
-    """Builds a run's functions from its config.
-
-    Args:
-      config: a config with the fields of `configs/base.py`.
-      image_shape: height and width of the tiles, for the initial parameters.
-      tiles: number of training tiles, where each has a weight that is learned.
+    """Builds a run's functions from its config; the arguments are those of `make_functions`.
 
     Raises:
       UserError: naming the field that cannot be so.

@@ -59,18 +59,9 @@ def make_optimizer(
     weight_decay: float,
     momentum: float,
 ) -> optax.GradientTransformation:
-    """The optimiser of this name.
+    """The optimiser of this name; the arguments are the fields of `config.optimizer`.
 
     `adam` and `adamw` are those of `tvjax.hypergrad`: optax's, with a derivative that is finite.
-
-    Args:
-      name: `"adam"`, `"adamw"` or `"sgd"`.
-      learning_rate: step size, or a schedule of it.
-      b1: decay of the first moment, of adam and adamw.
-      b2: decay of the second moment, of adam and adamw.
-      eps: smallest divisor of adam and adamw.
-      weight_decay: weight decay of adamw.
-      momentum: momentum of sgd.
     """
     moments = {"b1": b1, "b2": b2, "eps": eps}
     if name == "adam":

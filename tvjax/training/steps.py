@@ -79,8 +79,7 @@ def make_problem(
     optimizer: optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation],
     regularizer: Regularizer,
     *,
-    loss: Loss = cross_entropy,
-    loss_at: Callable[[PyTree], Loss] | None = None,
+    loss_at: Callable[[PyTree], Loss] = lambda hyper: cross_entropy,
     validation_loss: Loss = cross_entropy,
     statistics: str = "batch",
     accumulate: int = 1,
@@ -96,8 +95,8 @@ def make_problem(
       head: function of logits to probabilities and loss.
       optimizer: optimiser of the inner problem, or a function `hyper -> optimiser`.
       regularizer: where TV enters.
-      loss: loss of the inner problem, its mean over images; the paper's is the cross-entropy.
-      loss_at: the same as a function of `hyper`, where it is learned.
+      loss_at: loss of the inner problem, its mean over images, as a function of `hyper`, by which
+        its mixture may be learned; the paper's is the cross-entropy.
       validation_loss: loss of the outer problem.
       statistics: BatchNorm's in the outer loss: `"batch"` or `"running"`. The two give different
         hypergradients. In one step the running ones come from theta(t) and carry no derivative.
@@ -116,7 +115,7 @@ def make_problem(
     def inner_loss(params, hyper, batch: Batch, model_state):
         lam = regularizer.lam(hyper)
         logits, batch_stats = apply(params, model_state, batch, True)
-        each = (loss_at(hyper) if loss_at else loss)(head, logits, lam, batch.mask)
+        each = loss_at(hyper)(head, logits, lam, batch.mask)
         fit = jnp.mean(learned.weighted(hyper, each, batch))
         # Logged whatever the loss is, so that runs can be compared.
         mask = of_objects(batch)

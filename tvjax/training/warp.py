@@ -55,12 +55,7 @@ def apply(warp: Warp, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax
 
     What lies beyond a tile's edge is its mirror image, in both, so that every pixel has its label.
     Where the map meets pixels exactly (no change, quarter turns) values are exact. Objects that
-    shrink are not averaged first.
-
-    Args:
-      warp: the maps.
-      image: float `[B, H, W, C]`.
-      mask: `[B, H, W, C]`, of any integers.
+    shrink are not averaged first. Images are float `[B, H, W, C]`, masks hold any integers.
     """
     height, width = image.shape[1:3]
     rows, columns = _places(warp, height, width)
