@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from tvjax.errors import UserError
+from tvjax.errors import UserError, short
 from tvjax.types import Config
 
 TINY, HUGE = 2.0**-126, 2.0**127
@@ -196,7 +196,7 @@ def check(config: Config) -> None:
             raise UserError(f"{name} is missing in the config; see configs/base.py")
     for name, allowed in FIELDS.items():
         if not allowed.holds(found[name]):
-            raise UserError(f"{name}={shown(found[name])} must be {allowed.words}")
+            raise UserError(f"{name}={short(found[name])} must be {allowed.words}")
 
 
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -206,9 +206,3 @@ def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def shown(value: Any) -> str:
-    """A value in one short line."""
-    line = repr(value)
-    return line if len(line) <= 60 else f"{line[:57]}..."

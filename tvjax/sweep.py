@@ -73,18 +73,16 @@ def pairs(lambdas: Sequence[str], seeds: Sequence[str], config: Config) -> list[
     Raises:
       UserError: naming the flag that cannot be so.
     """
-    for name, values, kind, least in (
-        ("lambdas", lambdas, float, 0), ("seeds", seeds, int, 0),
-    ):  # fmt: skip
+    for name, values, kind in ("lambdas", lambdas, float), ("seeds", seeds, int):
         for value in values:
             try:
-                good = least <= kind(value) < 2**31 and NUMBER.fullmatch(value.strip())
+                good = 0 <= kind(value) < 2**31 and NUMBER.fullmatch(value.strip())
             except ValueError:
                 good = False
             if good and kind(value) == 0 and re.search("[1-9]", re.split("[eE]", value)[0]):
                 raise UserError(f"--{name}: {value!r} is too small for a number of 64 bits")
             if not good:
-                raise UserError(f"--{name}: {value!r} must be a number in [{least}, 2^31)")
+                raise UserError(f"--{name}: {value!r} must be a number in [0, 2^31)")
         if not values:
             raise UserError(f"--{name} must be given: numbers with commas between them")
     if config.regularizer.place == "none":
@@ -131,7 +129,7 @@ def line(pair: Pair, lam: float, splits: dict[str, Any], seconds: float) -> dict
     """What is kept of a run."""
     return {
         "lambda": pair.lam, "seed": pair.seed, "final_lambda": lam, "seconds": seconds,
-        "splits": splits, **{k: v for k, v in provenance.describe(pair.seed).items()},
+        "splits": splits, **provenance.describe(pair.seed),
     }  # fmt: skip
 
 

@@ -26,12 +26,9 @@ class Damaged(ValueError):
 def take(
     arrays: Mapping[str, Any], run: Mapping[str, Any], val_iou: float | None
 ) -> dict[str, Any]:
-    """The checksums of what is about to be saved.
+    """The checksums of what is about to be saved: arrays, each whole in this process, and `run`.
 
-    Args:
-      arrays: arrays by their names; each whole in this process.
-      run: the JSON dict that goes with them.
-      val_iou: validation IoU, kept here too, so that damage to it is seen.
+    The validation IoU is kept here too, so that damage to it is seen.
     """
     content = {
         "arrays": {

@@ -41,13 +41,9 @@ def join(
 ) -> None:
     """Joins the other processes of the job; does nothing where this one is alone.
 
-    JAX's own detection fills in what is not given, in the environments that it knows.
-
-    Args:
-      multihost: None: if anything is given, or an environment of several processes is found.
-      coordinator: HOST:PORT of process 0.
-      num_processes: number of processes of the job.
-      process_id: number of this process, from 0.
+    The arguments are the values of the flags. JAX's own detection fills in what is not given, in
+    the environments that it knows; with `multihost` None that is done if anything is given, or an
+    environment of several processes is found.
 
     Raises:
       UserError: the settings are half given or contradict each other.

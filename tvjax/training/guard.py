@@ -60,14 +60,8 @@ def look(
 
     A warning comes where the loss was more than `RISE` above its lowest at `TWICE` evaluations
     running, while something learned is further than a factor of `MOVE` from where it was then.
-    Nothing shows that the one caused the other: a net that overfits does the same.
-
-    Args:
-      watch: the watch before.
-      config: config of the run.
-      setup: functions of the run; `plan.guard` tells whether to warn or to hold.
-      state: the state that was evaluated, at the step that it says.
-      scores: scores on the validation split.
+    Nothing shows that the one caused the other: a net that overfits does the same. Whether to warn
+    or to hold is told by `setup.plan.guard`; `scores` are those of `state` on the validation split.
     """
     plan = setup.plan
     if plan.guard == "none" or plan.estimator is None or watch.held:

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,9 @@ class Logs:
         self._events.flush()
 
     def advance(self, step: int, shown: dict[str, str], *, images: int) -> None:
-        """Moves the progress bar to `step` and shows a few numbers beside it.
+        """Moves the progress bar to `step` and shows a few numbers beside it, by their names.
 
-        Args:
-          step: steps taken.
-          shown: names and formatted values.
-          images: images in one step, for the rate.
+        The rate is that of images, of which one step takes so many.
         """
         self._bar.update(step - self._bar.n)
         rate = self._bar.format_dict["rate"]
@@ -94,17 +92,8 @@ class NoLogs:
 
     def __exit__(self, *_) -> None: ...
 
-    def scalars(self, *_) -> None:
-        """Writes nothing, as the others."""
-
-    def image(self, *_) -> None:
-        """Writes nothing."""
-
-    def advance(self, *_, **__) -> None:
-        """Shows nothing."""
-
-    def say(self, *_) -> None:
-        """Says nothing."""
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

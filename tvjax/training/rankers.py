@@ -64,13 +64,9 @@ Ranker = Callable[[Work], Ranking]
 
 
 def make_work(config: Config, splits: dict[str, Split], folder: Path, stop: Stop) -> Work:
-    """What rankers need, from the config of a training.
+    """What rankers need, from the config of a training, in which nothing is learned but the net.
 
-    Args:
-      config: a config with the fields of `configs/base.py`; nothing is learned but the net.
-      splits: the tiles; those of `train` are ranked.
-      folder: where trainings are kept.
-      stop: what ends the work early.
+    The tiles of `splits["train"]` are ranked; `folder` is where trainings are kept.
 
     Raises:
       UserError: naming the field that cannot be so.
@@ -94,10 +90,7 @@ def make_work(config: Config, splits: dict[str, Split], folder: Path, stop: Stop
 def train(work: Work, rows: np.ndarray, name: str) -> TrainState:
     """The state of a net after training on these tiles, perhaps by an earlier call.
 
-    Args:
-      work: the work.
-      rows: places of the tiles among the training tiles.
-      name: folder of the training.
+    Of the tiles `rows` are the places among the training tiles; `name` is the training's folder.
 
     Raises:
       Interrupted: after saving.
@@ -138,9 +131,6 @@ def out_of_fold(folds: int = FOLDS) -> Ranker:
 
     Cost: one training per part. Nothing that a net judges can it have learned by heart; each is
     trained on fewer tiles, and on wrong labels of others.
-
-    Args:
-      folds: number of parts.
     """
 
     def rank(work: Work) -> Ranking:
@@ -183,12 +173,6 @@ def hypergradient(
     docs/label-faults.md.
 
     Cost: per run four times that of its K steps; and one training, for the IoU.
-
-    Args:
-      epochs: passes over the training tiles in a run.
-      runs: number of runs.
-      optimizer: fields of `config.optimizer` that are other in a run than in the config.
-      most: most validation tiles.
 
     Raises:
       UserError: a derivative is not finite.
@@ -242,12 +226,7 @@ def predict(work: Work, ranking: Ranking, row: int) -> np.ndarray:
 
 
 def parts(clusters: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Parts of about one size, int `[N]` from 0; each cluster is in one.
-
-    Args:
-      clusters: labels `[N]`.
-      folds: number of parts.
-      seed: seed of the draw.
+    """Parts of about one size, int `[N]` from 0; each of the clusters, labels `[N]`, is in one.
 
     Raises:
       UserError: there are fewer clusters than parts.

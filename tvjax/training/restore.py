@@ -86,11 +86,8 @@ def _damaged(path: Path, error: Exception) -> str:
 def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, Net, TrainState]:
     """A run's net with its parameters, on one device; its data need not be at hand.
 
-    Nothing of training is made or read: of the state optimisers and carry are `()`.
-
-    Args:
-      workdir: folder of the run.
-      checkpoint: see `Checkpoints.choose`.
+    Nothing of training is made or read: of the state optimisers and carry are `()`. For what
+    `checkpoint` may be, see `Checkpoints.choose`.
 
     Raises:
       UserError: there is no run, or no such checkpoint.
@@ -104,12 +101,7 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, N
 
 
 def open_state(workdir: Path, like: TrainState, checkpoint: str | int = "newest") -> TrainState:
-    """The state of a run's checkpoint, or what `like` has of it.
-
-    Args:
-      workdir: folder of the run.
-      like: see `Checkpoints.restore`.
-      checkpoint: see `Checkpoints.choose`.
+    """The state of a run's checkpoint, or what `like` has of it, as in `Checkpoints.restore`.
 
     Raises:
       UserError: there is no such checkpoint, or a link among them.

@@ -31,12 +31,9 @@ class Run(NamedTuple):
 
 
 def make_weighted(config: Config, split: Split, optimizer: Mapping[str, Any]) -> Functions:
-    """The functions of trainings in which each tile has a weight, at first 1.
+    """The functions of trainings in which each tile of `split` has a weight, at first 1.
 
-    Args:
-      config: a config with the fields of `configs/base.py`.
-      split: the training tiles.
-      optimizer: fields of `config.optimizer` that are other.
+    In `optimizer` are the fields of `config.optimizer` that are other.
 
     Raises:
       UserError: naming the field that cannot be so.
@@ -77,12 +74,8 @@ def through(
 ) -> np.ndarray:
     """`dL_val(theta_K) / dh`, float `[N]`, where the weight of tile i is 2 / (1 + exp(-h_i)).
 
-    Args:
-      functions: what `make_weighted` returned.
-      state: the state before the first step.
-      batches: batches of K steps, and the validation batch.
-      stop: what ends the work early.
-      label: a word on the progress bar.
+    The first three arguments are what `make_weighted`, `first` and `batches_of` returned, K steps
+    of them; `label` stands on the progress bar.
 
     Raises:
       Interrupted: nothing is kept.
