@@ -130,7 +130,7 @@ def test_nystrom_of_full_rank_is_the_damped_inverse(lowest, highest, damping):
 
 
 def test_nystrom_never_calls_lapack_on_a_batch():
-    """On two cores such programs stood still for ever, one of some hundred runs."""
+    """Such programs stood still for ever on two cores, one of some hundred runs."""
 
     def calls(jaxpr):
         for eqn in jaxpr.eqns:
