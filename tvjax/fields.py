@@ -105,7 +105,7 @@ FIELDS = {
     "model.precision": one_of("highest", "high", "default"),
     "regularizer.place": one_of("none", "loss", "head"),
     "regularizer.weight": AT_LEAST_0,
-    "regularizer.blocks": COUNT,
+    "regularizer.blocks": whole(1, 4096),
     "regularizer.per_class": TRUTH,
     "regularizer.kind": one_of("anisotropic", "isotropic", "huber"),
     "regularizer.reduction": one_of("sum", "image", "pixel"),

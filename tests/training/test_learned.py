@@ -170,6 +170,15 @@ def test_the_training_loss_cannot_choose_its_own_weights():
         make_functions(config, SHAPE)
 
 
+def test_what_no_method_learns_is_not_asked_for():
+    config = lunet_bilevel.get_config()
+    config.hypergrad.update(method="none", learn=("lambda", "weight_decay"))
+    with pytest.raises(
+        UserError, match=r"'weight_decay'\) is learned by no method; give hypergrad"
+    ):
+        make_functions(config, SHAPE)
+
+
 def test_nothing_or_twice_the_same_cannot_be_learned():
     for learn in ((), ("lambda", "lambda")):
         config = lunet_bilevel.get_config()

@@ -111,8 +111,14 @@ def test_the_summary_of_a_run(run):
     def use():
         rundir.format_summary(rundir.read_summary(run, config) or SUMMARY, run)
 
-    refused = attack(run / "summary.json", use)
-    assert len(refused) > 50 and all("summary.json" in line for line in refused)
+    for end in (None, {"trained": 20, "ended": True}):
+        rundir.write_summary(run, SUMMARY | ({"patience": end} if end else {}))
+        refused = attack(run / "summary.json", use)
+        assert len(refused) > 50 and all("summary.json" in line for line in refused)
+    for end in (None, "x", 1, [], {}, {"trained": "x", "ended": True}, {"trained": 1, "ended": 1}):
+        rundir.write_summary(run, SUMMARY | {"patience": end})
+        with pytest.raises(UserError, match=r"summary.json is damaged"):
+            rundir.read_summary(run, config)
 
 
 def test_a_flipped_digit_changes_no_prediction_without_a_word(run):
@@ -142,12 +148,14 @@ def test_the_identity_of_a_run_s_tiles(run):
 def test_what_is_whole_of_a_log_is_used(tmp_path, capsys):
     log = tmp_path / "metrics.jsonl"
     good = [json.dumps({"step": step, "kind": "train", "loss": 0.5}) for step in (1, 2)]
-    bad = [d.decode("utf-8", "replace").replace("\n", " ") for d in damages(good[0], 40)]
+    huge = json.dumps({"step": 1, "kind": "train", "loss": 10**400})
+    bad = [huge] + [d.decode("utf-8", "replace").replace("\n", " ") for d in damages(good[0], 40)]
     for line in bad:
         log.write_text("\n".join([good[0], line, good[1]]))
         found = read_metrics(tmp_path)
         assert found[0] == json.loads(good[0]) and found[-1] == json.loads(good[1])
         assert all(type(x["step"]) is int and type(x["kind"]) is str for x in found)
+        assert all(abs(x) < 2**63 for line in found for x in line.values() if type(x) is int)
         told = capsys.readouterr().err.splitlines()
         assert len(found) == 3 or "line 2 is damaged" in told[0]
         assert all(x.startswith("warning: ") and x.endswith("is left out") for x in told)

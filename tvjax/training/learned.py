@@ -146,6 +146,11 @@ def check(config: Config) -> None:
       UserError: naming the field that cannot be so with others.
     """
     if config.hypergrad.method == "none":
+        if tuple(config.hypergrad.learn) != ("lambda",):
+            raise UserError(
+                f"hypergrad.learn={tuple(config.hypergrad.learn)} is learned by no method; give "
+                "hypergrad.method, e.g. 'exact', or leave ('lambda',) there, which is then held"
+            )
         return
     learn, method = names(config), config.hypergrad.method
     if not learn or len(set(learn)) < len(learn):

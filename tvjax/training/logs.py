@@ -124,5 +124,6 @@ def _is_sound(line: Any) -> bool:
         return False
     values = [value for name, value in line.items() if name != "kind"]
     return isinstance(line.get("kind"), str) and all(
-        value is None or type(value) in (int, float) for value in values
+        value is None or type(value) is float or (type(value) is int and abs(value) < 2**63)
+        for value in values
     )

@@ -347,9 +347,12 @@ def read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
     numbers = [summary.get(name) for name in ("steps", "lambda")]
     numbers.append(summary.get("denoise_weight") or 0)
     sound = all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers)
-    if not (sound and _is_best(summary)):
+    told = summary.get("patience", {"trained": summary["steps"], "ended": False}) if sound else {}
+    is_told = isinstance(told, dict) and [type(told.get(x)) for x in ("trained", "ended")] == [
+        int, bool,
+    ]  # fmt: skip
+    if not (sound and is_told and _is_best(summary)):
         raise UserError(f"{path} {_DAMAGED_SUMMARY}")
-    told = summary.get("patience") or {"trained": summary["steps"], "ended": False}
     return summary if told["ended"] or told["trained"] >= config.train.steps else None
 
 
