@@ -106,7 +106,8 @@ def cost(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
 
 def _steps(lab, trainer: Trainer, data: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """Functions that take one step and wait for it, by name."""
-    for method in ("unet", "softmax", "runet", "lunet", "exact", "printed"):
+    solvers = runs.SOLVERS if lab.scale.solver_seeds else ()
+    for method in ("unet", "softmax", "runet", "lunet", "exact", "printed", *solvers):
         held = method in ("unet", "softmax")
         lam, epochs = None if held else runs.PAPER_LAMBDA, lab.scale.epochs
         run = runs.Run("train", data, 0, method, lam, epochs)  # whose programs trainings share

@@ -19,6 +19,14 @@ METHODS = {
     "printed": "lunet_printed",
 }
 """The file in `configs/` of each method."""
+SOLVERS: dict[str, dict[str, Any]] = {
+    "soba": {},
+    "amigo": {},
+    "stocbio": {},
+    "f2sa": {"hypergrad.warmup": 0, "hypergrad.steps": 4},  # its second training never pauses
+}
+"""Methods that learn lambda by `hypergrad.method` of this name, and the fields that each needs."""
+METHODS |= dict.fromkeys(SOLVERS, "lunet_bilevel")
 PAPER_LAMBDA = 1e-6
 """Lambda of RU-Net and LU-Net in Table 1; where learning begins."""
 LAMBDAS = 1e-8, 5e-8, 1e-7, 5e-7, 1e-6, 5e-6, 1e-5
@@ -59,6 +67,8 @@ class Scale(NamedTuple):
     """Training and test tiles that are denoised by each weight; by the best one all are."""
     train_scored: int = 200
     """Training tiles of which final scores are taken."""
+    solver_seeds: int = 0
+    """Seeds of each of `SOLVERS`."""
     rounds: int = 10
     """Rounds in which the methods' steps are timed in turn."""
 
@@ -68,7 +78,7 @@ SCALES = {
     "smoke": Scale(
         main="tiny", real=None, preset=None, epochs=2, seeds=2, more_seeds=6, real_seeds=0,
         long_epochs=0, lambdas=(1e-6, 1e-5), active=(0.1,), weights=(0.05, 0.1), sigmas=(0.0, 0.04),
-        noise_seeds=2, noise_tiles=6, train_scored=6, rounds=2,
+        noise_seeds=2, noise_tiles=6, train_scored=6, solver_seeds=1, rounds=2,
         fields={
             "data.size": 16, "model.width": 2, "model.depth": 1, "train.batch_size": 4,
             "hypergrad.batch_size": 4, "hypergrad.warmup": 2, "evaluation.batch_size": 4,
@@ -77,6 +87,7 @@ SCALES = {
     "cpu": Scale(
         main="embedded", real="buildings", preset=None, epochs=10, seeds=5, more_seeds=7,
         real_seeds=5, long_epochs=30, fields=SMALL, lambdas=(1e-8, 1e-7, 1e-6, 1e-5),
+        solver_seeds=3,
     ),
     "paper": Scale(
         main=None, real=None, preset="paper", epochs=30, seeds=5, more_seeds=7, real_seeds=0,
@@ -114,7 +125,9 @@ def config_of(run: Run, scale: Scale, steps: int) -> Config:
     config.seed, config.train.steps = run.seed, steps
     if run.lam is not None:
         config.regularizer.weight = run.lam
-    for name, value in scale.fields.items():
+    if run.method in SOLVERS:
+        config.hypergrad.method = run.method
+    for name, value in (scale.fields | SOLVERS.get(run.method, {})).items():
         config.update_from_flattened_dict({name: value})
     return config
 
@@ -147,6 +160,9 @@ def _ordered(scale: Scale, main: str) -> Iterator[Run]:
     for seed in seeds:
         for lam in readings(scale).values():
             yield training(scale, main, "lunet", lam, seed)
+    for seed in range(scale.solver_seeds):
+        for method in SOLVERS:
+            yield training(scale, main, method, PAPER_LAMBDA, seed)
     if scale.real is not None:
         yield from on_real_tiles(scale, scale.real)
 

@@ -142,12 +142,22 @@ def train(net, method, map, devices, *, first=None, resident=True, most=1):
         metrics = jax.device_get(metrics)
         for i in range(dispatch.count):
             lines.append({k: v[i] if setup.most > 1 else v for k, v in metrics.items()})
+    agree(state)
     scores = {}
     if method == "exact" or net == "unet":  # it is the same for all, and takes longest to compile
         scores = evaluate(
             setup, state, SPLITS["val"], batch_size=BATCH, denoise=0.05 if net == "unet" else None
         )
     return lines, jax.device_get(state), scores, batches
+
+
+def agree(state):
+    """All devices, of all processes, hold the same bits."""
+    for path, leaf in jax.tree.leaves_with_path(state):
+        own = np.stack([shard.data for shard in leaf.addressable_shards])
+        one, *others = multihost_utils.process_allgather(own).reshape(-1, *leaf.shape)
+        for other in others:
+            np.testing.assert_array_equal(other, one, err_msg=jax.tree_util.keystr(path))
 
 
 def compare(found, wanted):

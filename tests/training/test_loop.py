@@ -265,9 +265,12 @@ def test_most_objects_inside_the_band_of_boundary_iou_are_warned_of():
     assert "warning" not in describe_band(2, 3, 1) + describe_band(2, 0, 0)
 
 
-def test_the_tangent_of_the_online_estimator_survives_a_checkpoint(tmp_path):
-    """Three steps, a save, three more; and three more from what was saved: the same bits."""
-    config = devices.config_of("pixels", "forward_online", "jit", 1)
+@pytest.mark.parametrize("method", ["forward_online", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("soba", "amigo", "stocbio", "f2sa")
+)])  # fmt: skip
+def test_what_an_estimator_remembers_survives_a_checkpoint(tmp_path, method):
+    """Four steps, a save, two more; and two more from what was saved: the same bits."""
+    config = devices.config_of("pixels", method, "jit", 1)
     config.model.dtype, config.train.steps = "float32", 7
     setup = make_setup(config, (devices.SIZE, devices.SIZE))
 
@@ -280,10 +283,11 @@ def test_the_tangent_of_the_online_estimator_survives_a_checkpoint(tmp_path):
         return state
 
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
-        state = advance(setup.create(), 1, 3)  # past the warm-up: one program to compile
+        state = advance(setup.create(), 1, 4)  # past the warm-up: one program to compile
         checkpoints.save(state, {}, wait=True)
-        whole = advance(state, 4, 3)
+        whole = advance(state, 5, 2)
         restored, _ = checkpoints.restore(setup.create())
-    assert any(np.any(np.asarray(x)) for x in jax.tree.leaves(restored.carry))
-    again = advance(restored, 4, 3)
+    remembers = any(np.any(np.asarray(x)) for x in jax.tree.leaves(restored.carry))
+    assert remembers == (method != "stocbio") and restored.hyper != setup.create().hyper
+    again = advance(restored, 5, 2)
     jax.tree.map(np.testing.assert_array_equal, again, whole)

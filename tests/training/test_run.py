@@ -205,10 +205,17 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole, tiles, tmp_path, sig, sta
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["lunet_online", "lunet_forward", "runet", "unet_tv", "segnet"])
+@pytest.mark.parametrize("config", [
+    "lunet_online", "lunet_forward", "runet", "unet_tv", "segnet", "soba", "amigo", "stocbio",
+    "f2sa",
+])  # fmt: skip
 def test_other_models_and_estimators_resume_bit_for_bit(tiles, tmp_path, config):
-    """The tangent of the online estimator rides in the checkpoint; segnet has augmentation too."""
-    flags = ("--config.hypergrad.every=1", "--config.hypergrad.steps=2")
+    """What an estimator remembers rides in the checkpoint; segnet has augmentation too."""
+    flags = ["--config.hypergrad.every=1", "--config.hypergrad.steps=2"]
+    if not (ROOT / f"configs/{config}.py").exists():
+        flags.append(f"--config.hypergrad.method={config}")
+        flags += ["--config.hypergrad.warmup=0"] if config == "f2sa" else []
+        config = "lunet_bilevel"
     result = run(tiles, tmp_path / "whole", *flags, config=config)
     assert result.returncode == 0, result.stderr
     process = start_and_wait_for(tiles, tmp_path / "run", 8, *flags, config=config)
@@ -217,6 +224,7 @@ def test_other_models_and_estimators_resume_bit_for_bit(tiles, tmp_path, config)
     assert run(tiles, tmp_path / "run", *flags, config=config).returncode == 0
     resumed, uninterrupted = summary(tmp_path / "run"), summary(tmp_path / "whole")
     assert resumed["parameters_sha256"] == uninterrupted["parameters_sha256"]
+    assert resumed["lambda"] == uninterrupted["lambda"]
 
 
 @pytest.mark.slow
