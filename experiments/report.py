@@ -165,6 +165,9 @@ def learning(f: Findings, studies: dict[str, Study], others: Path) -> list[Block
              "by validation IoU, seed by seed."),
         tables.learned(f),
     ]  # fmt: skip
+    solvers = tables.solvers(f)
+    if len(solvers.rows) > 2:
+        blocks += [Heading("By the solvers of the field", 3), Text(SOLVERS), solvers]
     if "embedded" in studies and "exact" in studies["embedded"].learned():
         blocks += [Heading("Which estimator finds lambda", 3), Text(_study(studies["embedded"]))]
     shown = {
@@ -173,6 +176,14 @@ def learning(f: Findings, studies: dict[str, Study], others: Path) -> list[Block
     }
     pictures = [Picture(others / "lambda" / name, text) for name, text in shown.items()]
     return blocks + [p for p in pictures if p.path.exists()]
+
+
+SOLVERS = (
+    "The first seeds of the same nets, lambda moved at every fourth step from 1e-6, with the "
+    "solvers' settings as `configs/base.py` has them (`f2sa`: both trainings from the first step "
+    "on, 4 steps in an update). Validation loss is the cross-entropy of the whole split. Times are "
+    "those of steps in turn, see Cost."
+)
 
 
 def _study(study: Study) -> str:

@@ -17,7 +17,7 @@ from experiments.claims import (
 from experiments.document import Table
 from experiments.findings import Findings, Member, average, difference, of_score
 from experiments.lambda_claims import Mean, mean
-from experiments.runs import PAPER_LAMBDA
+from experiments.runs import PAPER_LAMBDA, SOLVERS
 from experiments.runs import readings as readings_of
 
 PAPER = {
@@ -178,6 +178,8 @@ def costs(f: Findings) -> Table:
         "unet": "U-Net", "softmax": "softmax control", "runet": "RU-Net, one iteration",
         "lunet": "LU-Net", "exact": "update of lambda, exact",
         "printed": "update of lambda, Algorithm 1 as printed",
+        **{name: f"update of lambda, {name}" for name in SOLVERS},
+        "f2sa": "update of lambda, f2sa, with the 4 steps of both its trainings",
     }  # fmt: skip
     found = f.of("cost")
     seconds = found[0]["seconds_per_step"] if found else {}
@@ -206,6 +208,45 @@ def learned(f: Findings) -> Table:
     header = ["lambda learned by", "its end: median [least, most]", "validation loss, less U-Net",
               "test IoU, less U-Net", "test IoU, less swept LU-Net", "seeds"]  # fmt: skip
     return Table(header, rows)
+
+
+def solvers(f: Findings) -> Table:
+    """What the net and lambda became by each solver, on the seeds that all have."""
+    base, rows = f.rows("lunet", PAPER_LAMBDA)[: f.scale.solver_seeds], []
+    for method in ("lunet", "exact", *SOLVERS) if base else ():
+        members = f.rows(method, PAPER_LAMBDA)[: f.scale.solver_seeds]
+        if not members:
+            continue
+        ends = [m["final_lambda"] for m in members]
+        loss, iou = average(members, "val", "bce"), average(members, "test", "pooled_iou", 100)
+        less = (
+            of_score(base, members, "bce", "val"),
+            of_score(base, members, "pooled_iou", factor=100),
+        )
+        held = method == "lunet"
+        rows.append([
+            "held" if held else f"`{method}`", " ".join(f"{x:.2g}" for x in ends),
+            _whole(loss, 3), "" if held else points(less[0], 3),
+            _whole(iou), "" if held else points(less[1]), _trainings(f, members[0]),
+            str(len(members)),
+        ])  # fmt: skip
+    header = ["lambda", "its end, seed by seed", "validation loss", "less held",
+              "test IoU, pooled", "less held", "time over held's", "seeds"]  # fmt: skip
+    return Table(header, rows)
+
+
+def _trainings(f: Findings, member: Member) -> str:
+    """Time of a training in such at a fixed lambda, by the steps that were timed in turn."""
+    found, method = cost_ratios(f, "lunet"), member["run"]["method"]
+    if method not in found:
+        return "-"
+    learning, steps = member["config"]["hypergrad"], member["config"]["train"]["steps"]
+    if method == "lunet":
+        return "1"
+    period = max(learning["every"], learning["steps"])
+    updates = -(-(steps - learning["warmup"]) // period)
+    each = found[method][0] - learning["steps"]
+    return f"{1 + updates * each / steps:.2f}"
 
 
 def real(f: Findings) -> Table | None:

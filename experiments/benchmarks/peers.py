@@ -21,13 +21,12 @@ import jax
 import numpy as np
 import torch
 from absl import flags
-from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments import kept
 from experiments.benchmarks import workload
-from experiments.benchmarks.torch_unet import TorchUNet
+from experiments.benchmarks.torch_unet import TorchUNet, copy_weights
 from tvjax import hypergrad, program, provenance
 from tvjax.training import parallel, steps
 from tvjax.types import Batch
@@ -37,41 +36,6 @@ _WIDTH, _SIZE, _BATCH = workload.size_flags()
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each step is timed.")
 
 RATE, LAMBDA = 1e-3, 1e-6
-
-
-def copy_weights(params, net: TorchUNet) -> None:
-    """Ours into PyTorch's, in the order in which both nets use them."""
-    convolutions = iter(range(10**6))
-    norms = iter(range(10**6))
-
-    def conv(layer):
-        ours = params[f"Conv_{next(convolutions)}"]
-        layer.weight.data = _tensor(ours["kernel"]).permute(3, 2, 0, 1)
-        if layer.bias is not None:
-            layer.bias.data = _tensor(ours["bias"])
-
-    def block(layers):
-        for layer in layers:
-            if isinstance(layer, nn.Conv2d):
-                conv(layer)
-            elif isinstance(layer, nn.BatchNorm2d):
-                ours = params[f"BatchNorm_{next(norms)}"]
-                layer.weight.data = _tensor(ours["scale"])
-                layer.bias.data = _tensor(ours["bias"])
-
-    for layers in net.down:
-        block(layers)
-    for i, (up, layers) in enumerate(zip(net.up, net.back, strict=True)):
-        ours = params[f"Upsample_{i}"]
-        # Flax's transposed convolution is a correlation: its taps are mirrored.
-        up.weight.data = _tensor(ours["kernel"]).flip(0, 1).permute(2, 3, 0, 1)
-        up.bias.data = _tensor(ours["bias"])
-        block(layers)
-    conv(net.last)
-
-
-def _tensor(x) -> torch.Tensor:
-    return torch.tensor(np.asarray(x))
 
 
 class Peers:

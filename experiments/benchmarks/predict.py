@@ -1,6 +1,7 @@
 """How fast `tvjax.predict` is, and that its memory does not grow with the raster.
 
     python -m experiments.benchmarks.predict --json=FILE
+    python -m experiments.benchmarks.predict --peers --sizes=2000 --json=FILE
 
 Writes GeoTIFFs of two sizes (`--sizes`) and a folder of pictures of 300 pixels, and predicts each
 in a process of its own, whose peak memory is that of the operating system (`ru_maxrss`). The net is
@@ -8,15 +9,24 @@ an untrained U-Net, whose answer is then overruled by the drawn roofs: outlines 
 the better part of the work. Compilation is not timed; reading, polygons and writing are. Beside it,
 in the same process, stands the net's forward pass alone, of one batch of the tiles that are used.
 Processor seconds, of all threads, tell more than the clock where other work runs.
+
+`--peers` times PyTorch beside ours instead, in turn, from the file to the map of probabilities: the
+same U-Net with the same weights, whose maps are compared, and segmentation-models-pytorch's U-Net
+beside ours with the same encoder, EfficientNet-lite0, where decoders differ. Both of a pair take
+the same tiles, overlaps and batches. It needs PyTorch; without smp that pair is left out.
 """
 
+import importlib
+import importlib.util
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +39,11 @@ from PIL import Image
 
 from configs import base
 from experiments import kept
+from experiments.benchmarks import workload
 from tvjax import program, provenance
 from tvjax.data import pictures
 from tvjax.errors import UserError
-from tvjax.inference import tiles, writing
+from tvjax.inference import reader, tiles, writing
 from tvjax.inference.predictor import Predictor
 from tvjax.training import parallel
 from tvjax.training.net import make_net
@@ -43,6 +54,8 @@ _PICTURES = flags.DEFINE_integer("pictures", 50, "Number of the pictures.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")
 _TILE = flags.DEFINE_integer("tile", None, "Side of the tiles, e.g. 512; default: that of predict.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Tiles that the net takes at once.")
+_PEERS = flags.DEFINE_bool("peers", False, "Whether to time PyTorch beside ours instead.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often ours and PyTorch's are timed.")
 _CASE = flags.DEFINE_string(
     "case", None, "Folder to predict, e.g. CASE; each process of the benchmark gets one."
 )
@@ -75,13 +88,18 @@ def write_raster(path: Path, size: int) -> None:
             file.write(np.moveaxis(block, -1, 0), window=((top, top + rows), (0, size)))
 
 
-def measure(folder: Path) -> dict:
-    """Measures one case, in a process of its own."""
+def untrained(encoder: str | None = None) -> Predictor:
+    """A U-Net with the parameters that training begins from."""
     config = base.get_config()
-    config.model.width = _WIDTH.value
+    config.model.width, config.model.encoder = _WIDTH.value, encoder
     made = make_net(config)
     state = parallel.compile_drawing(lambda: made.create(config.seed, made.hyper, (64, 64)))()
-    unet = Predictor.of(made, state)
+    return Predictor.of(made, state)
+
+
+def measure(folder: Path) -> dict:
+    """Measures one case, in a process of its own."""
+    unet = untrained()
 
     @jax.jit
     def net(images):
@@ -142,6 +160,72 @@ def run_case(folder: Path, side: int) -> dict:
     }
 
 
+def pairs() -> Iterator[tuple[str, Predictor, Any]]:
+    """Name of a pair, our net, and PyTorch's."""
+    torch_tiles = importlib.import_module("experiments.benchmarks.torch_tiles")
+    unet = untrained()
+    yield "unet", unet, torch_tiles.twin(unet.state.inner.params, _WIDTH.value)
+    if importlib.util.find_spec("segmentation_models_pytorch") is None:
+        print("smp is left out: it is not installed", file=sys.stderr)
+        return
+    yield "lite0", untrained("efficientnet_lite0"), torch_tiles.smp_unet()
+
+
+def race(path: Path, side: int) -> dict[str, Any]:
+    """Seconds of our tiled inference and of PyTorch's, and of the nets alone on one batch."""
+    torch_tiles = importlib.import_module("experiments.benchmarks.torch_tiles")
+    calls, found = {}, {"side": side, "tilings": {}}
+    for name, ours, theirs in pairs():
+        tiling = tiles.choose_tiling({(side, side)}, ours, tile=_TILE.value, batch=_BATCH.value)
+        other = torch_tiles.ready(theirs)
+        batch = np.random.default_rng(0).random((_BATCH.value, *tiling.tile, 3), np.float32)
+        calls |= {
+            f"{name}, ours": partial(probabilities, path, ours, tiling),
+            f"{name}, PyTorch": partial(torch_tiles.predict, path, other, tiling),
+            f"{name}, our net alone": partial(ours, batch),
+            f"{name}, PyTorch's net alone": partial(other, batch),
+        }
+        found["tilings"][name] = tiling._asdict()
+    maps = {name: call() for name, call in calls.items()}  # compiles, too
+    off = float(np.abs(maps["unet, ours"] - maps["unet, PyTorch"]).max())
+    if off > 1e-3:
+        raise RuntimeError(f"ours and PyTorch's maps differ by {off}")
+    seconds = workload.seconds_in_turn(calls, _ROUNDS.value)
+    medians = {name: float(np.median(times)) for name, times in seconds.items()}
+    return {**found, "maps_differ_by": off, "seconds": seconds, "medians_s": medians}
+
+
+def probabilities(path: Path, net: Predictor, tiling: tiles.Tiling) -> np.ndarray:
+    """Our map of an image, `[H, W]`, as `tvjax.predict` makes it."""
+    with reader.open_place(path) as raster:
+        return np.concatenate(list(tiles.probabilities(raster, net, tiling)))[..., 0]
+
+
+def versions() -> dict[str, str]:
+    """Versions of PyTorch's packages."""
+    names = ("torch", "timm", "segmentation_models_pytorch")
+    return {name: metadata.version(name) for name in names if importlib.util.find_spec(name)}
+
+
+def beside_pytorch(json_file: str) -> None:
+    """Times ours and PyTorch's on each raster."""
+    origin, cases = provenance.describe(seed=0), []
+    with tempfile.TemporaryDirectory() as scratch:
+        for side in map(int, _SIZES.value):
+            path = Path(scratch) / f"{side}.tif"
+            write_raster(path, side)
+            cases.append(race(path, side))
+    config = {"width": _WIDTH.value, "tile": _TILE.value, "batch": _BATCH.value}
+    config |= {"rounds": _ROUNDS.value}
+    result = {"benchmark": "predict_peers", "config": config, "cases": cases, "peers": versions()}
+    kept.write(json_file, result | origin)
+    print(f"{'':<32}{'side':>6}{'seconds':>9}{'least':>9}{'most':>9}")
+    for case in cases:
+        for name, times in case["seconds"].items():
+            row = (np.median(times), min(times), max(times))
+            print(f"{name:<32}{case['side']:>6}" + "".join(f"{x:>9.3f}" for x in row))
+
+
 def main(argv):
     del argv
     if _CASE.value:
@@ -149,6 +233,9 @@ def main(argv):
         return
     if not _JSON.value:
         raise UserError("--json is missing")
+    if _PEERS.value:
+        beside_pytorch(_JSON.value)
+        return
     origin, cases = provenance.describe(seed=0), []
     with tempfile.TemporaryDirectory() as scratch:
         for side in map(int, _SIZES.value):

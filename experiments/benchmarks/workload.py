@@ -81,7 +81,13 @@ def size_flags() -> tuple[flags.FlagHolder[int], ...]:
 
 
 def median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, timed in turn, round after round: a drift of speed hits all.
+    """Median seconds of each call in `seconds_in_turn`."""
+    found = seconds_in_turn(calls, rounds)
+    return {name: float(np.median(times)) for name, times in found.items()}
+
+
+def seconds_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, timed in turn, round after round: a drift of speed hits all.
 
     The calls are to be compiled already.
     """
@@ -91,4 +97,4 @@ def median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
             began = time.perf_counter()
             jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - began)
-    return {name: float(np.median(times)) for name, times in seconds.items()}
+    return seconds
