@@ -39,6 +39,7 @@ PROGRAMS: dict[str, str] = {
     "variation": "variation",
     "denoise": "denoise",
     "predict": "predict",
+    "predict_peers": "predict --peers --sizes=2000",
     "prepare": "prepare",
     "input_pipeline": "input_pipeline",
     "scaling": "scaling",
@@ -88,6 +89,12 @@ def build_speedup(found: dict[str, Any]) -> float:
     return found["build"]["dense over 1 process, per tile"]["seconds"]
 
 
+def tiled(found: dict[str, Any]) -> float:
+    """Time of our tiled inference over PyTorch's, the same U-Net."""
+    medians = found["cases"][0]["medians_s"]
+    return medians["unet, ours"] / medians["unet, PyTorch"]
+
+
 COUNTED = 7 / 3
 """Forward passes of an exact step over those of a plain one."""
 AIMS = (
@@ -110,6 +117,7 @@ AIMS = (
     Aim("TV's value and gradient over two copies", "variation", over("gradient", "copies"), 2.0),
     Aim("ROF's speed-up over scikit-image, to 1e-4", "denoise", least_speedup, 10.0, False),
     Aim("predict's share of the net's throughput", "predict", least_share, 0.7, False),
+    Aim("predict's tiled inference over PyTorch's, the same U-Net", "predict_peers", tiled, 1.0),
     Aim("prepare's speed-up over dense products, per tile", "prepare", build_speedup, 10.0, False),
 )  # fmt: skip
 CHECKS: dict[str, tuple[str, dict[str, float]]] = {
@@ -226,8 +234,27 @@ def table(folder: Path) -> str:
         path = result(folder, name)
         commit = json.loads(path.read_text())["commit"] if path.exists() else "not made"
         lines.append(f"| `{name}` | `{words}` | {commit} |")
+    path = result(folder, "predict_peers")
+    lines += beside_pytorch(json.loads(path.read_text())) if path.exists() else []
     notes = folder / "notes.md"
     return "\n".join(lines) + "\n" + (f"\n{notes.read_text()}" if notes.exists() else "")
+
+
+def beside_pytorch(found: dict[str, Any]) -> list[str]:
+    """Tiled inference by us and by PyTorch, with the spread of the rounds."""
+    rounds = found["config"]["rounds"]
+    lines = [
+        "", f"Seconds of tiled inference, {rounds} rounds in turn, from the file to the map of",
+        "probabilities (`lite0`: U-Nets on EfficientNet-lite0, ours and that of",
+        "segmentation-models-pytorch, whose decoder differs):", "",
+        "| | side | median | least | most |", "| --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for case in found["cases"]:
+        for name, times in case["seconds"].items():
+            three = case["medians_s"][name], min(times), max(times)
+            cells = [name, str(case["side"]), *(f"{x:.3f}" for x in three)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":
