@@ -105,6 +105,10 @@ CASES = {
     "schedule": (scheduled(hypergrad.sgd), SCHEDULE),
     "direct": (hypergrad.adam(0.05), {"direct": 0.7}),
     "direct and rate": (lambda h: hypergrad.adam(jnp.exp(h["rate"])), {**RATE, "direct": 0.7}),
+    "penalty and decay": (
+        lambda h: hypergrad.adamw(0.05, weight_decay=jnp.exp(h["decay"])),
+        DECAY | {"penalty": -3.0},
+    ),
     "200 weights": (hypergrad.adam(0.05), WEIGHTS),
     "everything": (
         everything, WEIGHTS | MOMENTS | SCHEDULE | DECAY | {"direct": 0.7, "penalty": -3.0}
@@ -145,7 +149,8 @@ def estimates(problem, state):
 
         exact, run = (
             {"forward": call(hypergrad.exact(mode="forward"), batches[:1]),
-             "reverse": call(hypergrad.exact(mode="reverse"), batches[:1])},
+             "reverse": call(hypergrad.exact(mode="reverse"), batches[:1]),
+             "either": call(hypergrad.exact(), batches[:1])},
             {"forward": call(hypergrad.forward(STEPS, loop=SCANNED), batches),
              "reverse": call(hypergrad.reverse(STEPS, loop=SCANNED), batches)},
         )  # fmt: skip
@@ -168,7 +173,13 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10 * size)
 
 
-QUICK = {"stock sgd", "sgd decay", "layers", "everything"}  # which have all there is
+QUICK = {
+    "stock sgd",
+    "sgd decay",
+    "layers",
+    "penalty and decay",
+    "everything",
+}  # which have all there is
 
 
 @pytest.mark.parametrize(
@@ -226,14 +237,16 @@ def test_reversible_learning_learns_its_rate(x64, loop):
 # One contract for optimisers that are functions.
 
 
-@pytest.mark.parametrize("mode", ["forward", "reverse"])
-def test_devices_vmap_and_one_compilation(x64, mode):
-    problem, state, hyper = problem_of("direct and rate")
+@pytest.mark.parametrize("mode, name", [
+    ("forward", "direct and rate"), ("reverse", "direct and rate"), (None, "penalty and decay"),
+])  # fmt: skip
+def test_devices_vmap_and_one_compilation(x64, mode, name):
+    problem, state, hyper = problem_of(name)
     traces, estimator = [], hypergrad.exact(mode=mode)
 
     def counted(h):
         traces.append(None)
-        return CASES["direct and rate"][0](h)
+        return CASES[name][0](h)
 
     problem = problem._replace(optimizer=counted)
     call = jax.jit(lambda h, b, p=problem: estimator(p, state, h, [b[0]], b[1]))

@@ -4,13 +4,20 @@ Let g = grad L_in(theta, hyper), theta' = theta + step(g) and H = dL_out(theta')
 of one forward pass F of the net (a pullback or a tangent costs 2F), a plain step costs 3F.
 """
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import optax
 
-from tvjax.hypergrad.derivatives import tangents
+from tvjax.hypergrad.degenerate import is_optimizer
+from tvjax.hypergrad.dependence import reached
+from tvjax.hypergrad.derivatives import few, tangents
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.hypergrad.pullback import step_pullback
 from tvjax.hypergrad.reverse import gradient_pullback, outer_pullback
+from tvjax.hypergrad.trees import floats
+from tvjax.types import PyTree
 
 
 def exact(*, mode: str | None = None) -> Estimator:
@@ -61,7 +68,8 @@ def exact(*, mode: str | None = None) -> Estimator:
     `tvjax.hypergrad.adam`, whose derivative is finite at zero gradients, instead of `optax.adam`.
 
     Args:
-      mode: `"forward"`, `"reverse"`, or None: forward for one hyperparameter.
+      mode: `"forward"`, `"reverse"`, or None: forward for one hyperparameter. Beside settings of
+        the optimiser one that acts in the inner loss is then taken forward as far as its gradient.
 
     Raises:
       ValueError: for another mode.
@@ -91,7 +99,7 @@ def exact(*, mode: str | None = None) -> Estimator:
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         along = mode == "forward" or (mode is None and optax.tree.size(hyper) == 1)
-        one_step = _by_tangents if along else _by_pullbacks
+        one_step = _by_tangents if along else partial(_by_pullbacks, pure=mode == "reverse")
         loss, gradient, new, aux = one_step(problem, state, hyper, inner_batches[0], outer_batch)
         loss, outer_aux, gradient = problem.mean((loss, aux[1], gradient))
         return Estimate(gradient, loss, new, (aux[0], outer_aux), carry)
@@ -111,14 +119,64 @@ def _by_tangents(problem: Bilevel, state: InnerState, hyper, inner_batch, outer_
     return loss, gradient, new, aux
 
 
-def _by_pullbacks(problem: Bilevel, state: InnerState, hyper, inner_batch, outer_batch):
+def _by_pullbacks(problem: Bilevel, state: InnerState, hyper, inner_batch, outer_batch, pure: bool):
     """The same by the pullbacks of outer loss, optimiser's step and inner gradient in turn."""
-    slope, (model_state, inner_aux) = problem.inner_gradient(state, hyper, inner_batch)
+    alone = None if pure else _alone_in_loss(problem, state, hyper, inner_batch)
+    inner = _with_pullback if alone is None else partial(_with_tangent, alone)
+    (slope, (model_state, inner_aux)), pull_gradient = inner(problem, state, hyper, inner_batch)
     step = problem.optimizer, hyper, slope, state.opt_state, state.params
     (params, opt_state), pull_step = step_pullback(*step)
     new = InnerState(params, opt_state, model_state)
     loss, outer_aux, (q, direct) = outer_pullback(problem, new, hyper, outer_batch)
     along, _, _, by_settings = pull_step(q.params, q.opt_state)
-    by_loss = gradient_pullback(problem, state, hyper, inner_batch, along, q.model_state)[2]
+    by_loss = pull_gradient(along, q.model_state)
     gradient = jax.tree.map(lambda *shares: sum(shares), by_loss, by_settings, direct)
     return loss, gradient, new, (inner_aux, outer_aux)
+
+
+def _alone_in_loss(problem: Bilevel, state: InnerState, hyper: PyTree, batch: PyTree) -> int | None:
+    """The leaf of one number that acts in the inner loss beside settings, if there is one."""
+    if is_optimizer(problem.optimizer) or not few(hyper):
+        return None
+    leaves = jax.tree.leaves(hyper)
+
+    def slope(k, leaf):
+        return problem.inner_gradient(state, _put(hyper, k, leaf), batch)
+
+    found = [k for k, leaf in enumerate(leaves) if any(reached(partial(slope, k), leaf))]
+    return found[0] if len(found) == 1 and jnp.size(leaves[found[0]]) == 1 else None
+
+
+def _put(hyper: PyTree, k: int, leaf: jax.Array) -> PyTree:
+    leaves, treedef = jax.tree.flatten(hyper)
+    return treedef.unflatten([*leaves[:k], leaf, *leaves[k + 1 :]])
+
+
+def _with_pullback(problem: Bilevel, state: InnerState, hyper: PyTree, batch: PyTree):
+    """`(inner_gradient(..), its pullback to hyper)`."""
+
+    def pull(along, model):
+        return gradient_pullback(problem, state, hyper, batch, along, model)[2]
+
+    return problem.inner_gradient(state, hyper, batch), pull
+
+
+def _with_tangent(k: int, problem: Bilevel, state: InnerState, hyper: PyTree, batch: PyTree):
+    """The same by the tangent in the one number that acts there, the k-th leaf.
+
+    As many passes, but what the forward pass computed need not be kept until the outer loss's
+    gradient is there.
+    """
+    leaf = jax.tree.leaves(hyper)[k]
+
+    def gradient(leaf):
+        slope, (model_state, aux) = problem.inner_gradient(state, _put(hyper, k, leaf), batch)
+        return (slope, floats(model_state)), (slope, (model_state, aux))
+
+    _, tangent, found = jax.jvp(gradient, (leaf,), (jnp.ones_like(leaf),), has_aux=True)
+
+    def pull(along, model):
+        share = jnp.asarray(optax.tree.vdot((along, model), tangent))
+        return _put(optax.tree.zeros_like(hyper), k, share.astype(leaf.dtype).reshape(leaf.shape))
+
+    return found, pull
