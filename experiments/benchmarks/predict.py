@@ -41,9 +41,9 @@ from configs import base
 from experiments import kept
 from experiments.benchmarks import workload
 from tvjax import program, provenance
-from tvjax.data import pictures
+from tvjax.data import mosaic, pictures
 from tvjax.errors import UserError
-from tvjax.inference import reader, tiles, writing
+from tvjax.inference import tiles, writing
 from tvjax.inference.predictor import Predictor
 from tvjax.training import parallel
 from tvjax.training.net import make_net
@@ -197,7 +197,7 @@ def race(path: Path, side: int) -> dict[str, Any]:
 
 def probabilities(path: Path, net: Predictor, tiling: tiles.Tiling) -> np.ndarray:
     """Our map of an image, `[H, W]`, as `tvjax.predict` makes it."""
-    with reader.open_place(path) as raster:
+    with mosaic.open_place(path) as raster:
         return np.concatenate(list(tiles.probabilities(raster, net, tiling)))[..., 0]
 
 
