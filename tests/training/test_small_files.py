@@ -203,6 +203,34 @@ def test_what_lies_beside_prepared_tiles(coco, prepared, tmp_path, name):
     assert identity.of(tiles) == sha256
 
 
+@pytest.mark.parametrize("file, before, after", [
+    ("features.json", '"pythonClassName": "tensorflow_datasets.core.features.features_dict.Feat',
+     '"pythonClassName": "innocent.Feat'),
+    ("features.json", '"pythonClassName": "tensorflow_datasets.core.features.scalar.Scalar',
+     '"python_class_name": "innocent.Scalar'),
+    ("features.json", '"16",', '"8",'),
+    ("dataset_info.json", "{DATASET}-{SPLIT}", "/elsewhere/{SPLIT}"),
+    ("dataset_info.json", "array_record", "tfrecord"),
+    ("dataset_info.json", '"moduleName": "tvjax', '"moduleName": "innocent'),
+])  # fmt: skip
+def test_descriptions_of_records_lead_nowhere(prepared, tmp_path, monkeypatch, file, before, after):
+    """tfds imports the classes that are named there, from the working folder too."""
+    tiles = tmp_path / "tiles"
+    shutil.copytree(prepared, tiles)
+    (tmp_path / "innocent.py").write_text("raise SystemExit('run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path, content = tiles / "tiles" / "1.0.0" / file, manifest.read(tiles)
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    content["files"][f"tiles/1.0.0/{file}"] = path.stat().st_size
+    manifest.write(tiles, content)
+    with pytest.raises(
+        UserError, match=r"1\.0\.0: .*is damaged .*which no tiles have|and tiles \["
+    ):
+        records.open_split(tiles, "val")
+
+
 def test_the_descriptions_of_records(prepared, tmp_path):
     tiles = tmp_path / "tiles"
     shutil.copytree(prepared, tiles)

@@ -1,14 +1,31 @@
 """Reading prepared tiles: random access to the records of one split."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tvjax import files
 from tvjax.data import manifest, splits, touching
-from tvjax.errors import UserError
+from tvjax.errors import UserError, short
+
+CLASSES = frozenset(
+    f"tensorflow_datasets.core.features.{name}"
+    for name in (
+        "text_feature.Text", "scalar.Scalar", "tensor_feature.Tensor", "features_dict.FeaturesDict"
+    )
+)  # fmt: skip
+"""Classes of the features that records have."""
+_any = lambda value: True  # noqa: E731
+DESCRIBED: dict[str, Callable[[Any], bool]] = {
+    "fileFormat": "array_record".__eq__,
+    "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}".__eq__,
+    "moduleName": lambda value: str(value).startswith("tvjax."),
+    "name": lambda value: value in ("tiles", *splits.NAMES),
+} | dict.fromkeys(("description", "disableShuffling", "numBytes", "shardLengths", "version"), _any)
+"""What `dataset_info.json` may say."""
 
 
 class Split:
@@ -83,6 +100,7 @@ def open_split(directory: str | Path, split: str, *, boundaries: bool = False) -
             raise UserError(f"{file}: {state}; copy it again or prepare the tiles anew")
     folder = directory / "tiles" / manifest.VERSION
     try:
+        _check_described(folder, content["request"]["size"])
         builder = tfds.builder_from_directory(folder)
         # tfds decorates this method in a way that hides its parameters from type checkers.
         source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
@@ -94,6 +112,35 @@ def open_split(directory: str | Path, split: str, *, boundaries: bool = False) -
             f"{first}); copy them again or prepare the tiles anew"
         ) from error
     return Split(directory, split, source, boundaries=boundaries)
+
+
+def _check_described(folder: Path, size: list[int]) -> None:
+    """Refuses descriptions of records that tfds would follow elsewhere: it imports the classes that
+    they name."""
+    content = files.read_object(folder / "features.json")
+    features = content["featuresDict"]["features"]
+    for name, value in _leaves(content):
+        if name.replace("_", "").lower() == "pythonclassname" and value not in CLASSES:
+            raise ValueError(f"it names {short(value)}, which no tiles have")
+    for name, channels in (("image", 3), ("mask", 1)):
+        shape = [int(n) for n in features[name]["tensor"]["shape"]["dimensions"]]
+        if shape != [*size, channels]:
+            raise ValueError(f"{name} has the shape {shape}, and tiles {[*size, channels]}")
+    for name, value in _leaves(files.read_object(folder / "dataset_info.json")):
+        if not DESCRIBED.get(name, lambda _: False)(value):
+            raise ValueError(f"{short(name)} is {short(value)}, which no tiles have")
+
+
+def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values within JSON, with the innermost name above each."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, key)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _leaves(value, name)
+    else:
+        yield name, tree
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
