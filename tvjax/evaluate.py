@@ -106,6 +106,7 @@ def main(argv: list[str]) -> None:
     places = _folders(len(first) + len(second))
     for place in filter(None, places):
         files.check_folder("out", place)
+        files.check_replaced("out", place, KEPT, KEPT[0])
     opened = [_open(*pair) for pair in zip([*first, *second], places, strict=True)]
     runs = [one.run for one in opened]
     sides.check(runs[: len(first)], runs[len(first) :])

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,20 @@ def check_folder(flag: str, folder: Path, within: str = "") -> None:
         there = next(place for place in (real, *real.parents) if place.exists())
         with tempfile.TemporaryFile(dir=there) as probe:  # without a name, which might stay
             probe.write(bytes(4096))
+
+
+def check_replaced(flag: str, folder: Path, names: Iterable[str], own: str) -> None:
+    """Refuses to replace files that the program did not write: it leaves `own` beside its own.
+
+    Raises:
+      UserError: naming the first file.
+    """
+    found = next((name for name in names if os.path.lexists(folder / name)), None)
+    if found is not None and not (folder / own).exists():
+        raise UserError(
+            f"--{flag}={folder} holds {found}, which is of something else (there is no {own}) and "
+            "would be replaced; name another folder"
+        )
 
 
 def check_file(flag: str, path: Path) -> None:

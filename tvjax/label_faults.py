@@ -123,12 +123,7 @@ def check_same(out: Path, own: dict[str, Any]) -> dict[str, Any]:
     try:
         kept = files.read_object(out / KEPT)
     except FileNotFoundError:
-        for name in ("labels.csv", "worst.csv", "worst.png"):
-            if (out / name).exists():
-                raise UserError(
-                    f"--out={out} holds a {name} of something else (there is no {KEPT}), which "
-                    "would be replaced; name another folder"
-                ) from None
+        files.check_replaced("out", out, ("labels.csv", "worst.csv", "worst.png"), KEPT)
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{out / KEPT} cannot be read ({error}); name another --out") from error

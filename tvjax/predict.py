@@ -134,6 +134,14 @@ def main(argv: list[str]) -> None:
     if any(mosaic.path_of(place).parent.resolve() == folder for place in places):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
     files.check_folder("out", Path(out))
+    stems = {mosaic.path_of(place).stem for place in places}
+    ends = (".geojson", "_mask.png", "_mask.tif")
+    files.check_replaced("out", Path(out), (s + end for s in stems for end in ends), "results.json")
+    if Path(out, "scores.json").exists():
+        raise UserError(
+            f"--out={out} holds scores of tvjax.evaluate, whose results.json would be replaced; "
+            "name another folder"
+        )
     net = Predictor.load(
         workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value, augment=_AUGMENT.value,
         contact=True,

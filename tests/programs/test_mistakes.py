@@ -43,7 +43,11 @@ MISTAKES = {
     "label_faults --out=run": "run holds a run",
     "label_faults --out=run/checkpoints/12/faults": "run holds a run",
     "label_faults --out=tiles": "tiles holds prepared tiles",
-    "label_faults --out=foreign": "--out=foreign holds a labels.csv of something else",
+    "predict --out=foreign": "--out=foreign holds a.geojson, which is of something else (there is no res",
+    "predict --out=scored": "--out=scored holds scores of tvjax.evaluate",
+    "evaluate --out=foreign": "--out=foreign holds grid.png, which is of something else (there is no sco",
+    "data.prepare --annotations=a --images=. --out=.": "--out=. is the working folder itself",
+    "label_faults --out=foreign": "--out=foreign holds labels.csv, which is of something else",
     f"main --config={ROOT}/configs/unet.py --workdir=foreign": "foreign holds a config.json of",
     f"sweep --workdir=foreign {SWEPT}": "--workdir=foreign holds a config.json of something else",
     "label_faults --out=a.png": "--out=a.png cannot be written",
@@ -130,6 +134,10 @@ def place(tiles, tmp_path_factory):
     Image.new("RGB", (64, 64), "red").save(folder / "a.png")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "config.json").write_text('{"roofs": 3}')
+    for name in ("a.geojson", "grid.png"):
+        (folder / "foreign" / name).write_text("by hand")
+    (folder / "scored").mkdir()
+    (folder / "scored" / "scores.json").write_text("{}")
     (folder / "foreign" / "labels.csv").write_text("file,roofs\na.png,3\n")
     return folder
 

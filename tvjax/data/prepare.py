@@ -268,6 +268,8 @@ def _check_flags(kind: str) -> None:
 def main(argv: list[str]) -> None:
     """Reads the flags, builds and prints the summary."""
     del argv
+    if os.path.realpath(_OUT.value) == os.path.realpath("."):
+        raise UserError(f"--out={_OUT.value} is the working folder itself; name one within it")
     origin, size = find_origin()
     try:
         content = builder.build_from(

@@ -13,7 +13,7 @@ from tvjax.data.mosaic import Mosaic, Place, open_place
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scaling import Axis
-from tvjax.errors import UserError
+from tvjax.errors import UserError, short
 
 AGREE = 0.02
 """Share by which a map's metres may differ from those on the ground and still be taken for them:
@@ -213,13 +213,15 @@ def convert(points: np.ndarray, source: Any, target: Any) -> np.ndarray:
     """Coordinates `[P, 2]` on another map, longitude before latitude; infinite where undefined."""
     if source == target:
         return points
+    from rasterio._err import CPLE_BaseError  # which systems of no place on the earth raise
     from rasterio.errors import RasterioError
     from rasterio.warp import transform
 
     try:
         x, y = transform(source, target, points[:, 0].tolist(), points[:, 1].tolist())[:2]
-    except (RasterioError, ValueError) as error:
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
         raise UserError(
-            f"coordinates cannot be converted from {source} to {target} ({error})"
+            f"coordinates cannot be converted from {short(str(source))} to {short(str(target))} "
+            f"({str(error)[:80]})"
         ) from error
     return np.stack([np.array(x, float), np.array(y, float)], axis=1)

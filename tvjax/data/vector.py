@@ -391,6 +391,8 @@ class Scenes(Origin):
         asked, crs = self._request, labels.layer.crs
         if not found:
             return f"--images={asked.images[0]}: holds no image that can be cut into tiles"
+        if not len(labels.layer.polygons):
+            return f"{asked.labels}: has no polygon that is not empty"
         span = shapely.total_bounds(labels.layer.polygons)
         border = found[0].outline(crs)
         there = (*border.min(axis=0), *border.max(axis=0))
