@@ -18,13 +18,15 @@ CLASSES = frozenset(
     )
 )  # fmt: skip
 """Classes of the features that records have."""
-_any = lambda value: True  # noqa: E731
 DESCRIBED: dict[str, Callable[[Any], bool]] = {
-    "fileFormat": "array_record".__eq__,
-    "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}".__eq__,
+    **dict.fromkeys(
+        ("description", "disableShuffling", "numBytes", "shardLengths", "version"), lambda _: True
+    ),
+    "fileFormat": lambda value: value == "array_record",
+    "filepathTemplate": lambda value: value == "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     "moduleName": lambda value: str(value).startswith("tvjax."),
     "name": lambda value: value in ("tiles", *splits.NAMES),
-} | dict.fromkeys(("description", "disableShuffling", "numBytes", "shardLengths", "version"), _any)
+}
 """What `dataset_info.json` may say."""
 
 
