@@ -93,7 +93,8 @@ def metadata(predictor: Predictor, size: int, resolution: float | None) -> dict[
 
 
 def _overlap(predictor: Predictor, size: int) -> int:
-    reach = tiles.measure_reach(predictor, (1, size, size, 3))
+    side = min(size, SIZE)  # what is measured takes memory as its square
+    reach = tiles.measure_reach(predictor, (1, side, side, 3))
     return 50 if reach is None else min(50, -(-100 * 2 * reach // size))
 
 
