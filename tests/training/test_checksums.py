@@ -138,3 +138,13 @@ def test_what_changes_after_a_save_began_is_not_saved(tmp_path, monkeypatch):
         [(arguments, options)] = began
         save(*arguments, **options)
     assert is_same(restore(tmp_path / "checkpoints"), 1)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"item_handlers": 3}', '{"metrics": [1]}'])
+def test_the_description_of_a_checkpoint_is_named_where_it_is_damaged(copy, content):
+    described = copy / "2" / "_CHECKPOINT_METADATA"
+    described.write_text(content)
+    with pytest.raises(UserError, match=r"_CHECKPOINT_METADATA of a checkpoint is damaged .*move"):
+        restore(copy)
+    described.unlink()
+    assert is_same(restore(copy), 2)

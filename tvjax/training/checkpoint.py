@@ -22,7 +22,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as keeping
 
-from tvjax.errors import Outage, UserError
+from tvjax.errors import Outage, UserError, short
 from tvjax.training import checksums, parallel
 from tvjax.training.state import TrainState
 
@@ -58,19 +58,25 @@ class Checkpoints:
             get_metric_fn=_val_iou, n=keep_best, keep_checkpoints_without_metrics=False
         )
         newest = keeping.LatestN(n=keep)
-        self._manager = _Manager(
-            self._directory,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "run": ocp.JsonCheckpointHandler(),
-                checksums.ITEM: ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_val_iou,  # makes orbax write the metrics
-                preservation_policy=keeping.AnyPreservationPolicy([newest, best]),
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
+        try:
+            self._manager = _Manager(
+                self._directory,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "run": ocp.JsonCheckpointHandler(),
+                    checksums.ITEM: ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=_val_iou,  # makes orbax write the metrics
+                    preservation_policy=keeping.AnyPreservationPolicy([newest, best]),
+                    cleanup_tmp_directories=not read_only,
+                ),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{directory}: the _CHECKPOINT_METADATA of a checkpoint is damaged "
+                f"({short(str(error))}); move that file away, the checkpoint is read without it"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
