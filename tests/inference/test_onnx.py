@@ -114,7 +114,7 @@ class _Net:
 
 
 def test_the_overlap_of_large_tiles_is_measured_on_smaller_ones(monkeypatch):
-    """At 16,384 pixels a net of 483 parameters took 16 GB."""
+    """A net of 483 parameters took 16 GB at 16,384 pixels."""
     shapes = []
     monkeypatch.setattr(
         onnx_file.tiles, "measure_reach", lambda net, shape: shapes.append(shape) or 40
