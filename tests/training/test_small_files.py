@@ -208,6 +208,8 @@ def test_what_lies_beside_prepared_tiles(coco, prepared, tmp_path, name):
      '"pythonClassName": "innocent.Feat'),
     ("features.json", '"pythonClassName": "tensorflow_datasets.core.features.scalar.Scalar',
      '"python_class_name": "innocent.Scalar'),
+    ("features.json", '"featuresDict":', '"type": "innocent.Dict", "content": {}, "featuresDict":'),
+    ("features.json", '"text": {}', '"jsonFeature": {"json": "{}"}'),
     ("features.json", '"16",', '"8",'),
     ("dataset_info.json", "{DATASET}-{SPLIT}", "/elsewhere/{SPLIT}"),
     ("dataset_info.json", "array_record", "tfrecord"),

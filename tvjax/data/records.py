@@ -18,6 +18,11 @@ CLASSES = frozenset(
     )
 )  # fmt: skip
 """Classes of the features that records have."""
+NAMED = frozenset(
+    "featuresDict features image mask contact id file pythonClassName tensor text dtype encoding "
+    "shape dimensions".split()
+)
+"""Names within `features.json`: tfds imports classes by others too (`type`, `jsonFeature`)."""
 DESCRIBED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         ("description", "disableShuffling", "numBytes", "shardLengths", "version"), lambda _: True
@@ -121,28 +126,30 @@ def _check_described(folder: Path, size: list[int]) -> None:
     they name."""
     content = files.read_object(folder / "features.json")
     features = content["featuresDict"]["features"]
-    for name, value in _leaves(content):
-        if name.replace("_", "").lower() == "pythonclassname" and value not in CLASSES:
+    for path, value in _leaves(content):
+        if foreign := set(path) - NAMED:
+            raise ValueError(f"it names {short(min(foreign))}, which no tiles have")
+        if path[-1] == "pythonClassName" and value not in CLASSES:
             raise ValueError(f"it names {short(value)}, which no tiles have")
     for name, channels in (("image", 3), ("mask", 1)):
         shape = [int(n) for n in features[name]["tensor"]["shape"]["dimensions"]]
         if shape != [*size, channels]:
             raise ValueError(f"{name} has the shape {shape}, and tiles {[*size, channels]}")
-    for name, value in _leaves(files.read_object(folder / "dataset_info.json")):
+    for (*_, name), value in _leaves(files.read_object(folder / "dataset_info.json")):
         if not DESCRIBED.get(name, lambda _: False)(value):
             raise ValueError(f"{short(name)} is {short(value)}, which no tiles have")
 
 
-def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values within JSON, with the innermost name above each."""
-    if isinstance(tree, dict):
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values within JSON, empty objects too, with the names above each."""
+    if isinstance(tree, dict) and tree:
         for key, value in tree.items():
-            yield from _leaves(value, key)
+            yield from _leaves(value, (*path, key))
     elif isinstance(tree, list):
         for value in tree:
-            yield from _leaves(value, name)
+            yield from _leaves(value, path)
     else:
-        yield name, tree
+        yield path, tree
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
