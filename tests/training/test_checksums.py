@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from tvjax.errors import UserError
@@ -148,3 +149,12 @@ def test_the_description_of_a_checkpoint_is_named_where_it_is_damaged(copy, cont
         restore(copy)
     described.unlink()
     assert is_same(restore(copy), 2)
+
+
+def test_a_save_asks_nothing_of_what_processes_agree_on(tmp_path, monkeypatch):
+    """It would overwrite the number by which they stop at one step."""
+    asked = []
+    monkeypatch.setattr(ocp.utils, "reached_preemption", lambda step: asked.append(step) or False)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(3), RUN, wait=True)
+        assert checkpoints.steps == [3] and not asked
