@@ -152,7 +152,7 @@ def test_the_description_of_a_checkpoint_is_named_where_it_is_damaged(copy, cont
 
 
 def test_a_save_asks_nothing_of_what_processes_agree_on(tmp_path, monkeypatch):
-    """It would overwrite the number by which they stop at one step."""
+    """A question of orbax overwrites the number by which they stop at one step."""
     asked = []
     monkeypatch.setattr(ocp.utils, "reached_preemption", lambda step: asked.append(step) or False)
     with Checkpoints(tmp_path) as checkpoints:
