@@ -96,10 +96,12 @@ def cost(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     found: dict[str, list[float]] = {name: [] for name in steps}
     for step in [*steps.values()] * 2:  # compiles, and warms up
         step()
-    for _ in range(lab.scale.rounds):
-        for name, step in steps.items():
+    names = list(steps)
+    for first in range(lab.scale.rounds):
+        for k in range(len(names)):  # each begins a round in its turn: what ran before weighs
+            name = names[(first + k) % len(names)]
             began = time.perf_counter()
-            step()
+            steps[name]()
             found[name].append(time.perf_counter() - began)
     return {"seconds_per_step": found}
 
