@@ -67,7 +67,7 @@ def test_records_equal_the_reshape_oracle(source, tmp_path):
         assert foreground == pytest.approx(content["splits"][name]["foreground"], abs=1e-6)
         for record in split:
             tile = tiles[record["id"]]
-            image, mask = tile.load()
+            image, mask, _ = tile.load()
             mean = image.reshape(10, 3, 10, 3, 3).mean((1, 3))
             np.testing.assert_array_equal(record["image"], np.floor(mean + 0.5))
             majority = mask.reshape(10, 3, 10, 3, 1).sum((1, 3)) >= 5

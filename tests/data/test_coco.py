@@ -76,7 +76,7 @@ def test_several_polygons_and_annotations_unite(tmp_path):
     squares = [[2, 2, 10, 2, 10, 10, 2, 10], [20, 5, 30, 5, 30, 15, 20, 15]]
     entries = [annotation(squares), annotation([[8, 8, 22, 8, 22, 12, 8, 12]], number=2)]
     (tile,) = coco.read(*write_set(tmp_path, annotations=entries))
-    _, mask = tile.load()
+    mask = tile.load().mask
     expected = np.zeros((32, 40), bool)
     expected[2:10, 2:10] = expected[5:15, 20:30] = expected[8:12, 8:22] = True
     np.testing.assert_array_equal(mask, expected)
@@ -152,7 +152,7 @@ def test_images_are_converted_to_rgb(tmp_path, mode):
     if name != "a.png":
         (images / name).rename(images / "a.png")
     (tile,) = coco.read(annotations, images)
-    image, _ = tile.load()
+    image = tile.load().image
     assert image.shape == (32, 40, 3) and image.dtype == np.uint8
     if mode == "L":
         np.testing.assert_array_equal(image, np.asarray(converted)[..., None].repeat(3, axis=2))

@@ -426,3 +426,37 @@ def test_many_object_pixels_are_noted(tmp_path):
     for rows, number in ((4, 0), (7, 1)):
         masks[:, :rows] = 1
         assert len(plausible.check([tile] * 2, masks, tmp_path)) == number
+
+
+def hide(source, share):
+    """Gives the images alpha, 0 on a share of the rows of each object, and counts what it hides."""
+    hidden = labelled = 0
+    for k in range(12):
+        (file,) = (source / "images").glob(f"{k:02d}.*")
+        record = json.loads((source / "annotation.json").read_text())["annotations"][k]
+        x, y = record["segmentation"][0][:2]
+        opaque = np.full((12, 16), 255, np.uint8)
+        opaque[y : y + round(5 * share), x : x + 7] = 0
+        image = Image.open(file).convert("RGB")
+        image.putalpha(Image.fromarray(opaque))
+        file.unlink()
+        image.save(file.with_suffix(".png"))
+        hidden, labelled = hidden + (opaque == 0).sum(), labelled + 5 * 7
+    return hidden / labelled
+
+
+@pytest.mark.parametrize("kind", ["masks", "annotation.json"])
+def test_labels_where_images_have_no_data_are_told_of(source, tmp_path, kind, capsys):
+    share = hide(source, 0.4)
+    text = (source / "annotation.json").read_text()
+    (source / "annotation.json").write_text(text.replace(".bmp", ".png").replace(".tif", ".png"))
+    origin = origins.Images(source / kind, source / "images")
+    builder.build_from(origin, tmp_path / "tiles", size=(12, 16), progress=False)
+    assert (
+        f"{share:.1%} of the pixels that are labelled as object have no data"
+        in capsys.readouterr().err
+    )
+    hide(source, 1)
+    with pytest.raises(UserError, match=r"lies where the images have no data \(alpha 0") as told:
+        builder.build_from(origin, tmp_path / "other", size=(12, 16), progress=False)
+    assert "values" not in str(told.value) and "annotations are" not in str(told.value)

@@ -296,7 +296,8 @@ def by_training(path, folder, size):
     }
     (folder / "coco.json").write_text(json.dumps(content))
     (tile,) = coco.read(folder / "coco.json", folder)
-    return tile.load()
+    loaded = tile.load()
+    return loaded.image, loaded.objects
 
 
 def by_prediction(path, folder):

@@ -198,14 +198,14 @@ def build_from(
         with open(work / "arrays", "wb") as rows, contextlib.closing(origin):
             number = (workers or shrunk.choose_workers(len(tiles))) if origin.is_apart else 1
             results = shrunk.each(tiles, size, sources, number, boundaries)
-            tiles, hashes = _decode(tiles, results, rows, faults, skip_bad, progress)
+            tiles, hashes, hidden = _decode(tiles, results, rows, faults, skip_bad, progress)
         if not skip_bad or not tiles:
             faults.check(total)
         if not tiles:
             raise UserError(f"{origin.root}: no tile of its images has data")
         shape = (len(tiles), *size, 4 if boundaries is None else 5)
         arrays = np.memmap(work / "arrays", np.uint8, "r", shape=shape)
-        notes = plausible.check(tiles, arrays[..., 3], origin.labels)
+        notes = plausible.check(tiles, arrays[..., 3], origin.labels, hidden)
         if asked.get("reading") is not None and asked["reading"]["white"]:
             notes += plausible.check_brightness(arrays[..., :3])
         for note in notes:
@@ -342,14 +342,15 @@ def _decode(
     faults: Faults,
     skip_bad: bool,
     progress: bool,
-) -> tuple[list[Tile], np.ndarray]:
+) -> tuple[list[Tile], np.ndarray, float]:
     """Writes the pixels of each tile's `Shrunk`, one behind the other.
 
     Returns:
-      The tiles that could be decoded, and their hashes, `[n, 8]`.
+      The tiles that could be decoded; their hashes, `[n, 8]`; and the share of their labelled
+      pixels where the images have no data.
     """
     hashes = np.empty((len(tiles), 8), np.uint64)
-    good, bare = [], 0
+    good, bare, labelled, hidden = [], 0, 0, 0
     bar = tqdm(tiles, "preparing tiles", unit="tile", disable=not progress)
     with contextlib.closing(results):
         for tile, found in zip(bar, results, strict=True):
@@ -362,10 +363,11 @@ def _decode(
                 continue  # nothing will be built: only look for more
             hashes[len(good)] = found.hashes
             out.write(found.pixels)
+            labelled, hidden = labelled + found.labelled, hidden + found.hidden
             good.append(tile)
     if bare:
         print(f"note: {bare} tiles are left out, since most of each has no data", file=sys.stderr)
-    return good, hashes[: len(good)]
+    return good, hashes[: len(good)], hidden / max(labelled, 1)
 
 
 def _write_records(

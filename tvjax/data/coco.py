@@ -23,6 +23,7 @@ import numpy as np
 from tvjax import interruption
 from tvjax.data import local, pictures, regions, vrt
 from tvjax.data.faults import Faults
+from tvjax.data.pictures import Loaded
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError, escaped, short, some
 
@@ -73,25 +74,17 @@ class Tile(NamedTuple):
         """What `load` reads."""
         return (self.file,) if self.labels is None else (self.file, self.labels)
 
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """Decodes the tile.
+    def number(self) -> np.ndarray:
+        """Which annotation each pixel belongs to, see `regions.number`; no file is read."""
+        return regions.number(self.segmentations, self.height, self.width)
 
-        Returns:
-          The image, uint8 `[H, W, 3]`, as `tvjax.data.pictures` reads it, and the mask, bool
-          `[H, W]`; there are no objects where the image has no data.
+    def load(self) -> Loaded:
+        """Decodes the tile.
 
         Raises:
           UserError: the file cannot be read, see `tvjax.data.pictures`, or is of another size than
             declared.
         """
-        return self.read()[:2]
-
-    def number(self) -> np.ndarray:
-        """Which annotation each pixel belongs to, see `regions.number`; no file is read."""
-        return regions.number(self.segmentations, self.height, self.width)
-
-    def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Decodes the tile, as `load` does, with bool `[H, W]`, where the image has data."""
         with pictures.open_raster(self.file, self.reading) as raster:
             if (raster.height, raster.width) != (self.height, self.width):
                 raise UserError(
@@ -100,8 +93,7 @@ class Tile(NamedTuple):
                     f"annotations declare {self.width}x{self.height} for image id {self.id}"
                 )
             image, valid = pictures.read_whole(raster)
-        mask = regions.rasterise(self.segmentations, self.height, self.width)
-        return image, mask if valid is None else mask & valid, valid
+        return Loaded(image, regions.rasterise(self.segmentations, self.height, self.width), valid)
 
 
 def read(

@@ -15,6 +15,7 @@ import numpy as np
 from tvjax import interruption
 from tvjax.data import listing, mask_files, pictures, pillow
 from tvjax.data.faults import Faults
+from tvjax.data.pictures import Loaded
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError
 
@@ -47,7 +48,7 @@ class Tile(NamedTuple):
         """What `load` reads."""
         return self.file, self.mask
 
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
+    def load(self) -> Loaded:
         """Decodes the tile, as `coco.Tile.load` does.
 
         Raises:
@@ -56,8 +57,7 @@ class Tile(NamedTuple):
         """
         with pictures.open_raster(self.file, self.reading) as raster:
             image, valid = pictures.read_whole(raster)
-        mask = mask_files.read_mask(self.mask, self.objects, self.met)
-        return image, mask if valid is None else mask & valid
+        return Loaded(image, mask_files.read_mask(self.mask, self.objects, self.met), valid)
 
     def number(self) -> np.ndarray:
         """A mask does not tell objects that touch apart."""

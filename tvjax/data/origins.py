@@ -13,6 +13,7 @@ import numpy as np
 
 from tvjax.data import coco, local, masks, yolo
 from tvjax.data.faults import Faults
+from tvjax.data.pictures import Loaded
 from tvjax.data.places import Places
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError
@@ -46,8 +47,8 @@ class Tile(Protocol):
         """What `load` reads."""
         ...
 
-    def load(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Image, uint8 `[H, W, 3]`, and mask, bool `[H, W]`; None: nothing is to be seen there."""
+    def load(self) -> Loaded | None:
+        """The decoded tile; None: nothing is to be seen there."""
         ...
 
     def number(self) -> np.ndarray:

@@ -117,6 +117,22 @@ def read_image(path: Path, reading: Reading = AS_NAMED) -> np.ndarray:
         return read_whole(raster)[0]
 
 
+class Loaded(NamedTuple):
+    """A decoded tile."""
+
+    image: np.ndarray
+    """Uint8 `[H, W, 3]`."""
+    mask: np.ndarray
+    """Bool `[H, W]`: what the labels say is object, also where the image has no data."""
+    valid: np.ndarray | None
+    """Bool `[H, W]`: where the image has data; None: everywhere."""
+
+    @property
+    def objects(self) -> np.ndarray:
+        """Bool `[H, W]`: the objects that are to be seen; none where the image has no data."""
+        return self.mask if self.valid is None else self.mask & self.valid
+
+
 def read_whole(raster: Raster) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels of an image, which are those of its windows.
 

@@ -12,17 +12,23 @@ from tvjax.errors import UserError
 MANY = 0.7
 """Share of the pixels that are object, from which on it is worth a note."""
 
+HIDDEN = 0.01
+"""Share of the labelled pixels where images have no data, from which on it is worth a note."""
+
 FULL, DARK = 0.5, 8
 """Share of white pixels, and the mean, 0 to 255, from which on images are worth a note."""
 
 
-def check(tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path) -> list[str]:
+def check(
+    tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path, hidden: float = 0.0
+) -> list[str]:
     """Looks at all masks at once.
 
     Args:
       tiles: tiles that have been loaded; at least one.
       shrunk: 0 or 1, `[N, h, w]`, as they are trained on.
       annotations: the COCO file or the folder of masks.
+      hidden: share of the labelled pixels where the images have no data.
 
     Returns:
       What is worth a note: one line each.
@@ -32,6 +38,11 @@ def check(tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path) -> list[
     """
     share = float(np.mean([mask.mean() for mask in shrunk]))
     values = _values(tiles)
+    if hidden == 1:
+        values = (
+            "; all that the labels mark lies where the images have no data (alpha 0, a nodata "
+            "value or a mask there): save the images without it"
+        )
     if share in (0, 1):
         what = "object" if share else "background"
         why = values or (
@@ -45,6 +56,11 @@ def check(tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path) -> list[
             f"pixels, so that there is nothing to learn{why}"
         )
     notes = []
+    if hidden >= HIDDEN:
+        notes.append(
+            f"{annotations}: {hidden:.1%} of the pixels that are labelled as object have no data "
+            "in the images (alpha 0, a nodata value or a mask there), and are background"
+        )
     if share > MANY:
         notes.append(
             f"{annotations}: {share:.1%} of all pixels are object{values}; if that is background, "

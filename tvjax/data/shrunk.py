@@ -40,6 +40,10 @@ class Shrunk(NamedTuple):
     """Image, mask, and contact if it is asked for, uint8 `[h, w, 4]` or `[h, w, 5]`."""
     hashes: np.ndarray
     """What `duplicates.hashes` gives."""
+    labelled: int
+    """Pixels of the file that the labels say are object."""
+    hidden: int
+    """Those of them where the image has no data: they are background."""
 
 
 Result = Shrunk | str | None
@@ -71,12 +75,16 @@ def shrink(
         return str(error)
     if loaded is None:
         return None
-    image, mask = loaded
-    parts = [area.shrink_image(image, size), area.shrink_mask(mask, size)]
+    image, seen = loaded.image, loaded.objects
+    parts = [area.shrink_image(image, size), area.shrink_mask(seen, size)]
     if boundaries is not None and numbers is not None:
         numbers = touching.shrink(numbers, parts[1][..., 0] > 0)
         parts.append(touching.contact(numbers, boundaries)[..., None].astype(np.uint8))
-    return Shrunk(np.concatenate(parts, axis=2).tobytes(), duplicates.hashes(image))
+    labelled = int(loaded.mask.sum())
+    return Shrunk(
+        np.concatenate(parts, axis=2).tobytes(), duplicates.hashes(image),
+        labelled, labelled - int(seen.sum()),
+    )  # fmt: skip
 
 
 def each(

@@ -20,6 +20,7 @@ from tvjax.data import given, local, mosaic, places, scenes, splits, vector_file
 from tvjax.data.faults import Faults
 from tvjax.data.mosaic import Mosaic
 from tvjax.data.origins import Origin
+from tvjax.data.pictures import Loaded
 from tvjax.data.places import Places
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scenes import Scene
@@ -174,7 +175,7 @@ class Tile(NamedTuple):
         """What `load` reads."""
         return self.scene.files(*self.window)
 
-    def load(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def load(self) -> Loaded | None:
         """Decodes the tile, as `coco.Tile.load` does; None: too little of it has data.
 
         Raises:
@@ -185,7 +186,7 @@ class Tile(NamedTuple):
         if valid is not None and valid.mean() < LEAST_DATA:
             return None
         mask = outlines.number(*self.window) > 0
-        return raster.read(*self.window), mask if valid is None else mask & valid
+        return Loaded(raster.read(*self.window), mask, valid)
 
     def number(self) -> np.ndarray:
         """Which polygon each pixel belongs to, see `Outlines.number`."""

@@ -74,9 +74,11 @@ class Examples(NamedTuple):
 
         def get(k: int) -> Example:
             tile = found[k]
-            image, mask, valid = tile.read()
-            mask = mask[..., None].astype(np.uint8)
+            loaded = tile.load()
+            mask = loaded.objects[..., None].astype(np.uint8)
             names = tile.id, os.path.relpath(tile.file, images)
-            return Example(*names, image, mask, tile.segmentations, tile.crowds, valid)
+            return Example(
+                *names, loaded.image, mask, tile.segmentations, tile.crowds, loaded.valid
+            )
 
         return cls([(tile.height, tile.width) for tile in found], get)
