@@ -12,7 +12,8 @@ of the size of the image, with its georeference; pictures (PNG, JPEG, BMP and We
 PNG, and polygons in pixels from the top left. `results.json` lists all objects as COCO results:
 image ids count the images from 1 in the order of their paths, or are those of `--annotations`, and
 so is the category, unless `--category` says otherwise. Images of 2^32 pixels and more have no
-entries there.
+entries there. `predicted.json` lists the files that were written: the same images may be predicted
+anew into the folder, other images need another one, and nothing else there is replaced.
 
 A directory of map tiles (z/x/y.png, or NAME-x-y-z.png and nothing else) is one image in Web
 Mercator, or several if it has parts that do not touch, named DIRECTORY-x-y-z; `--tms` says that y
@@ -134,14 +135,7 @@ def main(argv: list[str]) -> None:
     if any(mosaic.path_of(place).parent.resolve() == folder for place in places):
         raise UserError(f"--out={out} holds images; masks there would be taken for images")
     files.check_folder("out", Path(out))
-    stems = {mosaic.path_of(place).stem for place in places}
-    ends = (".geojson", "_mask.png", "_mask.tif")
-    files.check_replaced("out", Path(out), (s + end for s in stems for end in ends), "results.json")
-    if Path(out, "scores.json").exists():
-        raise UserError(
-            f"--out={out} holds scores of tvjax.evaluate, whose results.json would be replaced; "
-            "name another folder"
-        )
+    writing.check_replaced(Path(out), places)
     net = Predictor.load(
         workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value, augment=_AUGMENT.value,
         contact=True,

@@ -62,7 +62,7 @@ def assert_roofs_found(tmp_path, size, number):
     pixels = sum(coco_mask.area(result["segmentation"]) for result in results)
     assert len(results) == len(roofs) and pixels == mask.sum()
     assert sorted(p.name for p in out.iterdir()) == [
-        "results.json", "town.geojson", "town_mask.tif", "town_probability.tif",
+        "predicted.json", "results.json", "town.geojson", "town_mask.tif", "town_probability.tif",
     ]  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_little_data_and_no_coordinate_system_get_a_note(tmp_path, capsys):
         write_raster(tmp_path / name, mask, **options)
         with rasterio.open(tmp_path / name, "r+") as file:
             file.write(np.broadcast_to(band, (160, 160)).astype(np.uint8), 4)
-        writing.predict_images([(1, tmp_path / name)], tmp_path / "out", red)
+        writing.predict_images([(1, tmp_path / name)], tmp_path / f"out_{name}", red)
         return [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
 
     assert notes("a.tif") == notes("b.tif", band=infrared) == []
@@ -310,7 +310,8 @@ def test_pictures_give_png_and_bad_files_are_skipped(tmp_path):
     assert len(skipped) == 2 and "c.png" in skipped[0] and "d.tif" in skipped[1]
     assert all("\n" not in reason for reason in skipped)
     names = ["a.geojson", "a_mask.png", "a_probability.png", "b.geojson", "b_mask.png"]
-    assert sorted(p.name for p in out.iterdir()) == [*names, "b_probability.png", "results.json"]
+    names += ["b_probability.png", "predicted.json", "results.json"]
+    assert sorted(p.name for p in out.iterdir()) == names
     with Image.open(out / "a_mask.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.where(mask, 255, 0))
     with Image.open(out / "a_probability.png") as image:
@@ -351,13 +352,48 @@ def test_an_interruption_leaves_complete_files_only(tmp_path, number):
     left = sorted(p.name for p in out.iterdir())
     if number == signal.SIGTERM:
         assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
-        assert left == ["a.geojson", "a_mask.png"]
+        assert left == ["a.geojson", "a_mask.png", "predicted.json"]
     else:
-        assert len(left) == 3 and left[0].startswith(".results.json.building-")
+        assert len(left) == 4 and left[0].startswith(".results.json.building-")
     images = [*enumerate(writing.find_images([str(tmp_path)]), 1)]
     writing.predict_images(images, out, red)
-    names = ["a.geojson", "a_mask.png", "b.geojson", "b_mask.png", "results.json"]
+    names = ["a.geojson", "a_mask.png", "b.geojson", "b_mask.png", "predicted.json", "results.json"]
     assert sorted(p.name for p in out.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    "name", ["a.geojson", "a_mask.png", "a_mask.tif", "a_probability.png", "results.json"]
+)
+def test_what_is_of_something_else_is_not_replaced(tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    for image in "ab":
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{image}.png")
+    (out / name).write_text("by hand")
+    if name != "results.json":
+        (out / "results.json").write_text("[]")  # perhaps of another program
+    images = [(1, tmp_path / "a.png")]
+    with pytest.raises(UserError, match=r"holds .*, which is of something else \(predicted.json"):
+        writing.predict_images(images, out, red)
+    assert (out / name).read_text() == "by hand" and len([*out.iterdir()]) <= 2
+    for file in out.iterdir():
+        file.unlink()
+    for options in (writing.DEFAULTS, writing.Options(probabilities=True), writing.DEFAULTS):
+        writing.predict_images(images, out, red, options=options)  # its own
+    (out / "b.geojson").write_text("by hand")
+    both = [*images, (2, tmp_path / "b.png")]
+    with pytest.raises(UserError, match=r"holds b\.geojson, which is of something else"):
+        writing.predict_images(both, out, red)
+    (out / "b.geojson").unlink()
+    kept = (out / "results.json").read_bytes()
+    with pytest.raises(UserError, match=r"results of other images \(a.geojson\)"):
+        writing.predict_images(both[1:], out, red)
+    assert (out / "results.json").read_bytes() == kept
+    writing.predict_images(both, out, red)
+    for damaged in ("[]", "{", '{"files": 1}', '{"files": [1]}'):
+        (out / "predicted.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"predicted.json (cannot be read|lists no files)"):
+            writing.predict_images(both, out, red)
 
 
 def test_an_error_of_any_kind_costs_one_image(tmp_path, monkeypatch):
@@ -422,7 +458,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, name):
         with disk_of(size), pytest.raises(UserError, match=f"--out={out} cannot be written") as e:
             writing.predict_images(images, out, net, options=options)
         assert "\n" not in str(e.value) and len(seen) <= 1
-        assert {path.name for path in out.glob("*")} <= {"a.geojson"}  # which is complete
+        assert {path.name for path in out.glob("*")} <= {"a.geojson", "predicted.json"}  # complete
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

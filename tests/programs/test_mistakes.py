@@ -44,7 +44,7 @@ MISTAKES = {
     "label_faults --out=run/checkpoints/12/faults": "run holds a run",
     "label_faults --out=tiles": "tiles holds prepared tiles",
     "predict --out=foreign": "--out=foreign holds a.geojson, which is of something else",
-    "predict --out=scored": "--out=scored holds scores of tvjax.evaluate",
+    "predict --out=scored": "--out=scored holds results.json, which is of something else",
     "evaluate --out=foreign": "--out=foreign holds grid.png, which is of something else",
     "data.prepare --annotations=a --images=. --out=.": "--out=. is the working folder itself",
     "label_faults --out=foreign": "--out=foreign holds labels.csv, which is of something else",
@@ -137,7 +137,7 @@ def place(tiles, tmp_path_factory):
     for name in ("a.geojson", "grid.png"):
         (folder / "foreign" / name).write_text("by hand")
     (folder / "scored").mkdir()
-    (folder / "scored" / "scores.json").write_text("{}")
+    (folder / "scored" / "results.json").write_text("[]")
     (folder / "foreign" / "labels.csv").write_text("file,roofs\na.png,3\n")
     return folder
 

@@ -3,11 +3,14 @@
 import json
 import os
 import random
+import resource
 import shutil
+from functools import partial
 
+import jax
 import pytest
 
-from configs import base, unet_tv
+from configs import base, lunet_bilevel, unet_tv
 from tvjax import program, sweep
 from tvjax.data import builder, identity, manifest, records, sets
 from tvjax.data.embedded import synthetic
@@ -16,6 +19,7 @@ from tvjax.data.sources import Sources
 from tvjax.errors import UserError
 from tvjax.training import restore, rundir
 from tvjax.training.logs import read_metrics
+from tvjax.training.net import make_net
 
 WHOLE = [
     "", "[]", "null", "{}", "0", '""', "true", "NaN", "{", '{"a": 1}\x00', "[" * 100_000,
@@ -143,6 +147,21 @@ def test_the_identity_of_a_run_s_tiles(run):
     use = lambda: rundir.check_data(run, {"sha256": "0" * 64, "directory": "x"}, advice="")  # noqa: E731
     refused = attack(run / "tiles.json", use)
     assert refused and all("tiles" in line for line in refused)
+    kept = rundir.read_data(run) or {}
+    for number in ("x", -1, 0, 1.5, [], True, None, 10**12, 10**30):
+        rundir.write_data(run, kept | {"train_tiles": number})
+        with pytest.raises(UserError, match=r"tiles.json is damaged"):
+            rundir.read_data(run)
+
+
+def test_weights_of_any_number_of_tiles_take_no_memory_before_they_are_used():
+    config = lunet_bilevel.get_config()
+    config.hypergrad.learn = "lambda", "tile_weights"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    net = make_net(config, tiles=10**9)
+    shapes = jax.eval_shape(partial(net.create, image_shape=restore.ANY_SHAPE), 0, net.hyper)
+    assert shapes.hyper["tile_weights"].shape == (10**9,)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**6  # KiB
 
 
 def test_what_is_whole_of_a_log_is_used(tmp_path, capsys):

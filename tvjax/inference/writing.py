@@ -170,6 +170,68 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+RECORD = "predicted.json"
+"""The file in a folder of results that lists what was written there, and may be replaced."""
+
+
+def check_replaced(out: Path, places: Iterable[Place]) -> None:
+    """Refuses to replace what is of something else, or to leave results out of `results.json`.
+
+    Raises:
+      UserError: a file that would be written is there, and no earlier call of `predict_images`
+        wrote it; or earlier calls predicted other images, whose objects `results.json` would lose.
+    """
+    names, own = _names(places), _read_record(out)
+    found = [name for name in names if os.path.lexists(out / name)]
+    foreign = next((name for name in found if name not in own), None)
+    if foreign is not None:
+        raise UserError(
+            f"--out={out} holds {foreign}, which is of something else ({RECORD} does not list it) "
+            "and would be replaced; name another folder"
+        )
+    other = next((name for name in own if name not in names and os.path.lexists(out / name)), None)
+    if other is not None:
+        raise UserError(
+            f"--out={out} holds results of other images ({other}), whose objects results.json "
+            "would lose; predict them together, or name another folder"
+        )
+
+
+def _names(places: Iterable[Place]) -> list[str]:
+    """All files that may be written of images."""
+    kinds = ".geojson", "_mask.png", "_mask.tif", "_probability.png", "_probability.tif"
+    stems = dict.fromkeys(path_of(place).stem for place in places)
+    return ["results.json", *(stem + kind for stem in stems for kind in kinds)]
+
+
+def _read_record(out: Path) -> list[str]:
+    try:
+        names = files.read_object(out / RECORD).get("files")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out / RECORD} cannot be read ({error}); name another --out") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{out / RECORD} lists no files; name another --out")
+    return names
+
+
+@contextlib.contextmanager
+def _recorded(out: Path, places: Sequence[Place]) -> Iterator[None]:
+    """Lists what may be written before it is, and at the end what was."""
+    names = _names(places)
+    files.write_object(out / RECORD, {"files": names})
+    try:
+        yield
+    finally:
+        there = [name for name in names if os.path.lexists(out / name)]
+        with contextlib.suppress(OSError):  # of a full disk: the longer list will do
+            if there:
+                files.write_object(out / RECORD, {"files": there})
+            else:
+                (out / RECORD).unlink()
+
+
 def predict_images(
     images: Sequence[tuple[int, Place]],
     out: Path,
@@ -195,7 +257,8 @@ def predict_images(
       The number of objects, and what was wrong with the images that were skipped.
 
     Raises:
-      UserError: the folder cannot be written, or an option needs a package that is missing.
+      UserError: the folder cannot be written, or holds other results (see `check_replaced`), or an
+        option needs a package that is missing.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -204,9 +267,11 @@ def predict_images(
     ...     Image.new("RGB", (64, 64), "red").save(path)
     ...     done = predict_images([(1, path)], out, lambda images: images[..., :1])  # red is roof
     ...     print(done, sorted(file.name for file in out.iterdir()))
-    (1, []) ['a.geojson', 'a_mask.png', 'results.json']
+    (1, []) ['a.geojson', 'a_mask.png', 'predicted.json', 'results.json']
     """
     files.check_folder("out", out)
+    places = [place for _, place in images]
+    check_replaced(out, places)
     if options.simplify or options.regularize:
         polygons.require_shapely()
     skipped: list[str] = []
@@ -218,6 +283,7 @@ def predict_images(
     with (
         workspace.beside(out / "results.json") as work,
         files.writing("out", out),
+        _recorded(out, places),
         files.replacing(out / "results.json", work) as temporary,
         writer.JsonList(temporary) as results,
         tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,

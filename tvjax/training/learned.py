@@ -95,9 +95,11 @@ def start(config: Config, lam: jax.Array, tiles: int | None) -> PyTree:
         "learning_rate": lambda: jnp.log(config.optimizer.learning_rate),
         "weight_decay": lambda: jnp.log(config.optimizer.weight_decay),
         "loss_mix": lambda: jax.scipy.special.logit(config.loss.mix),
-        "tile_weights": lambda: jnp.zeros(tiles or 1),
     }
-    return {name: jnp.asarray(first[name](), jnp.float32) for name in learn}
+    found = {name: jnp.asarray(first[name](), jnp.float32) for name in learn if name in first}
+    if "tile_weights" in learn:  # numpy's zeros take memory where they are used only
+        found["tile_weights"] = np.zeros(tiles or 1, np.float32)
+    return found
 
 
 def names(config: Config) -> tuple[str, ...]:

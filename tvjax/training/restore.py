@@ -1,5 +1,6 @@
 """A finished (or interrupted) run, ready to be used."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, N
     program.cache_compilations(Path(program.CACHE) / "compiled")  # never the run's folder
     tiles = (rundir.read_data(workdir) or {}).get("train_tiles")
     net = make_net(config, tiles=tiles)
-    shapes = jax.eval_shape(lambda: net.create(config.seed, net.hyper, ANY_SHAPE))
+    create = functools.partial(net.create, image_shape=ANY_SHAPE)
+    shapes = jax.eval_shape(create, config.seed, net.hyper)
     return config, net, open_state(workdir, shapes, checkpoint)
 
 

@@ -261,7 +261,9 @@ def read_data(workdir: Path) -> dict[str, Any] | None:
     found = _read(path)
     if found is not None:
         place = found.get("directory", 0)
-        if not isinstance(found.get("sha256"), str) or not isinstance(place, (str, type(None))):
+        tiles = found.get("train_tiles", 1)
+        is_sound = isinstance(found.get("sha256"), str) and isinstance(place, (str, type(None)))
+        if not is_sound or type(tiles) is not int or not 0 < tiles < 2**31:
             raise UserError(f"{path} is damaged; move it away: the tiles are then taken on trust")
     return found
 
