@@ -6,6 +6,7 @@ needs when it is first asked for, so that a program starts with what it uses.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from tvjax.tv.rof import denoise_tv
     from tvjax.tv.softmax import tv_softmax
     from tvjax.tv.variation import total_variation
+
+if sys.argv[:1] == ["-m"]:  # `python -m tvjax...`: Python sets the program's name afterwards
+    from tvjax import interruption
+
+    interruption.end_quietly()
 
 __all__ = [
     "Predictor",

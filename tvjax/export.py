@@ -48,6 +48,10 @@ _DENOISE = flags.DEFINE_float(
 _MLIR = flags.DEFINE_bool("mlir", False, "Whether to write the program as text instead.")
 
 
+ENDINGS = ".stablehlo", ".mlir", ".onnx"
+"""Endings of files that may be replaced: others may be of something else."""
+
+
 def main(argv: list[str]) -> None:
     """Writes the file and prints what it takes."""
     del argv
@@ -62,7 +66,13 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         raise UserError(f"--{error}") from error
     path = Path(os.path.realpath(out))  # of a link, what it points to
-    files.check_file("onnx" if _ONNX.value else "out", path)
+    flag = "onnx" if _ONNX.value else "out"
+    files.check_file(flag, path)
+    if path.exists() and path.suffix.lower() not in ENDINGS:
+        raise UserError(
+            f"--{flag}={out} is there already, and may be of something else; remove it, or name "
+            f"another file (what ends in {', '.join(ENDINGS)} is replaced)"
+        )
     net = Predictor.load(workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value)
     make = _onnx if _ONNX.value else _stablehlo
     try:
@@ -70,7 +80,7 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         raise UserError(f"--{error}") from error
     interruption.check()
-    with files.writing("onnx" if _ONNX.value else "out", Path(out)):
+    with files.writing(flag, Path(out)):
         with files.making(path.parent), files.replacing(path) as temporary:
             temporary.write_bytes(content)
     step = {"step": int(net.state.step)}

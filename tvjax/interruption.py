@@ -5,7 +5,8 @@ numpy, JAX or GDAL, which swallow it or make a TypeError of it, or after a file 
 before the block that closes it. So a handler only notes it here, and `check` raises it where it is
 called: between a tile and the next. The second signal ends the process at once.
 
-Outside `noted` nothing is changed: in a notebook Ctrl-C is Python's own.
+Outside `noted` nothing is changed: in a notebook Ctrl-C is Python's own. A program whose modules
+are still being imported is ended by it without a word, see `end_quietly`.
 """
 
 import contextlib
@@ -19,6 +20,16 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 
 class _Noted:
     came = within = False
+
+
+def end_quietly() -> None:
+    """Lets Ctrl-C end the process by itself, if it is Python's own so far.
+
+    For the seconds in which a program imports its modules: nothing is half written yet, and an
+    exception from there is a traceback, or is lost in an extension, and the program goes on.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -167,3 +167,16 @@ def test_labels_that_are_no_files_are_no_background(source, capsys):
     (source / "labels" / "val").symlink_to("../elsewhere")
     with pytest.raises(UserError, match=r"labels/val: is a link to a folder"):
         read()
+
+
+def test_prepared_tiles_among_the_images_are_no_images(source):
+    for out in ("images/tiles", "images/val/tiles"):
+        origin = origins.Images(source / "labels", source / "images", [3], is_yolo=True)
+        for _ in range(2):
+            builder.build_from(origin, source / out, size=(12, 16), progress=False)
+        assert len(read_all(source / out)) == 12
+        (source / out / ".hidden").mkdir()
+        (source / out / ".hidden" / "a.png").write_bytes(b"no picture")
+    (source / "images" / ".tiles.building-x").mkdir()
+    (source / "images" / ".tiles.building-x" / "contact.png").write_bytes(b"no picture")
+    assert len(yolo.read(source / "images", source / "labels", categories=[3])) == 12

@@ -131,3 +131,33 @@ def test_signals_are_noted_within_and_python_s_own_without():
             interruption.check()
     assert signal.getsignal(signal.SIGINT) is before and not interruption.came()
     interruption.check()
+
+
+STRIKE = """
+import importlib.abc, os, signal, sys
+class Strike(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Strike())
+"""
+"""A `sitecustomize` that sends Ctrl-C in the midst of a program's imports."""
+
+
+@pytest.mark.parametrize(
+    "name", ["main", "evaluate", "predict", "export", "sweep", "data.prepare", "experiments.run"]
+)
+def test_ctrl_c_while_a_program_is_imported_ends_it_without_a_word(name, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(STRIKE)
+    module = name if name.startswith("experiments") else f"tvjax.{name}"
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    found = subprocess.run(
+        [sys.executable, "-m", module], env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_library_keeps_python_s_ctrl_c():
+    code = "import signal, tvjax; assert signal.getsignal(2) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

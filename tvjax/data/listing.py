@@ -1,14 +1,18 @@
 """The files of a folder that labels and images are matched by: those of some endings, by name."""
 
+import os
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 from tvjax.errors import UserError
+from tvjax.files import held_by
 
 
 def files(directory: Path, kind: str, suffixes: Iterable[str], *, below: bool) -> list[Path]:
-    """The files with these endings, in the order of their names; hidden ones do not count.
+    """The files with these endings, in the order of their names.
+
+    Hidden files and folders do not count, nor do prepared tiles, which hold pictures of their own.
 
     Args:
       directory: the folder.
@@ -21,12 +25,20 @@ def files(directory: Path, kind: str, suffixes: Iterable[str], *, below: bool) -
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory of {kind}")
-    inside = sorted(directory.rglob("*") if below else directory.iterdir())
-    links = [file for file in inside if file.is_symlink() and file.is_dir()]
-    if below and links:
-        raise UserError(f"{links[0]}: is a link to a folder; put the folder in its place")
-    found = (file for file in inside if file.suffix.lower() in suffixes and not file.is_dir())
-    return [file for file in found if not file.name.startswith(".")]
+    found: list[Path] = []
+    for place, folders, names in os.walk(directory, onerror=_refuse):
+        kept = [name for name in sorted(folders) if not name.startswith(".")] if below else []
+        for name in kept:
+            if Path(place, name).is_symlink():
+                raise UserError(f"{Path(place, name)}: is a link to a folder; put it in its place")
+        # What is left in this list is walked through.
+        folders[:] = [name for name in kept if held_by(Path(place, name)) is None]
+        found += (Path(place, name) for name in names if not name.startswith("."))
+    return sorted(file for file in found if file.suffix.lower() in suffixes)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def by_name(directory: Path, kind: str, suffixes: Iterable[str], *, below: bool) -> dict[str, Path]:

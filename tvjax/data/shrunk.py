@@ -43,7 +43,7 @@ class Shrunk(NamedTuple):
     labelled: int
     """Pixels of the file that the labels say are object."""
     hidden: int
-    """Those of them where the image has no data: they are background."""
+    """How many of them lie where the image has no data: they are background."""
 
 
 Result = Shrunk | str | None
