@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tvjax.models import depthwise
 from tvjax.types import Dimension
 
 
@@ -109,67 +110,26 @@ def _chosen(indices: jax.Array) -> jax.Array:
 class DepthwiseConv(nn.Module):
     """A convolution of each channel by itself, `[B, H, W, C] -> [B, H/s, W/s, C]`, zero-padded.
 
-    As shifted products: grouped convolutions, and most of all their weight gradients, are slow on
-    a CPU. `kernel` `[k, k, 1, C]` and `bias` are those of
-    `nn.Conv(C, (k, k), s, "SAME", feature_group_count=C)`, whose values it gives, `H/s` and `W/s`
-    rounded up.
+    `kernel` `[k, k, 1, C]` and `bias` are those of `nn.Conv(C, (k, k), s, "SAME",
+    feature_group_count=C)`, whose values it gives, `H/s` and `W/s` rounded up; see
+    `tvjax.models.depthwise`.
     """
 
     size: int = 3
     """The kernel's side, k."""
     stride: int = 1
     use_bias: bool = True
-    one_by_one: bool = False
-    """Whether images are taken one after another, for the same values. XLA makes the gradient's
-    inputs anew for each of the k^2 products, unless a loop ends there: on a CPU a block with k = 5
-    then takes a sixth of the time, and half of it to compile."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the layer to `[B, H, W, C]`."""
         k, c = self.size, x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, 1, c)).astype(x.dtype)
-        y = self._each(x, kernel) if self.one_by_one else _shifted_products(x, kernel, self.stride)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, 1, c))
+        y = depthwise.convolve(x, kernel[:, :, 0], self.stride)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (c,)).astype(x.dtype)
             y = y + bias.reshape(1, 1, 1, c)
         return y
-
-    def _each(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The same by a loop over images, whose carried gradient is a row of kernels."""
-        k, _, _, c = kernel.shape
-        width = -(-x.shape[2] // self.stride)
-        ones = jnp.ones((width, 1), x.dtype)
-        row = jnp.matmul(ones, kernel.reshape(k * k, 1, c), precision=lax.Precision.HIGHEST)
-
-        def step(carry, image):
-            return carry, _shifted_products(image, row.reshape(k, k, width, c), self.stride)
-
-        return lax.scan(step, (), x[:, None])[1][:, 0]
-
-
-def _shifted_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The convolution by a kernel `[k, k, 1 or W / stride, C]`."""
-    k, h, w = len(kernel), *(-(-side // stride) for side in x.shape[1:3])
-    sides = (same_padding(side, k, stride) for side in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
-    y = jnp.zeros((), x.dtype)
-    for i in range(k):
-        for j in range(k):
-            rows, columns = (
-                slice(at, at + (n - 1) * stride + 1, stride) for at, n in ((i, h), (j, w))
-            )
-            y = y + padded[:, rows, columns] * kernel[i, j][None, None]
-    return y
-
-
-def same_padding(side: Dimension, size: int, stride: int) -> tuple[Dimension, Dimension]:
-    """Zeros before and after a side, by which TensorFlow's "SAME" gives ceil(side / stride).
-
-    At a stride of 2 there is one more after than before, where PyTorch's nets have as many.
-    """
-    total = max(0, (-(-side // stride) - 1) * stride + size - side)
-    return total // 2, total - total // 2
 
 
 class BatchNorm(nn.Module):

@@ -120,8 +120,7 @@ class InvertedResidual(nn.Module):
         given, c = x, x.shape[-1]
         if self.block.expansion > 1:
             x = nn.relu6(self.norm()(self.conv(c * self.block.expansion, (1, 1))(x), train=train))
-        looped = train and jax.default_backend() == "cpu"
-        x = DepthwiseConv(self.block.size, self.block.stride, use_bias=False, one_by_one=looped)(x)
+        x = DepthwiseConv(self.block.size, self.block.stride, use_bias=False)(x)
         x = nn.relu6(self.norm()(x, train=train))
         x = self.norm()(self.conv(self.block.features, (1, 1))(x), train=train)
         return given + x if x.shape == given.shape else x

@@ -1,0 +1,88 @@
+"""Depthwise convolutions: the values and derivatives of XLA's grouped ones, of any order."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from tvjax.models import depthwise
+
+FORMS = [(8, 7, 3, 1), (8, 7, 3, 2), (9, 8, 5, 2), (5, 6, 5, 1), (2, 1, 5, 2), (4, 4, 1, 1)]
+
+
+def grouped(x, kernel, stride):
+    return lax.conv_general_dilated(
+        x, kernel[:, :, None], (stride, stride), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1],
+    )  # fmt: skip
+
+
+def draw(h, w, k, stride, channels=3):
+    rng = np.random.default_rng(h * k)
+    shapes = (2, h, w, channels), (k, k, channels), (2, -(-h // stride), -(-w // stride), channels)
+    return [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_derivatives_of_first_and_second_order_are_those_of_a_grouped_convolution(x64, form):
+    stride = form[-1]
+    x, kernel, g = draw(*form)
+    dx, dk, dg = (jnp.cos(3 * a) for a in (x, kernel, g))
+
+    def slopes(convolve, x, kernel, g):
+        y, pull = jax.vjp(lambda x, k: convolve(x, k, stride), x, kernel)
+        return y, *pull(jnp.sin(y) * g)
+
+    def curvature(convolve):
+        loss = lambda x, k: jnp.sin(convolve(x, k, stride) * g).sum()  # noqa: E731
+        return jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), (dx, dk))
+
+    def twice(convolve):
+        """Reverse over reverse."""
+        found = lambda *args: sum((a * a).sum() for a in slopes(convolve, *args))  # noqa: E731
+        return jax.grad(found, (0, 1, 2))(x, kernel, g)
+
+    for of in (
+        lambda c: jax.jvp(partial(slopes, c), (x, kernel, g), (dx, dk, dg)), curvature, twice
+    ):  # fmt: skip
+        ours, theirs = jax.jit(of, static_argnums=0)(depthwise.convolve), of(grouped)
+        for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_any_axis_may_be_mapped(x64, stride):
+    x, kernel, g = draw(6, 5, 3, stride)
+
+    def slopes(x, kernel, g):
+        return jax.vjp(lambda x, k: depthwise.convolve(x, k, stride), x, kernel)[1](g)
+
+    for axes in itertools.product([None, 0, -1], [None, 0, 1], [None, 0]):
+        if axes == (None, None, None):
+            continue
+        many = [
+            a if axis is None else jnp.stack([a, 2 * a, a - 1], axis)
+            for a, axis in zip((x, kernel, g), axes, strict=True)
+        ]
+        found = jax.vmap(slopes, axes)(*many)
+        for n in range(3):
+            one = [
+                a if axis is None else jnp.take(a, n, axis)
+                for a, axis in zip(many, axes, strict=True)
+            ]
+            for a, b in zip(found, slopes(*one), strict=True):
+                np.testing.assert_allclose(a[n], b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sums_by_a_loop_are_the_sums(form):
+    size, stride = form[2:]
+    x, _, g = (a.astype(jnp.float32) for a in draw(*form))
+    before = tuple(depthwise.same_padding(side, size, stride)[0] for side in form[:2])
+    made = depthwise.Form(size, form[:2], g.shape[1:3], before, stride)
+    one, other = (f(x, g, form=made) for f in (depthwise._sums, depthwise._sums_one_by_one))
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
