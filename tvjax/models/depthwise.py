@@ -36,12 +36,17 @@ class Form(NamedTuple):
     """Pixels of the image from one kernel to the next."""
     spacing: int = 1
     """Pixels that each pixel of the image is made to, by zeros behind it."""
+    is_differentiated: bool = False
+    """Whether a derivative follows or this is one."""
 
     @property
     def transposed(self) -> "Form":
         """The form of the transposed convolution, whose kernel is turned by half a turn."""
         before = tuple(self.size - 1 - at for at in self.before)
-        return Form(self.size, self.inner, self.outer, before, self.spacing, self.stride)
+        return self._replace(
+            outer=self.inner, inner=self.outer, before=before,
+            stride=self.spacing, spacing=self.stride,
+        )  # fmt: skip
 
     def pad(self, x: jax.Array) -> jax.Array:
         """The image with the zeros that a kernel meets."""
@@ -82,7 +87,21 @@ def same_padding(side: Dimension, size: int, stride: int) -> tuple[Dimension, Di
 
 
 def _products(x: jax.Array, kernel: jax.Array, *, form: Form) -> jax.Array:
-    padded, y = form.pad(x), jnp.zeros((), x.dtype)
+    return _products_of(form.pad(x), kernel, form)
+
+
+def _products_on_cpu(x: jax.Array, kernel: jax.Array, *, form: Form) -> jax.Array:
+    """The same, and in training by a loop over images: its inputs stand in memory.
+
+    Else XLA's CPU compiler makes them anew, by BatchNorm and ReLU, for each of the k^2 products.
+    """
+    if not form.is_differentiated:
+        return _products(x, kernel, form=form)
+    return lax.map(lambda image: _products_of(image[None], kernel, form)[0], form.pad(x))
+
+
+def _products_of(padded: jax.Array, kernel: jax.Array, form: Form) -> jax.Array:
+    y = jnp.zeros((), padded.dtype)
     for i, j in np.ndindex(form.size, form.size):
         y = y + form.part(padded, i, j) * kernel[i, j][None, None, None]
     return y
@@ -95,7 +114,7 @@ def _sums(x: jax.Array, g: jax.Array, *, form: Form) -> jax.Array:
     return jnp.stack(sums).reshape(k, k, -1)
 
 
-def _sums_one_by_one(x: jax.Array, g: jax.Array, *, form: Form) -> jax.Array:
+def _sums_on_cpu(x: jax.Array, g: jax.Array, *, form: Form) -> jax.Array:
     """The same by a loop over images, which on a CPU takes a quarter of the time."""
     k = form.size
 
@@ -137,6 +156,15 @@ def _define(name: str, make: Callable[..., jax.Array], shape: Callable[..., Any]
     return primitive
 
 
+def _differentiate(primitive: Primitive, first: Callable[..., Any], second: Callable) -> None:
+    """Sets the derivative of a primitive, and what is transposed in its first and second array."""
+    ad.defbilinear(primitive, first, second)
+    linear = ad.primitive_jvps[primitive]
+    ad.primitive_jvps[primitive] = lambda primals, tangents, *, form: linear(
+        primals, tangents, form=form._replace(is_differentiated=True)
+    )
+
+
 _convolution = _define(
     "depthwise_convolution", _products, lambda x, form: (x.shape[0], *form.inner, x.shape[-1])
 )
@@ -144,14 +172,17 @@ _kernel_gradient = _define(
     "depthwise_kernel_gradient", _sums, lambda x, form: (form.size, form.size, x.shape[-1])
 )
 mlir.register_lowering(
-    _kernel_gradient, mlir.lower_fun(_sums_one_by_one, multiple_results=False), platform="cpu"
+    _convolution, mlir.lower_fun(_products_on_cpu, multiple_results=False), platform="cpu"
 )
-ad.defbilinear(
+mlir.register_lowering(
+    _kernel_gradient, mlir.lower_fun(_sums_on_cpu, multiple_results=False), platform="cpu"
+)
+_differentiate(
     _convolution,
     lambda g, x, kernel, form: _image_of(g, kernel, form),
     lambda g, x, kernel, form: _kernel_gradient.bind(x, g, form=form),
 )
-ad.defbilinear(
+_differentiate(
     _kernel_gradient,
     lambda g, x, y, form: _image_of(y, g, form),
     lambda g, x, y, form: _convolution.bind(x, g, form=form),
