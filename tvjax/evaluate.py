@@ -27,6 +27,7 @@ order, and `comparison.json`.
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ from tvjax.scoring.examples import Examples
 from tvjax.training import restore, rundir
 from tvjax.types import Config
 
+COMPARISON = "comparison.json"
 KEPT = ("scores.json", "results.json", "per_image.csv", "grid.png")
 """What is written of each run."""
 
@@ -106,7 +108,9 @@ def main(argv: list[str]) -> None:
     places = _folders(len(first) + len(second))
     for place in filter(None, places):
         files.check_folder("out", place)
-        files.check_replaced("out", place, KEPT, KEPT[0])
+        _check_replaced(place, KEPT)
+    if _OUT.value and second:
+        _check_replaced(Path(_OUT.value), (COMPARISON,))
     opened = [_open(*pair) for pair in zip([*first, *second], places, strict=True)]
     runs = [one.run for one in opened]
     sides.check(runs[: len(first)], runs[len(first) :])
@@ -137,7 +141,17 @@ def main(argv: list[str]) -> None:
     if _OUT.value:
         with files.writing("out", Path(_OUT.value)):
             text = json.dumps(result, indent=2) + "\n"
-            files.write_text(Path(_OUT.value) / "comparison.json", text)
+            files.write_text(Path(_OUT.value) / COMPARISON, text)
+
+
+def _check_replaced(out: Path, names: Sequence[str]) -> None:
+    """Refuses to replace what is not of this program, whose first file is known by its fields."""
+    try:
+        if files.read_object(out / names[0]).keys() >= {"denoise", "checkpoint"}:
+            return
+    except (OSError, ValueError):
+        pass  # none, or of something else
+    files.check_replaced("out", out, names, f"there is no {names[0]} of tvjax.evaluate")
 
 
 def _check_flags(first: list[str], second: list[str]) -> None:

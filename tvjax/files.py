@@ -142,17 +142,23 @@ def check_folder(flag: str, folder: Path, within: str = "") -> None:
             probe.write(bytes(4096))
 
 
-def check_replaced(flag: str, folder: Path, names: Iterable[str], own: str) -> None:
-    """Refuses to replace files that the program did not write: it leaves `own` beside its own.
+def check_replaced(flag: str, folder: Path, names: Iterable[str], why: str) -> None:
+    """Refuses to replace files that the program did not write.
+
+    Args:
+      flag: the flag that names the folder.
+      folder: where they would be written.
+      names: files that would be replaced and are not known to be the program's own.
+      why: what tells that they are not.
 
     Raises:
-      UserError: naming the first file.
+      UserError: naming the first one that is there.
     """
     found = next((name for name in names if os.path.lexists(folder / name)), None)
-    if found is not None and not (folder / own).exists():
+    if found is not None:
         raise UserError(
-            f"--{flag}={folder} holds {found}, which is of something else (there is no {own}) and "
-            "would be replaced; name another folder"
+            f"--{flag}={folder} holds {found}, which is of something else ({why}) and would be "
+            "replaced; name another folder"
         )
 
 

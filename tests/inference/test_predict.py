@@ -378,19 +378,26 @@ def test_what_is_of_something_else_is_not_replaced(tmp_path, name):
     assert (out / name).read_text() == "by hand" and len([*out.iterdir()]) <= 2
     for file in out.iterdir():
         file.unlink()
-    for options in (writing.DEFAULTS, writing.Options(probabilities=True), writing.DEFAULTS):
+    for probabilities in (False, True, False):
+        options = writing.Options(probabilities=probabilities)
         writing.predict_images(images, out, red, options=options)  # its own
+        assert (out / "a_probability.png").exists() == probabilities
     (out / "b.geojson").write_text("by hand")
     both = [*images, (2, tmp_path / "b.png")]
     with pytest.raises(UserError, match=r"holds b\.geojson, which is of something else"):
         writing.predict_images(both, out, red)
     (out / "b.geojson").unlink()
     kept = (out / "results.json").read_bytes()
-    with pytest.raises(UserError, match=r"results of other images \(a.geojson\)"):
+    with pytest.raises(UserError, match=r"results of other images \(a.geojson, of .*a.png\)"):
         writing.predict_images(both[1:], out, red)
     assert (out / "results.json").read_bytes() == kept
     writing.predict_images(both, out, red)
-    for damaged in ("[]", "{", '{"files": 1}', '{"files": [1]}'):
+    (tmp_path / "other").mkdir()
+    same_name = (tmp_path / "a.png").rename(tmp_path / "other" / "a.png")
+    with pytest.raises(UserError, match=r"results of other images .* be lost; predict them"):
+        writing.predict_images([(1, same_name), both[1]], out, red)
+    same_name.rename(tmp_path / "a.png")
+    for damaged in ("[]", "{", '{"files": 1}', '{"files": [1]}', '{"files": {"a": 1}}'):
         (out / "predicted.json").write_text(damaged)
         with pytest.raises(UserError, match=r"predicted.json (cannot be read|lists no files)"):
             writing.predict_images(both, out, red)
@@ -643,3 +650,17 @@ def test_a_threshold_is_a_probability(tmp_path):
     result = use("predict", *flags, f"--out={tmp_path}")
     assert result.returncode == 2
     assert result.stderr == "error: --threshold=50.0 must be a probability, at most 1\n"
+
+
+def test_two_predictions_at_once_do_not_mix(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    images, out = [(1, tmp_path / "a.png")], tmp_path / "out"
+
+    def net(tiles):
+        with pytest.raises(UserError, match="is in use by another prediction; wait for it"):
+            writing.predict_images(images, out, red)
+        return red(tiles)
+
+    writing.predict_images(images, out, net)
+    names = {"a.geojson", "a_mask.png", "predicted.json", "results.json"}
+    assert {path.name for path in out.iterdir()} == names

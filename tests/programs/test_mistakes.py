@@ -48,8 +48,12 @@ MISTAKES = {
     "evaluate --out=foreign": "--out=foreign holds grid.png, which is of something else",
     "data.prepare --annotations=a --images=. --out=.": "--out=. is the working folder itself",
     "label_faults --out=foreign": "--out=foreign holds labels.csv, which is of something else",
-    f"main --config={ROOT}/configs/unet.py --workdir=foreign": "foreign holds a config.json of",
-    f"sweep --workdir=foreign {SWEPT}": "--workdir=foreign holds a config.json of something else",
+    "evaluate --out=notes": "--out=notes holds scores.json, which is of something else (there",
+    "evaluate --against=other_net --out=compared": "compared holds comparison.json, which is of",
+    f"main --config={ROOT}/configs/unet.py --workdir=foreign": "foreign holds config.json, which",
+    f"main --config={ROOT}/configs/unet.py --workdir=notes": "notes holds metrics.jsonl, which is",
+    f"sweep --workdir=foreign {SWEPT}": "foreign holds config.json, which is of something else",
+    f"sweep --workdir=notes {SWEPT}": "notes holds metrics.jsonl, which is of something else (th",
     "label_faults --out=a.png": "--out=a.png cannot be written",
     "label_faults --out=/proc/nothing/out": "--out=/proc/nothing/out cannot be written",
     "label_faults --out=out --ranker=loss": "--ranker",
@@ -138,7 +142,11 @@ def place(tiles, tmp_path_factory):
     (folder / "foreign" / "config.json").write_text('{"roofs": 3}')
     for name in ("a.geojson", "grid.png"):
         (folder / "foreign" / name).write_text("by hand")
-    (folder / "scored").mkdir()
+    for name in ("notes", "compared", "scored"):
+        (folder / name).mkdir()
+    (folder / "compared" / "comparison.json").write_text("{}")
+    for name in ("metrics.jsonl", "sweep.png", "scores.json", "grid.png"):
+        (folder / "notes" / name).write_text('["by hand"]')
     (folder / "scored" / "results.json").write_text("[]")
     (folder / "foreign" / "labels.csv").write_text("file,roofs\na.png,3\n")
     return folder

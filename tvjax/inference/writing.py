@@ -1,6 +1,7 @@
 """Masks and polygons of image files, written as they are found; the program is `tvjax.predict`."""
 
 import contextlib
+import fcntl
 import glob
 import itertools
 import json
@@ -171,7 +172,11 @@ def _composed(name: str) -> str:
 
 
 RECORD = "predicted.json"
-"""The file in a folder of results that lists what was written there, and may be replaced."""
+"""The file in a folder of results that lists what was written there, and of which image."""
+
+RESULTS = "results.json"
+ENDINGS = ".geojson", "_mask.png", "_mask.tif", "_probability.png", "_probability.tif"
+"""What follows an image's stem in the names of its files."""
 
 
 def check_replaced(out: Path, places: Iterable[Place]) -> None:
@@ -179,57 +184,78 @@ def check_replaced(out: Path, places: Iterable[Place]) -> None:
 
     Raises:
       UserError: a file that would be written is there, and no earlier call of `predict_images`
-        wrote it; or earlier calls predicted other images, whose objects `results.json` would lose.
+        wrote it of the same image; or earlier calls predicted other images, whose objects
+        `results.json` would lose.
     """
     names, own = _names(places), _read_record(out)
-    found = [name for name in names if os.path.lexists(out / name)]
-    foreign = next((name for name in found if name not in own), None)
-    if foreign is not None:
-        raise UserError(
-            f"--out={out} holds {foreign}, which is of something else ({RECORD} does not list it) "
-            "and would be replaced; name another folder"
-        )
-    other = next((name for name in own if name not in names and os.path.lexists(out / name)), None)
-    if other is not None:
-        raise UserError(
-            f"--out={out} holds results of other images ({other}), whose objects results.json "
-            "would lose; predict them together, or name another folder"
-        )
+    there = [name for name in (*names, *own) if os.path.lexists(out / name)]
+    for name in there:
+        if name not in own:
+            raise UserError(
+                f"--out={out} holds {name}, which is of something else ({RECORD} does not list "
+                "it) and would be replaced; name another folder"
+            )
+        if name not in names or own[name] != names[name]:
+            raise UserError(
+                f"--out={out} holds results of other images ({name}, of {own[name]}), which would "
+                "be lost; predict them together, or name another folder"
+            )
 
 
-def _names(places: Iterable[Place]) -> list[str]:
-    """All files that may be written of images."""
-    kinds = ".geojson", "_mask.png", "_mask.tif", "_probability.png", "_probability.tif"
-    stems = dict.fromkeys(path_of(place).stem for place in places)
-    return ["results.json", *(stem + kind for stem in stems for kind in kinds)]
+def _names(places: Iterable[Place]) -> dict[str, str]:
+    """All files that may be written, and the path of the image of each."""
+    paths = [path_of(place) for place in places]
+    found = {path.stem + end: os.path.realpath(path) for path in paths for end in ENDINGS}
+    return {RESULTS: "", **found}
 
 
-def _read_record(out: Path) -> list[str]:
+def _read_record(out: Path) -> dict[str, str]:
     try:
         names = files.read_object(out / RECORD).get("files")
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{out / RECORD} cannot be read ({error}); name another --out") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, dict) or not all(isinstance(path, str) for path in names.values()):
         raise UserError(f"{out / RECORD} lists no files; name another --out")
     return names
 
 
 @contextlib.contextmanager
 def _recorded(out: Path, places: Sequence[Place]) -> Iterator[None]:
-    """Lists what may be written before it is, and at the end what was."""
-    names = _names(places)
-    files.write_object(out / RECORD, {"files": names})
-    try:
-        yield
-    finally:
-        there = [name for name in names if os.path.lexists(out / name)]
-        with contextlib.suppress(OSError):  # of a full disk: the longer list will do
-            if there:
-                files.write_object(out / RECORD, {"files": there})
-            else:
-                (out / RECORD).unlink()
+    """Keeps others out, and lists what may be written before it is, and at the end what was."""
+    with contextlib.ExitStack() as held:
+        # Of the folder itself: nothing is left there, and the system drops it with the process.
+        folder = os.open(out, os.O_RDONLY)
+        held.callback(os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"--out={out} is in use by another prediction; wait for it") from error
+        except OSError:
+            pass  # a file system without locks
+        check_replaced(out, places)
+        names = _names(places)
+        files.write_object(out / RECORD, {"files": names})
+        try:
+            yield
+        finally:
+            there = {name: path for name, path in names.items() if os.path.lexists(out / name)}
+            with contextlib.suppress(OSError):  # of a full disk: the longer list will do
+                if there:
+                    files.write_object(out / RECORD, {"files": there})
+                else:
+                    (out / RECORD).unlink()
+
+
+def _remove_older(out: Path, raster: Raster, options: Options) -> None:
+    """Removes what an earlier call wrote of an image, and this one did not."""
+    kind = "png" if raster.is_plain else "tif"
+    now = {".geojson", f"_mask.{kind}"}
+    now |= {f"_probability.{kind}"} if options.probabilities else set()
+    for end in ENDINGS:
+        if end not in now:
+            (out / f"{raster.path.stem}{end}").unlink(missing_ok=True)
 
 
 def predict_images(
@@ -271,7 +297,7 @@ def predict_images(
     """
     files.check_folder("out", out)
     places = [place for _, place in images]
-    check_replaced(out, places)
+    check_replaced(out, places)  # before the images are opened
     if options.simplify or options.regularize:
         polygons.require_shapely()
     skipped: list[str] = []
@@ -281,10 +307,10 @@ def predict_images(
     total = sum(tiles.count(height, width, tiling) for _, (height, width) in sizes)
     objects = 0
     with (
-        workspace.beside(out / "results.json") as work,
+        workspace.beside(out / RESULTS) as work,
         files.writing("out", out),
         _recorded(out, places),
-        files.replacing(out / "results.json", work) as temporary,
+        files.replacing(out / RESULTS, work) as temporary,
         writer.JsonList(temporary) as results,
         tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
     ):
@@ -298,6 +324,7 @@ def predict_images(
                 ):
                     found = predict_raster(raster, out, work, net, tiling, options, bar.update)
                     objects += _collect(found, raster, results, number, options.category)
+                    _remove_older(out, raster, options)
                     mark = results.mark()
             finally:
                 results.back_to(mark)  # of an image that was skipped nothing stays

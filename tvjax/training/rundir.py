@@ -57,6 +57,15 @@ _ADDED = {
 }
 
 
+_LOCK = ".lock"
+"""The file by whose lock a run keeps others out; it stays."""
+
+_WRITTEN = (
+    "config.json", "tiles.json", "metrics.jsonl", "summary.json", "results.jsonl", "curves.png",
+    "lambda.png", "learned.png", "predictions.png", "sweep.png", "tile_weights.csv", "stopped.json",
+)  # fmt: skip
+"""Files of a run or a sweep, which replaces those that are there."""
+
 _DAMAGED_SUMMARY = "is damaged; move it away, and the command that trained the run scores it again"
 
 
@@ -172,19 +181,17 @@ def _check_place(workdir: Path) -> None:
                 "whole --workdir may be a link)"
             )
     check_links(workdir)
-    if _is_foreign(workdir / "config.json"):
-        raise UserError(
-            f"--workdir={workdir} holds a config.json of something else, which would be replaced; "
-            "use another --workdir"
-        )
+    if _is_foreign(workdir):
+        why = "there is no run of tvjax beside it"
+        files.check_replaced("workdir", workdir, _WRITTEN, why)
 
 
-def _is_foreign(path: Path) -> bool:
+def _is_foreign(workdir: Path) -> bool:
+    """Whether nothing in the folder tells of a run, were it refused or killed early."""
     try:
-        content = files.read_object(path)
-    except (OSError, ValueError):
-        return False  # none, or damaged, which binds nobody
-    return bool(content) and "train" not in content
+        return "train" not in files.read_object(workdir / "config.json")
+    except (OSError, ValueError):  # none, or damaged, which binds nobody
+        return not ((workdir / _LOCK).exists() or _holds_run(workdir) or _holds_sweep(workdir))
 
 
 def check_links(workdir: Path) -> None:
@@ -307,7 +314,7 @@ def lock(workdir: Path, flag: str = "workdir") -> Iterator[bool]:
         with files.writing(flag, workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             # Never emptied, nor another file to which a link of a foreign folder leads.
-            number = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            number = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             file = held.enter_context(os.fdopen(number, "w"))
         free = True
         try:
