@@ -14,6 +14,7 @@ from tvjax.data import (
     manifest,
     mask_files,
     masks,
+    mosaic,
     origins,
     pillow,
     plausible,
@@ -460,3 +461,39 @@ def test_labels_where_images_have_no_data_are_told_of(source, tmp_path, kind, ca
     with pytest.raises(UserError, match=r"lies where the images have no data \(alpha 0") as told:
         builder.build_from(origin, tmp_path / "other", size=(12, 16), progress=False)
     assert "values" not in str(told.value) and "annotations are" not in str(told.value)
+
+
+def test_palettes_that_differ_are_refused_unless_colours_are_named(source, tmp_path):
+    for file in sorted((source / "masks").glob("[0-9]*.png")):
+        mask = np.asarray(Image.open(file).convert("RGB")).max(axis=-1) > 0
+        mask = (mask if 0 < mask.mean() < 0.5 else np.eye(12, 16)).astype(np.uint8)
+        is_odd = int(file.stem) % 2  # the objects come first in every second palette
+        written = Image.fromarray(1 - mask if is_odd else mask).convert("P")
+        written.putpalette([255, 0, 0, 0, 0, 0] if is_odd else [0, 0, 0, 255, 0, 0])
+        written.save(file)
+    for objects in ((), (1,)):
+        with pytest.raises(UserError, match=r"palettes: index 0 is #000000 .* and #FF0000 "):
+            builder.build(
+                source / "masks", source / "images", tmp_path / "out", size=(12, 16),
+                categories=objects, progress=False,
+            )  # fmt: skip
+    builder.build(
+        source / "masks", source / "images", tmp_path / "out", size=(12, 16),
+        categories=[(255, 0, 0)], progress=False,
+    )  # fmt: skip
+    found = manifest.read(tmp_path / "out")["splits"]
+    assert all(split["foreground"] < 0.3 for split in found.values())
+
+
+def test_what_lies_in_folders_within_is_told_of(source, tmp_path, capsys):
+    build(source, tmp_path, size=(12, 16), progress=False)
+    assert "left out" not in capsys.readouterr().err
+    for name in ("images", "masks"):
+        (source / name / "more").mkdir()
+        for file in (source / name).glob("0[0-3].*"):
+            file.rename(source / name / "more" / file.name)
+    masks.read(source / "images", source / "masks")
+    told = f"note: 4 images in folders within {source}/images are left out"
+    assert told in capsys.readouterr().err
+    assert len(mosaic.images_in(source / "images", as_map=True, is_tms=False)) == 8
+    assert told in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """The files of a folder that labels and images are matched by: those of some endings, by name."""
 
+import contextlib
 import os
+import sys
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from tvjax.errors import UserError
+from tvjax.errors import UserError, escaped
 from tvjax.files import held_by
 
 
@@ -39,6 +41,16 @@ def files(directory: Path, kind: str, suffixes: Iterable[str], *, below: bool) -
 
 def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def note_below(directory: Path, kind: str, suffixes: Iterable[str]) -> None:
+    """Tells of files in folders within, where `files` without `below` leaves them out."""
+    with contextlib.suppress(UserError):  # a link, which is not followed
+        found = files(directory, kind, suffixes, below=True)
+        left = sum(file.parent != directory for file in found)
+        if left:
+            words = f"{left} {kind} in folders within {directory} are left out: move them up"
+            print(f"note: {escaped(words)}", file=sys.stderr)
 
 
 def by_name(directory: Path, kind: str, suffixes: Iterable[str], *, below: bool) -> dict[str, Path]:

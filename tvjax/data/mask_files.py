@@ -18,6 +18,9 @@ from tvjax.errors import UserError, some
 Value = int | tuple[int, int, int]
 """A number, or red, green and blue."""
 
+Met = Counter[int | str | tuple[int, str]]
+"""Numbers of pixels by value; and, by index and colour, of masks with a palette."""
+
 BACKGROUND = {0, "#000000 (0, 0, 0)"}
 """Values of masks that are background where nothing else is said."""
 
@@ -49,9 +52,7 @@ def parse_object(text: str) -> Value:
     return int(text)
 
 
-def read_mask(
-    file: Path, objects: Sequence[Value] = (), met: Counter[int | str] | None = None
-) -> np.ndarray:
+def read_mask(file: Path, objects: Sequence[Value] = (), met: Met | None = None) -> np.ndarray:
     """Decodes a mask, as it is shown.
 
     Args:
@@ -79,6 +80,8 @@ def read_mask(
     found = _count(values)
     if met is not None:
         met.update(found)
+        if values.ndim == 2 and pillow.has_palette(file):
+            met.update(_shown(values, pillow.read_colors(file)))
     if values.ndim == 3 and len(found) > COLORS:
         raise UserError(
             f"{file}: has {len(found)} colours, as photographs have and masks have not; are "
@@ -103,10 +106,31 @@ def has_alpha(file: Path) -> bool:
     return header is not None and header.has_alpha
 
 
-def describe(found: Counter[int | str]) -> str:
+def describe(met: Met) -> str:
     """Values and their shares of the pixels, the most frequent first."""
+    found = Counter({value: number for value, number in met.items() if value in values_of(met)})
     shares = [f"{value} ({number / found.total():.2%})" for value, number in found.most_common()]
     return some(shares, SHOWN)
+
+
+def values_of(met: Met) -> set[int | str]:
+    """The values, without what palettes make of them."""
+    return {value for value in met if not isinstance(value, tuple)}
+
+
+def two_colors(met: Met) -> tuple[int, list[str]] | None:
+    """An index that is of several colours in several palettes, and these; None: there is none."""
+    found: dict[int, list[str]] = {}
+    for index, color in (value for value in met if isinstance(value, tuple)):
+        found.setdefault(index, []).append(color)
+    return next(((k, sorted(found[k])) for k in sorted(found) if len(found[k]) > 1), None)
+
+
+def _shown(values: np.ndarray, colors: np.ndarray) -> Counter[tuple[int, str]]:
+    """Numbers of pixels by index and colour."""
+    codes = values.astype(np.int64) << 24 | _codes(colors)
+    pairs = zip(*np.unique(codes, return_counts=True), strict=True)
+    return Counter({(int(c) >> 24, str(name(_color(int(c))))): int(n) for c, n in pairs})
 
 
 def _count(values: np.ndarray) -> Counter[int | str]:
@@ -140,4 +164,4 @@ def _code(color: tuple[int, int, int]) -> int:
 
 
 def _color(code: int) -> tuple[int, int, int]:
-    return code >> 16, code >> 8 & 255, code & 255
+    return code >> 16 & 255, code >> 8 & 255, code & 255

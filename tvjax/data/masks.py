@@ -38,7 +38,7 @@ class Tile(NamedTuple):
     """The mask file."""
     objects: tuple[mask_files.Value, ...]
     """The values that are object; none: the only one besides 0."""
-    met: Counter[int | str]
+    met: mask_files.Met
     """Values of all masks of the set that have been loaded, with their numbers of pixels."""
     reading: Reading = AS_NAMED
     """How the image is read."""
@@ -92,6 +92,7 @@ def read(
     images, masks = Path(images), Path(masks)
     pictures_by_stem = listing.by_name(images, "images", pictures.SUFFIXES, below=False)
     masks_by_stem = listing.by_name(masks, "masks", MASK_SUFFIXES, below=False)
+    listing.note_below(images, "images", pictures.SUFFIXES)
     for stem, file in sorted(pictures_by_stem.items()):
         if stem not in masks_by_stem:
             collected.add(file, f"{file}: has no mask {masks / (stem + '.png')}")

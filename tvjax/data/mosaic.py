@@ -243,6 +243,7 @@ def images_in(folder: Path, *, as_map: bool, is_tms: bool) -> Sequence[Place]:
     """
     found = find(folder, is_tms=is_tms) if as_map else None
     if found is None:
+        listing.note_below(folder, "images", pictures.SUFFIXES)
         return _images(folder)
     print(f"note: {escaped(found[1])}", file=sys.stderr)
     return found[0]

@@ -180,6 +180,12 @@ def read_values(path: Path) -> np.ndarray:
     return orientation.shown(header.orientation, values.astype(np.uint16))
 
 
+def has_palette(path: Path) -> bool:
+    """Whether the numbers of a picture are indices of colours."""
+    with decoding(path), (_kind(path) or TiffImageFile)(path) as image:
+        return image.mode in ("P", "PA")
+
+
 def read_colors(path: Path) -> np.ndarray:
     """The colours that a picture shows, a palette's own: uint8 `[H, W, 3]`; alpha is dropped.
 

@@ -89,7 +89,8 @@ def check_brightness(images: np.ndarray) -> list[str]:
 
 def _check_values(tile: masks.Tile, annotations: Path, values: str) -> list[str]:
     """Refuses masks that are of two values each, but in which other values mean object."""
-    met, named = tile.met.keys(), {mask_files.name(value) for value in tile.objects}
+    _check_palettes(tile, annotations)
+    met, named = mask_files.values_of(tile.met), {mask_files.name(value) for value in tile.objects}
     if tile.objects:
         lacking = ", ".join(str(value) for value in named if value not in met)
         return [f"{annotations}: no mask has {lacking}{values}"] if lacking else []
@@ -98,6 +99,17 @@ def _check_values(tile: masks.Tile, annotations: Path, values: str) -> list[str]
     if len(found) > 1 and not found <= mask_files.FULL:
         raise UserError(f"{what}, and no rule says which of them are objects{values}")
     return [f"{what}, which are all taken{values}"] if len(found) > 1 else []
+
+
+def _check_palettes(tile: masks.Tile, annotations: Path) -> None:
+    """Refuses indices that mean one thing in some masks and another in others."""
+    found = mask_files.two_colors(tile.met)
+    if found is not None:
+        index, colors = found
+        raise UserError(
+            f"{annotations}: the masks have different palettes: index {index} is {colors[0]} in "
+            f'some and {colors[1]} in others; say which colours are objects by --object="#RRGGBB"'
+        )
 
 
 def _values(tiles: Sequence[Tile]) -> str:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tvjax import interruption
-from tvjax.data import area, duplicates, touching
+from tvjax.data import area, duplicates, mask_files, touching
 from tvjax.data.origins import Tile
 from tvjax.data.sources import Sources
 from tvjax.data.stamps import Stamp
@@ -49,7 +49,7 @@ class Shrunk(NamedTuple):
 Result = Shrunk | str | None
 """A tile, what is wrong with it, or None: there is nothing to be seen in it."""
 
-Part = tuple[list[Result], dict[str, Stamp | None], Counter[int | str]]
+Part = tuple[list[Result], dict[str, Stamp | None], mask_files.Met]
 """What a process gives back: tiles, stamps of their files, and the values of masks that it met."""
 
 
@@ -175,7 +175,7 @@ def _shrink_all(
     return found, sources.stamps, met
 
 
-def _met(tiles: Sequence[Tile]) -> Counter[int | str]:
+def _met(tiles: Sequence[Tile]) -> mask_files.Met:
     """What counts the values of masks, which all tiles share; of other tiles nothing."""
-    found: Counter[int | str] | None = getattr(tiles[0], "met", None)
+    found: mask_files.Met | None = getattr(tiles[0], "met", None)
     return Counter() if found is None else found
