@@ -392,6 +392,11 @@ def test_what_is_of_something_else_is_not_replaced(tmp_path, name):
         writing.predict_images(both[1:], out, red)
     assert (out / "results.json").read_bytes() == kept
     writing.predict_images(both, out, red)
+    (out / "a.geojson").write_text("by hand")
+    with pytest.raises(UserError, match=r"a.geojson, which was changed since it was written"):
+        writing.predict_images(both, out, red)
+    (out / "a.geojson").unlink()
+    writing.predict_images(both, out, red)
     (tmp_path / "other").mkdir()
     same_name = (tmp_path / "a.png").rename(tmp_path / "other" / "a.png")
     with pytest.raises(UserError, match=r"results of other images .* be lost; predict them"):
@@ -399,7 +404,7 @@ def test_what_is_of_something_else_is_not_replaced(tmp_path, name):
     same_name.rename(tmp_path / "a.png")
     for damaged in ("[]", "{", '{"files": 1}', '{"files": [1]}', '{"files": {"a": 1}}'):
         (out / "predicted.json").write_text(damaged)
-        with pytest.raises(UserError, match=r"predicted.json (cannot be read|lists no files)"):
+        with pytest.raises(UserError, match=r"predicted.json cannot be read; name another --out"):
             writing.predict_images(both, out, red)
 
 

@@ -3,12 +3,13 @@
 import contextlib
 import fcntl
 import glob
+import hashlib
 import itertools
 import json
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,8 +185,8 @@ def check_replaced(out: Path, places: Iterable[Place]) -> None:
 
     Raises:
       UserError: a file that would be written is there, and no earlier call of `predict_images`
-        wrote it of the same image; or earlier calls predicted other images, whose objects
-        `results.json` would lose.
+        wrote it of the same image, or it was changed since; or earlier calls predicted other
+        images, whose objects `results.json` would lose.
     """
     names, own = _names(places), _read_record(out)
     there = [name for name in (*names, *own) if os.path.lexists(out / name)]
@@ -195,10 +196,16 @@ def check_replaced(out: Path, places: Iterable[Place]) -> None:
                 f"--out={out} holds {name}, which is of something else ({RECORD} does not list "
                 "it) and would be replaced; name another folder"
             )
-        if name not in names or own[name] != names[name]:
+        image, digest = own[name]
+        if name not in names or image != names[name]:
             raise UserError(
-                f"--out={out} holds results of other images ({name}, of {own[name]}), which would "
-                "be lost; predict them together, or name another folder"
+                f"--out={out} holds results of other images ({name}, of {image}), which would be "
+                "lost; predict them together, or name another folder"
+            )
+        if digest not in (None, _digest(out / name)):
+            raise UserError(
+                f"--out={out} holds {name}, which was changed since it was written and would be "
+                "replaced; move it away, or name another folder"
             )
 
 
@@ -209,16 +216,28 @@ def _names(places: Iterable[Place]) -> dict[str, str]:
     return {RESULTS: "", **found}
 
 
-def _read_record(out: Path) -> dict[str, str]:
+def _read_record(out: Path) -> dict[str, tuple[str, str | None]]:
+    """Path of the image and digest of each file that is listed; None: it was being written."""
     try:
-        names = files.read_object(out / RECORD).get("files")
+        listed = files.read_object(out / RECORD)["files"]
+        return {name: (str(of["image"]), of["sha256"]) for name, of in listed.items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{out / RECORD} cannot be read ({error}); name another --out") from error
-    if not isinstance(names, dict) or not all(isinstance(path, str) for path in names.values()):
-        raise UserError(f"{out / RECORD} lists no files; name another --out")
-    return names
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{out / RECORD} cannot be read; name another --out") from error
+
+
+def _write_record(out: Path, names: Mapping[str, str], digests: Mapping[str, str | None]) -> None:
+    listed = {name: {"image": image, "sha256": digests.get(name)} for name, image in names.items()}
+    files.write_object(out / RECORD, {"files": listed})
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file; None of anything else."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -236,14 +255,14 @@ def _recorded(out: Path, places: Sequence[Place]) -> Iterator[None]:
             pass  # a file system without locks
         check_replaced(out, places)
         names = _names(places)
-        files.write_object(out / RECORD, {"files": names})
+        _write_record(out, names, {})
         try:
             yield
         finally:
             there = {name: path for name, path in names.items() if os.path.lexists(out / name)}
             with contextlib.suppress(OSError):  # of a full disk: the longer list will do
                 if there:
-                    files.write_object(out / RECORD, {"files": there})
+                    _write_record(out, there, {name: _digest(out / name) for name in there})
                 else:
                     (out / RECORD).unlink()
 
@@ -296,8 +315,6 @@ def predict_images(
     (1, []) ['a.geojson', 'a_mask.png', 'predicted.json', 'results.json']
     """
     files.check_folder("out", out)
-    places = [place for _, place in images]
-    check_replaced(out, places)  # before the images are opened
     if options.simplify or options.regularize:
         polygons.require_shapely()
     skipped: list[str] = []
@@ -309,7 +326,7 @@ def predict_images(
     with (
         workspace.beside(out / RESULTS) as work,
         files.writing("out", out),
-        _recorded(out, places),
+        _recorded(out, [place for _, place in images]),
         files.replacing(out / RESULTS, work) as temporary,
         writer.JsonList(temporary) as results,
         tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
