@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +18,14 @@ import tvjax
 from configs import base, unet_tv
 from tvjax.errors import UserError
 from tvjax.hypergrad import InnerState
-from tvjax.training import checksums, restore, rundir, setup
+from tvjax.training import checkpoint, checksums, restore, rundir, setup
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.state import TrainState
 
 FOUR_DEVICES = """
 import sys
+import types
+import warnings
 from pathlib import Path
 from configs import lunet_bilevel
 from tvjax.training import rundir
@@ -138,3 +142,15 @@ def test_what_earlier_versions_saved_beside_is_passed_over(tmp_path):
     other = now._replace(inner=inner._replace(params=params | {"v": jnp.ones(1)}))
     with pytest.raises(UserError, match="is of another architecture"):
         restore.open_state(tmp_path, other)
+
+
+def test_only_tasks_that_a_failed_save_dropped_are_not_told_of(monkeypatch):
+    told = []
+    for name in ("excepthook", "unraisablehook"):
+        monkeypatch.setattr(sys, name, lambda *args: told.append(args))
+    with warnings.catch_warnings():
+        checkpoint._never_tell_of_dropped_tasks.__wrapped__()
+        for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), None):
+            sys.excepthook(type(error), error, None)
+            sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert len(told) == 4 and "Event loop" not in str(told)

@@ -331,3 +331,11 @@ def test_pipes_in_a_run_s_folder_are_not_waited_for(run, name):
     for use in (lambda: rundir.check(run, unet_tv.get_config()), lambda: restore.open_net(run)):
         with pytest.raises(UserError, match=f"{name}: cannot be read, it is a pipe and no file"):
             use()
+
+
+def test_a_run_without_its_config_is_told_of(run, capsys):
+    rundir.check(run, unet_tv.get_config())
+    assert not capsys.readouterr().err
+    (run / "config.json").unlink()
+    rundir.check(run, unet_tv.get_config())
+    assert "has checkpoints and no config.json: they are taken for a run" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class Checkpoints:
             ) from error
 
     def __enter__(self) -> "Checkpoints":
+        _never_tell_of_dropped_tasks()
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -343,6 +345,20 @@ def _without_tasks_told_of() -> Iterator[None]:
         yield
     finally:
         sys.excepthook, sys.unraisablehook, log.disabled = before
+
+
+@functools.cache
+def _never_tell_of_dropped_tasks() -> None:
+    """A save that fails between two calls here drops tasks too: tensorstore's threads come back to
+    a loop that is closed, and print a traceback for each array, at any time from then on."""
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    told, unraisable = sys.excepthook, sys.unraisablehook
+
+    def is_dropped(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    sys.excepthook = lambda kind, error, trace: is_dropped(error) or told(kind, error, trace)
+    sys.unraisablehook = lambda args: is_dropped(args.exc_value) or unraisable(args)
 
 
 def _read_run(folder: Path) -> dict[str, Any]:

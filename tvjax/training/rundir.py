@@ -83,6 +83,11 @@ def check(workdir: Path, config: Config) -> None:
         raise UserError(f"{workdir} holds a sweep (results.jsonl); use another --workdir")
     _check_place(workdir)
     stored = _read(workdir / "config.json") if _holds_run(workdir) else None
+    if stored is None and _holds_run(workdir):
+        parallel.say(
+            f"note: {workdir} has checkpoints and no config.json: they are taken for a run of this "
+            "config, seed included; if it was another, use another --workdir"
+        )
     may_change = [name for name in _MAY_CHANGE if name != _decides(config)]
     _compare(workdir, stored, config, (*may_change, *_let(workdir)))
 
