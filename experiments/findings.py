@@ -1,19 +1,16 @@
 """What the result files of `experiments.run` hold, and how one method differs from another."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import results
 from experiments.lambda_claims import Mean, best_of, detectable, mean
+from experiments.results import Member
 from experiments.runs import Scale
-from tvjax.errors import UserError
 from tvjax.scoring import methods
-
-Member = dict[str, Any]
-"""The content of a result file."""
 
 
 class Difference(NamedTuple):
@@ -28,16 +25,17 @@ class Difference(NamedTuple):
 
 
 class Findings:
-    """All results of one scale."""
+    """All results of one scale.
 
-    def __init__(self, results: Path, scale: Scale, name: str):
-        self.scale, self.name, self.folder = scale, name, results / name
-        self.files: dict[str, Member] = {}
-        for path in sorted(self.folder.glob("*.json")):
-            try:
-                self.files[path.stem] = json.loads(path.read_text())
-            except ValueError as error:
-                raise UserError(f"{path} cannot be read ({error}); delete it") from error
+    Raises:
+      UserError: a result file is damaged, or no table can hold two of them together.
+    """
+
+    def __init__(self, place: Path, scale: Scale, name: str):
+        self.scale, self.name, self.folder = scale, name, place / name
+        members = {path: results.read(path) for path in sorted(self.folder.glob("*.json"))}
+        results.check_alike(members)
+        self.files: dict[str, Member] = {path.stem: member for path, member in members.items()}
         found = [f["run"]["data"] for f in self.files.values()]
         self.main = scale.main or next((d for d in found if d != scale.real), "")
 

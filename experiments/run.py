@@ -16,6 +16,7 @@ the results.
 """
 
 import fnmatch
+import math
 import sys
 import time
 import traceback
@@ -26,10 +27,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import items, kept, pack, runs
+from experiments import items, kept, pack, results, runs
 from experiments.trainer import Trainer
-from tvjax import interruption, program, provenance
-from tvjax.data import pictures, pipeline, sets
+from tvjax import files, interruption, program, provenance
+from tvjax.data import identity, pictures, pipeline, sets
 from tvjax.data.embedded import synthetic
 from tvjax.errors import UserError
 from tvjax.home import expanded
@@ -54,12 +55,26 @@ class Lab:
     def __init__(self, scale: runs.Scale, places: dict[str, str], nets: Path):
         self.scale, self.places, self.nets = scale, places, nets
         self._trainers: dict[str, Trainer] = {}
+        self._digests: dict[str, str] = {}
 
     def trainer(self, data: str) -> Trainer:
         """The trainer on a set, which is opened at first use."""
         if data not in self._trainers:
             self._trainers[data] = Trainer(self._open(data))
         return self._trainers[data]
+
+    def digest(self, data: str) -> str:
+        """What tells a set's tiles apart, as `sets.identify` gives it; of packed tiles the same."""
+        if data not in self._digests:
+            if self._packed(data):
+                tiles = self.trainer(data).tiles
+                pairs = {s: zip(*tiles[s], strict=True) for s in pack.SPLITS}
+                found = identity.digest(pairs)
+            else:
+                source = self.source(data)
+                found = sets.identify(sets.open_sets(**source), source["directory"])["sha256"]
+            self._digests[data] = found
+        return self._digests[data]
 
     def config(self, run: runs.Run):
         """The config of a training."""
@@ -121,12 +136,17 @@ def execute(lab: Lab, todo: list[runs.Run], folder: Path, *, minutes: float = 1e
             continue
         start = time.perf_counter()
         try:
-            result = items.KINDS[run.kind](lab, run, folder)
+            result = {results.DIGEST: lab.digest(run.data)}
+            result |= items.KINDS[run.kind](lab, run, folder)
             _write(folder / f"{run.name}.json", result, run, time.perf_counter() - start, commit)
             done.append(run.name)
         except items.Waits as missing:
             left.append(run.name)
             print(f"{run.name} waits for {missing}", flush=True)
+            continue
+        except UserError as error:
+            failed.append(run.name)
+            print(f"{run.name}: error: {error}", file=sys.stderr, flush=True)
             continue
         except Exception:  # one that fails stops no other
             failed.append(run.name)
@@ -146,16 +166,38 @@ def _write(path: Path, result: dict[str, Any], run: runs.Run, seconds: float, co
     kept.write(path, kept.strict(content, 6), separators=(",", ":"))
 
 
+def check_tiles(lab: Lab, todo: list[runs.Run], folder: Path) -> None:
+    """Refuses, before the work, to add results of other tiles to those that are there.
+
+    Raises:
+      UserError: tiles cannot be read, or a result file of the same name of a set is of others.
+    """
+    digests = {run.data: lab.digest(run.data) for run in todo}
+    for path in sorted(folder.glob("*.json")) if todo else ():
+        member = results.read(path)
+        data = member["run"]["data"]
+        known = member.get(results.DIGEST)  # files of old have none
+        if data in digests and known not in (None, digests[data]):
+            raise UserError(
+                f"--data={data}={lab.places.get(data, data)}: {path} is of other tiles; name "
+                "another folder for these by --results, and by --nets"
+            )
+
+
 def read_places(given: list[str]) -> dict[str, str]:
     """Folders by the names of their sets.
 
     Raises:
-      UserError: a part is not NAME=TILES.
+      UserError: a part is not NAME=TILES, or a name is given twice.
     """
     pairs = [part.partition("=") for part in given]
     bad = [name for name, _, place in pairs if not (name and place)]
     if bad:
         raise UserError(f"--data: {bad[0]!r} must be NAME=TILES, e.g. buildings=DIR")
+    names = [name for name, _, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"--data: {twice[0]!r} is given twice; give one place for each name")
     return {name: place for name, _, place in pairs}
 
 
@@ -163,6 +205,9 @@ def main(argv: list[str]) -> None:
     """Runs what is missing."""
     args: Any = flags.FLAGS
     scale, places = runs.SCALES[args.scale], read_places(args.data)
+    minutes = args.budget_minutes
+    if not 0 < minutes < math.inf:
+        raise UserError(f"--budget_minutes={minutes:g} must be positive and finite, e.g. 60")
     main_set = scale.main or next(iter(places), None)
     if main_set is None:
         raise UserError(f"--scale={args.scale} needs its tiles: --data=NAME=TILES")
@@ -179,10 +224,12 @@ def main(argv: list[str]) -> None:
     )
     program.cache_compilations("~/.cache/tvjax/compiled")
     lab = Lab(scale, places, Path(args.nets) / args.scale)
+    if todo:
+        files.check_folder("results", folder)
+        files.check_folder("nets", lab.nets)
+    check_tiles(lab, todo, folder)
     interruption.check()
-    done, failed, left = execute(
-        lab, todo, folder, minutes=args.budget_minutes, commit=args.commit
-    )  # fmt: skip
+    done, failed, left = execute(lab, todo, folder, minutes=minutes, commit=args.commit)
     print(f"{len(done)} done, {len(left)} left, {len(failed)} failed {' '.join(failed)}")
     if failed:
         sys.exit(1)

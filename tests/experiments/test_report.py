@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,14 +35,14 @@ def smoke(tmp_path_factory):
 
 def test_every_run_leaves_its_result_and_is_not_done_again(smoke):
     folder, done = smoke
-    todo = runs.runs(SMOKE, "tiny")
+    todo, lab = runs.runs(SMOKE, "tiny"), run.Lab(SMOKE, {}, folder / "nets")
     assert done == [r.name for r in todo]
     for r in todo:
         content = json.loads((folder / "smoke" / f"{r.name}.json").read_text())
         assert content["run"] == json.loads(json.dumps(r._asdict()))
         assert {"commit", "versions", "hardware", "seed", "seconds"} <= set(content)
         assert r.kind != "train" or content["config"]["seed"] == r.seed
-    lab = run.Lab(SMOKE, {}, folder / "nets")
+        assert content["tiles_sha256"] == lab.digest("tiny") and len(lab.digest("tiny")) == 64
     assert run.execute(lab, todo, folder / "smoke") == ([], [], [])
 
 
@@ -60,6 +62,135 @@ def test_a_run_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
     done, failed, _ = run.execute(run.Lab(SMOKE, {}, tmp_path), wanted, tmp_path)
     assert (done, failed) == ([wanted[1].name], [wanted[0].name])
     assert "this one" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_line_and_stops_no_other(tmp_path, monkeypatch, capsys):
+    def refuse(lab, run, folder):
+        raise UserError("net.msgpack cannot be read")
+
+    monkeypatch.setitem(run.items.KINDS, "cost", refuse)
+    wanted = [runs.Run("cost", "tiny"), runs.Run("figure1", "tiny")]
+    done, failed, _ = run.execute(run.Lab(SMOKE, {}, tmp_path), wanted, tmp_path)
+    assert (done, failed) == ([wanted[1].name], [wanted[0].name])
+    assert capsys.readouterr().err == "cost_tiny_s0: error: net.msgpack cannot be read\n"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": ["a=b", "c=d", "a=e"]}, "--data: 'a' is given twice"),
+        ({"data": ["buildings=/nosuch"]}, "data.directory=/nosuch: there is no such folder"),
+        ({"data": ["buildings=nosuch.npz"]}, "--data=nosuch.npz: there is no such file"),
+        ({"budget_minutes": float("nan")}, "--budget_minutes=nan must be positive"),
+        ({"budget_minutes": -1.0}, "--budget_minutes=-1 must be positive"),
+        ({"results": "file"}, "--results=.* cannot be written"),
+        ({"nets": "file"}, "--nets=.* cannot be written"),
+        ({"nets": "/proc"}, "--nets=/proc/cpu cannot be written"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(tmp_path, monkeypatch, changes, message):
+    def work(*args, **options):
+        raise AssertionError("no run is begun")
+
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "execute", work)
+    given = {"scale": "cpu", "data": ["buildings=b"], "budget_minutes": 1e9, "commit": None}
+    places = {"results": "results", "nets": "nets"}
+    monkeypatch.setattr(run.flags, "FLAGS", SimpleNamespace(**given | places | changes))
+    with pytest.raises(UserError, match=message):
+        run.main(["run", "buildings_unet_s0"])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_results_of_other_tiles_are_not_gone_on_with(tiles, make_tiles, tmp_path):
+    wanted = [runs.Run("figure1", "mine"), runs.Run("figure1", "mine", 1)]
+    first = run.Lab(SMOKE, {"mine": str(tiles)}, tmp_path)
+    assert run.execute(first, wanted[:1], tmp_path)[0] == ["figure1_mine_s0"]
+    run.check_tiles(first, wanted, tmp_path)
+    other = run.Lab(SMOKE, {"mine": str(make_tiles(1))}, tmp_path)
+    with pytest.raises(UserError, match=r"figure1_mine_s0.json is of other tiles; .* --results"):
+        run.check_tiles(other, wanted, tmp_path)
+    path = tmp_path / "figure1_mine_s0.json"
+    content = json.loads(path.read_text())
+    del content["tiles_sha256"]  # as earlier versions wrote it
+    path.write_text(json.dumps(content))
+    run.check_tiles(other, wanted, tmp_path)
+
+
+def copied(smoke, tmp_path):
+    """The smallest results, to be changed."""
+    shutil.copytree(smoke[0] / "smoke", tmp_path / "smoke")
+    return tmp_path / "smoke"
+
+
+def change(path, name, value):
+    """Puts a value at a place in a JSON file, named with dots; ... removes what is there."""
+    content = found = json.loads(path.read_text())
+    *names, last = name.split(".")
+    for key in names:
+        found = found[key]
+    if value is ...:
+        del found[last]
+    else:
+        found[last] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("tiles_sha256", "0" * 64), ("config.train.steps", 1), ("config.model.width", 3),
+     ("tiles.test", 5)],
+)  # fmt: skip
+def test_what_no_table_can_hold_together_is_refused(smoke, tmp_path, name, value):
+    path = copied(smoke, tmp_path) / "tiny_lunet_1e-06_s1.json"
+    change(path, name, value)
+    with pytest.raises(UserError, match=rf"{path.name} has .*{name}=.* different folders"):
+        findings.Findings(tmp_path, SMOKE, "smoke")
+    if name == "tiles_sha256":  # earlier versions wrote none
+        change(path, name, ...)
+        assert len(findings.Findings(tmp_path, SMOKE, "smoke").files) == len(smoke[1])
+
+
+@pytest.mark.parametrize(
+    "file, name, value",
+    [
+        ("tiny_unet_s0", "scores.test.iou", 56.8),
+        ("tiny_unet_s0", "scores.test.iou", float("nan")),
+        ("tiny_unet_s0", "scores.val.iou", None),
+        ("tiny_unet_s0", "test_iou_permille", []),
+        ("tiny_unet_s0", "config", ...),
+        ("tiny_unet_s0", "versions", ...),
+        ("tiny_unet_s0", "hardware", ...),
+        ("tiny_unet_s0", "seconds", 10**400),
+        ("tiny_unet_s0", "final_lambda", ...),
+        ("tiny_unet_s0", "course.val_iou", [0.5]),
+        ("tiny_unet_s0", "run.seed", 1),
+        ("tiny_unet_s0", "run.seed", "0"),
+        ("tiny_unet_s0", "run", []),
+        ("cost_tiny_s0", "seconds_per_step.unet", ...),
+        ("cost_tiny_s0", "seconds_per_step.unet", [0, 0]),
+        ("denoise_tiny_unet_s0", "best", ...),
+        ("denoise_tiny_unet_s0", "iou.test", [0.5]),
+        ("noise_tiny_unet_s0", "iou", [[0.5]]),
+        ("figure1_tiny_s0", "images.exact", ...),
+        ("figure2_tiny_s0", "picture", "none.png"),
+    ],
+    ids=lambda x: str(x)[:20],
+)
+def test_a_damaged_result_is_one_line(smoke, tmp_path, file, name, value):
+    path = copied(smoke, tmp_path) / f"{file}.json"
+    change(path, name, value)
+    with pytest.raises(UserError, match=rf"{path}: .*{name.partition('.')[0]}.*move the file away"):
+        findings.Findings(tmp_path, SMOKE, "smoke")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "null", "{}", "[" * 100_000])
+def test_a_foreign_file_among_results_is_one_line(tmp_path, text):
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke/mine.json").write_text(text)
+    with pytest.raises(UserError, match=r"mine\.json.*move"):
+        findings.Findings(tmp_path, SMOKE, "smoke")
 
 
 def test_no_run_begins_that_would_not_end_in_time(tmp_path, monkeypatch):
@@ -223,6 +354,7 @@ def test_tiles_may_be_packed(tiles, tmp_path):
     lab = run.Lab(SMOKE, {"mine": str(tmp_path / "tiles.npz")}, tmp_path)
     assert np.array_equal(lab.trainer("mine").tiles["val"].image, arrays["val"].image)
     assert lab.original("mine", 0) is None
+    assert lab.digest("mine") == run.Lab(SMOKE, {"mine": str(tiles)}, tmp_path).digest("mine")
 
 
 def test_the_papers_scale_starts(tiles, tmp_path, monkeypatch):
