@@ -14,6 +14,7 @@ import re
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from absl import flags
 from jax import lax
 from tqdm import tqdm
 
-from tvjax import fields, files, interruption, program, provenance
+from tvjax import errors, fields, files, interruption, program, provenance
 from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
@@ -290,11 +291,52 @@ def read(workdir: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = [json.loads(text) for text in path.read_text().splitlines()]
-        table(lines)  # which reads what is read of them
-        [int(line["seed"]) for line in lines]
-        return lines
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); move it away") from error
+    for number, found in enumerate(lines, 1):
+        fault = _fault(found)
+        if fault:
+            raise UserError(f"{path}: line {number} {fault}; move the file away")
+    counts = Counter((found["lambda"], found["seed"]) for found in lines)
+    twice = next((pair for pair, count in counts.items() if count > 1), None)
+    if twice:
+        lam, seed = twice
+        raise UserError(f"{path} holds lambda {lam:g}, seed {seed} twice; move the file away")
+    return lines
+
+
+SHOWN = (
+    "bce", "pooled_iou", "iou", "nonempty_iou", "components", "true_components", "empty_images",
+    "images",
+)  # fmt: skip
+"""Scores that table and figure show; all but `bce` may be missing in what was written earlier."""
+
+
+def _fault(line: Any) -> str:
+    """What is wrong with a line, in words; nothing: ''."""
+    if not isinstance(line, dict):
+        return f"is no object: {errors.short(line)}"
+    for name in ("lambda", "final_lambda"):
+        if not (_is_number(line.get(name)) and (line[name] >= 0 or name == "final_lambda")):
+            return f"has no weight under {name}: {errors.short(line.get(name))}"
+    seed, splits = line.get("seed"), line.get("splits")
+    if not (type(seed) is int and 0 <= seed < 2**31):
+        return f"has no whole number in [0, 2^31) under seed: {errors.short(seed)}"
+    for split in ("val", "test"):
+        scores = splits.get(split) if isinstance(splits, dict) else None
+        if not isinstance(scores, dict):
+            return f"has no object under splits.{split}: {errors.short(scores)}"
+        for name in SHOWN:
+            found = scores.get(name)
+            is_missing = found is None and (split, name) != ("val", "bce")
+            if not (is_missing or _is_number(found)):
+                return f"has no number under splits.{split}.{name}: {errors.short(found)}"
+    return ""
+
+
+def _is_number(x: Any) -> bool:
+    # JSON knows whole numbers that no float holds, and Python's reads NaN.
+    return isinstance(x, int | float) and not isinstance(x, bool) and -1e300 < x < 1e300
 
 
 def write(workdir: Path, lines: list[dict[str, Any]]) -> None:
@@ -328,7 +370,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         if any(abs(f - lam) > 1e-4 * lam for f in finals):
             rows[-1] += "   lambda became " + ", ".join(f"{f:.2g}" for f in finals)
     empty, images = (lines[0]["splits"]["val"].get(k) for k in ("empty_images", "images"))
-    if empty:
+    if empty and images:
         rows.append(f"{empty:.0f} of {images:.0f} validation tiles are empty")
     return "\n".join(rows)
 

@@ -84,6 +84,51 @@ def test_figure_names_lambdas_and_no_power_at_the_place_of_0(tmp_path, monkeypat
     figures.plt.close(drawn[0])
 
 
+def lines_of(**changes):
+    names = "bce", "iou", "pooled_iou", "nonempty_iou", "components", "true_components"
+    scores = {"val": dict.fromkeys(names, 0.5), "test": dict.fromkeys(names, 0.5)}
+    lines = [
+        {"lambda": lam, "seed": 0, "final_lambda": lam, "splits": scores} for lam in (1e-6, 1e-5)
+    ]
+    return [json.loads(json.dumps(lines[0])) | changes, lines[1]]
+
+
+def test_lines_without_a_score_are_left_out_of_the_figure(tmp_path, monkeypatch):
+    drawn, lines = [], lines_of()
+    del lines[0]["splits"]["val"]["pooled_iou"]
+    sweep.write(tmp_path, lines)
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    figures.sweep_of_seeds(sweep.read(tmp_path), tmp_path / "a.png", score="pooled_iou")
+    assert [len(axis.lines[-1].get_xdata()) for axis in drawn[0].axes] == [2, 1]
+    figures.plt.close(drawn[0])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seed": float("inf")}, "under seed: inf"),
+        ({"seed": 0.5}, "under seed: 0.5"),
+        ({"lambda": -1}, "under lambda: -1"),
+        ({"lambda": 10**400}, "under lambda: 1000"),
+        ({"final_lambda": 10**400}, "under final_lambda: 1000"),
+        ({"final_lambda": True}, "under final_lambda: True"),
+        ({"splits": {"val": {"bce": 10**400}}}, "under splits.val.bce: 1000"),
+        ({"splits": {"val": {}}}, "under splits.val.bce: None"),
+        ({"splits": {"val": {"bce": 1, "pooled_iou": True}}}, "under splits.val.pooled_iou: True"),
+        ({"splits": {"val": {"bce": 1}}}, "under splits.test: None"),
+        ({"splits": 1}, "under splits.val: None"),
+        ({"lambda": 1e-5}, "holds lambda 1e-05, seed 0 twice"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_a_damaged_line_is_one_line(tmp_path, changes, message):
+    sweep.write(tmp_path, lines_of())
+    assert len(sweep.read(tmp_path)) == 2
+    sweep.write(tmp_path, lines_of(**changes))
+    with pytest.raises(UserError, match=rf"results.jsonl.*{message}.*; move the file away"):
+        sweep.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     "lams, seeds, place, message",
     [

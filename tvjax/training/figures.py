@@ -68,21 +68,23 @@ def sweep(scores: Sequence[tuple[float, float]], path: Path) -> None:
 def sweep_of_seeds(lines: Sequence[dict[str, Any]], path: Path, *, score: str) -> None:
     """Validation loss and score at the end over lambda: a dot a run, a line through the means.
 
-    The lines are those of `tvjax.sweep`, with `lambda` and `splits`.
+    The lines are those of `tvjax.sweep`, with `lambda` and `splits`; one without a score is left
+    out of its half.
     """
     lambdas = sorted({line["lambda"] for line in lines})
     positive = [lam for lam in lambdas if lam > 0] or [1.0]
     at = {lam: lam if lam > 0 else min(positive) / 10 for lam in lambdas}  # 0 has no logarithm
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for axis, name in zip(axes, ("bce", score), strict=True):
-        values = {
-            lam: [line["splits"]["val"][name] for line in lines if line["lambda"] == lam]
-            for lam in lambdas
-        }
+        values: dict[float, list[float]] = {}
+        for line in sorted(lines, key=lambda line: line["lambda"]):
+            lam, scores = line["lambda"], line["splits"]["val"]
+            if scores.get(name) is not None:  # earlier runs lack some scores
+                values.setdefault(lam, []).append(scores[name])
         for lam, found in values.items():
             axis.plot([at[lam]] * len(found), found, ".", color=COLORS["val"], alpha=0.5)
         means = [float(np.mean(found)) for found in values.values()]
-        axis.plot(list(at.values()), means, color=COLORS["val"])
+        axis.plot([at[lam] for lam in values], means, color=COLORS["val"])
         axis.set(xlabel="lambda", ylabel=f"validation {LABELS[name]}", xscale="log")
         if 0 in at:
             axis.axvline(at[0], color="0.5", linewidth=0.8, linestyle=":")
