@@ -9,7 +9,6 @@ A verdict goes by the 95 % interval of a difference, by rules that stand here an
                 undecided
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments import results
 from experiments.findings import (
     Difference,
     Findings,
@@ -305,8 +305,23 @@ def leak(found: dict) -> Claim:
 
 
 def read_leaks(folder: Path) -> list[dict]:
-    """The results of `experiments.leakage` in a folder or one of its own."""
-    return [json.loads(path.read_text()) for path in _leak_files(folder)]
+    """The results of `experiments.leakage` in a folder or one of its own.
+
+    Raises:
+      UserError: one is damaged.
+    """
+    return [_read_leak(path) for path in _leak_files(folder)]
+
+
+def _read_leak(path: Path) -> dict:
+    found = results.read_object(path)
+    needed = {"config.data": results.TEXT}
+    needed |= {f"share.{name}": results.SHARE for name in ("random", "clustered")}
+    if results.value(found, "difference.test_iou"):
+        names = "mean", "low", "high", "pairs"
+        needed |= {f"difference.test_iou.{name}": results.NUMBER for name in names}
+    results.check(path, found, needed)
+    return found
 
 
 def _leak_files(folder: Path) -> Iterator[Path]:

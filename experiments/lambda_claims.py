@@ -1,12 +1,16 @@
 """What the result files of the study of lambda allow to say: the arithmetic of its claims."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special, stats
+
+from experiments import results
 
 DRAWS = 4000
 """Draws of a bootstrap over seeds."""
@@ -35,6 +39,40 @@ def detectable(deviation: float, count: int) -> float:
     """The mean that `count` numbers of this deviation show at the 5 % level in 80 % of cases."""
     quantiles = stats.t.ppf(0.975, count - 1) + stats.t.ppf(0.8, count - 1)
     return float(quantiles * deviation / math.sqrt(count))
+
+
+def read_pieces(folder: Path) -> dict[str, dict]:
+    """The result files of `experiments.lambda_study` in a folder, by name.
+
+    Raises:
+      UserError: one is damaged.
+    """
+    paths = [path for path in sorted(folder.glob("*.json")) if PIECE.fullmatch(path.stem)]
+    return {path.stem: _read_piece(path) for path in paths}
+
+
+PIECE = re.compile("(curve|select|single)_[^_]+(_.+)?|(learn|slope|whole)_[^_]+_.+")
+"""Names of the pieces, KIND_SET and what tells them apart."""
+HELD = {"config": results.OBJECT, "versions": results.OBJECT, "hardware": results.TEXT,
+        "python": results.TEXT, "members": results.OBJECTS}  # fmt: skip
+SCORES = "bce", "iou", "components", "true_components", "tv", "true_tv"
+MEMBER = {name: results.NUMBER for name in ("seed", "lam", "rate", "seconds")}
+MEMBER |= {f"{split}.{name}": results.MAYBE for split in ("val", "test") for name in SCORES}
+MEMBER |= {"final_lambda": results.MAYBE, "slope": results.MAYBE}
+OF_KIND = {
+    "learn": {"hypergradient.mean": results.MAYBE, "hypergradient.late_mean": results.MAYBE},
+    "whole": {"start": results.NUMBER},
+}
+"""What is read of the members of a piece of this kind alone."""
+
+
+def _read_piece(path: Path) -> dict:
+    piece, kind = results.read_object(path), path.stem.split("_")[0]
+    starts = {"config.starts": results.NUMBERS} if kind == "whole" else {}
+    results.check(path, piece, HELD | starts)
+    for member in piece["members"]:
+        results.check(path, member, MEMBER | OF_KIND.get(kind, {}))
+    return piece
 
 
 class Study:

@@ -7,7 +7,6 @@ lambda, with what each estimator learned; `lambda_slopes.png` the derivatives at
 What is missing in the results is left out.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from absl import flags
 
 from experiments import lambda_figures
 from experiments import lambda_tables as tables
-from experiments.lambda_claims import Study
+from experiments.lambda_claims import Study, read_pieces
 from tvjax import program
 from tvjax.errors import UserError
 
@@ -71,8 +70,7 @@ def main(argv) -> None:
     del argv
     args: Any = flags.FLAGS
     out = Path(args.out)
-    files = sorted(Path(args.results).glob("*_*.json"))
-    pieces = {file.stem: json.loads(file.read_text()) for file in files}
+    pieces = read_pieces(Path(args.results))
     if not any(name.startswith("curve_") for name in pieces):
         raise UserError(f"--results={args.results} holds no curve_*.json of lambda_study")
     out.mkdir(parents=True, exist_ok=True)

@@ -8,16 +8,15 @@ OUT/report.html in one piece, and the table of README.md between its two marks (
 other than smoke's). What is missing in the results is left out, and said.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments import charts, claims, runs, tables
+from experiments import charts, claims, results, runs, tables
 from experiments.document import Block, Heading, Picture, Table, Text, markdown, page
 from experiments.findings import Findings
-from experiments.lambda_claims import Study
+from experiments.lambda_claims import Study, read_pieces
 from experiments.runs import PAPER_LAMBDA
 from tvjax import files, program
 from tvjax.errors import UserError
@@ -64,8 +63,7 @@ RULES = (
 
 def read_studies(folder: Path) -> dict[str, Study]:
     """The study of lambda, by set."""
-    paths = sorted(folder.glob("*_*.json"))
-    pieces = {path.stem: json.loads(path.read_text()) for path in paths}
+    pieces = read_pieces(folder)
     names = dict.fromkeys(name.split("_")[1] for name in pieces if name.startswith("curve_"))
     return {name: Study(pieces, name) for name in names}
 
@@ -325,7 +323,9 @@ def _shown_run(others: Path) -> list[str]:
     path = others / "lunet_bilevel" / "summary.json"
     if not path.exists():
         return []
-    found = json.loads(path.read_text())
+    found = results.read_object(path)
+    names = "iou", "pooled_iou", "components", "true_components"
+    results.check(path, found, {f"splits.test.{name}": results.NUMBER for name in names})
     test = found["splits"]["test"]
     return [
         "LU-Net, lambda learned, embedded set, width 16", "no figure",
@@ -348,15 +348,15 @@ def write_readme(path: Path, block: str) -> None:
     files.write_text(path, before + block + after)
 
 
-def choose(results: Path) -> str:
+def choose(place: Path) -> str:
     """The largest scale that has results.
 
     Raises:
       UserError: there are none.
     """
-    found = [name for name in runs.SCALES if next((results / name).glob("*.json"), None)]
+    found = [name for name in runs.SCALES if next((place / name).glob("*.json"), None)]
     if not found:
-        raise UserError(f"--results={results} holds none; run python -m experiments.run first")
+        raise UserError(f"--results={place} holds none; run python -m experiments.run first")
     return found[-1]
 
 
@@ -364,11 +364,11 @@ def main(argv: list[str]) -> None:
     """Writes the report."""
     del argv
     args: Any = flags.FLAGS
-    results, others, out = (Path(args[name].value) for name in ("results", "others", "out"))
-    name = args.scale or choose(results)
-    f = Findings(results, runs.SCALES[name], name)
+    place, others, out = (Path(args[name].value) for name in ("results", "others", "out"))
+    name = args.scale or choose(place)
+    f = Findings(place, runs.SCALES[name], name)
     if not f.files:
-        raise UserError(f"--results={results} holds nothing of --scale={name}")
+        raise UserError(f"--results={place} holds nothing of --scale={name}")
     blocks = build(f, others, out / "report")
     files.write_text(out / "REPORT.md", markdown(blocks, out))
     files.write_text(out / "report.html", page(blocks, TITLE))

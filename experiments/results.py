@@ -56,10 +56,12 @@ def _is_figure(x: Any) -> bool:
 
 NUMBER = Need(_is_number, "a number")
 SHARE = Need(_is_share, "in [0, 1]")
-MAYBE = Need(lambda x: x is None or _is_share(x), "in [0, 1], or null")
+MAYBE_SHARE = Need(lambda x: x is None or _is_share(x), "in [0, 1], or null")
+MAYBE = Need(lambda x: x is None or _is_number(x), "a number, or null")
 TEXT = Need(lambda x: isinstance(x, str), "a text")
 MAYBE_TEXT = Need(lambda x: x is None or isinstance(x, str), "a text, or null")
 OBJECT = Need(lambda x: isinstance(x, dict), "an object")
+OBJECTS = Need(_are(OBJECT.holds), "a list of objects")
 NUMBERS = Need(_are(_is_number), "a list of numbers")
 SHARES = Need(_are(_is_share), "a list of numbers in [0, 1]")
 
@@ -67,7 +69,7 @@ SCORED = {
     f"scores.{split}.{name}": need
     for split in SPLITS
     for name, need in {
-        "iou": SHARE, "pooled_iou": SHARE, "nonempty_iou": MAYBE, "boundary_iou": SHARE,
+        "iou": SHARE, "pooled_iou": SHARE, "nonempty_iou": MAYBE_SHARE, "boundary_iou": SHARE,
         "bce": NUMBER, "components": NUMBER, "true_components": NUMBER, "tv": NUMBER,
         "true_tv": NUMBER,
     }.items()

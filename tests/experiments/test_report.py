@@ -185,6 +185,42 @@ def test_a_damaged_result_is_one_line(smoke, tmp_path, file, name, value):
         findings.Findings(tmp_path, SMOKE, "smoke")
 
 
+@pytest.mark.parametrize(
+    "file, name, value",
+    [
+        ("lambda/curve_embedded_0.json", "members", []),
+        ("lambda/curve_embedded_0.json", "members", ...),
+        ("lambda/curve_embedded_0.json", "members", [{"seed": 0}]),
+        ("lambda/whole_embedded_00.json", "config", ...),
+        ("lambda/learn_embedded_exact.json", "hardware", ...),
+        ("leakage/buildings/result.json", "share.random", ...),
+        ("leakage/buildings/result.json", "config", ...),
+        ("leakage/buildings/result.json", "difference.test_iou.low", "x"),
+        ("lunet_bilevel/summary.json", "splits.test", ...),
+        ("lunet_bilevel/summary.json", "splits.test.iou", float("nan")),
+    ],
+)
+def test_damage_in_other_results_is_one_line(tmp_path, file, name, value):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+
+    def read():
+        (tmp_path / "lambda").mkdir(exist_ok=True)
+        (tmp_path / "lambda/notes_mine.json").write_text("mine")
+        report.read_studies(tmp_path / "lambda")
+        claims.read_leaks(tmp_path)
+        report._shown_run(tmp_path)
+
+    shutil.copy(ROOT / "results" / file, path)
+    read()
+    change(path, name, value)
+    with pytest.raises(UserError, match=rf"{path}: .* must be .*; move the file away"):
+        read()
+    path.write_text("[]")
+    with pytest.raises(UserError, match=rf"{path} cannot be read .*; move it away"):
+        read()
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "null", "{}", "[" * 100_000])
 def test_a_foreign_file_among_results_is_one_line(tmp_path, text):
     (tmp_path / "smoke").mkdir()
