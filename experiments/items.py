@@ -25,7 +25,7 @@ def train(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     trainer: Trainer = lab.trainer(run.data)
     config = lab.config(run)
     trained = trainer.train(config)
-    save(lab.net(run), trained.state)
+    save(lab.net(run), trained.state, lab.digest(run.data))
     programs = trainer.programs(config)
     scored = {s: trainer.score(programs, trained.state, s, most=_most(lab, s)) for s in SPLITS}
     weight = np.mean(np.asarray(programs.functions.net.regularizer.lam(trained.state.hyper)))
@@ -191,13 +191,15 @@ def _net(lab, run: runs.Run, kind: str = "train"):
 
     Raises:
       Waits: it was not trained yet.
+      UserError: its file is damaged, or of a net that was trained on other tiles.
     """
     epochs = run.epochs or lab.scale.epochs
     wanted = run._replace(kind=kind, epochs=epochs)
     if not lab.net(wanted).exists():
         raise Waits(wanted.name)
     config, trainer = lab.config(wanted), lab.trainer(run.data)
-    return trainer, trainer.programs(config), load(lab.net(wanted), trainer.start(config)), config
+    state = load(lab.net(wanted), trainer.start(config), lab.digest(run.data))
+    return trainer, trainer.programs(config), state, config
 
 
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -188,7 +188,7 @@ def read_places(given: list[str]) -> dict[str, str]:
     """Folders by the names of their sets.
 
     Raises:
-      UserError: a part is not NAME=TILES, or a name is given twice.
+      UserError: a part is not NAME=TILES, a name is given twice, or a place is not there.
     """
     pairs = [part.partition("=") for part in given]
     bad = [name for name, _, place in pairs if not (name and place)]
@@ -198,6 +198,9 @@ def read_places(given: list[str]) -> dict[str, str]:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"--data: {twice[0]!r} is given twice; give one place for each name")
+    gone = [f"{name}={place}" for name, _, place in pairs if not expanded(place).exists()]
+    if gone:
+        raise UserError(f"--data={gone[0]}: there is no such file or folder")
     return {name: place for name, _, place in pairs}
 
 

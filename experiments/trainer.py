@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 
+from experiments.results import DIGEST
 from tvjax import fields, files, interruption
 from tvjax.data import pipeline
 from tvjax.errors import UserError
@@ -188,23 +189,33 @@ def summary(tiles: dict[str, np.ndarray]) -> dict[str, Any]:
     return summarise({k: np.sum(v, dtype=np.float64) for k, v in tiles.items()})
 
 
-def save(path: Path, state: TrainState) -> None:
-    """Keeps what a prediction needs of a net."""
+def save(path: Path, state: TrainState, tiles: str | None = None) -> None:
+    """Keeps what a prediction needs of a net, and the digest of the tiles it was trained on."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = _kept(state) | ({} if tiles is None else {DIGEST: tiles})
     with files.replacing(path) as temporary:
-        temporary.write_bytes(serialization.to_bytes(jax.device_get(_kept(state))))
+        temporary.write_bytes(serialization.to_bytes(jax.device_get(content)))
 
 
-def load(path: Path, like: TrainState) -> TrainState:
+def load(path: Path, like: TrainState, tiles: str | None = None) -> TrainState:
     """The state with the net of a file.
 
+    Args:
+      path: file of `save`.
+      like: state of a net of the same shape.
+      tiles: digest of the tiles; a net that was kept with another one is refused.
+
     Raises:
-      UserError: it is no such file.
+      UserError: it is no such file, or of other tiles.
     """
     try:
-        inner, hyper = serialization.from_bytes(_kept(like), path.read_bytes()).values()
-    except (OSError, ValueError, KeyError) as error:
+        found: Any = serialization.msgpack_restore(path.read_bytes())
+        known = found.pop(DIGEST, None)
+        inner, hyper = serialization.from_state_dict(_kept(like), found).values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and train anew") from error
+    if tiles is not None and known not in (None, tiles):
+        raise UserError(f"{path} was trained on other tiles; name another folder by --nets")
     state = like.inner._replace(params=inner["params"], model_state=inner["model_state"])
     return like._replace(inner=state, hyper=jnp.asarray(hyper))
 

@@ -79,8 +79,9 @@ def test_a_mistake_is_one_line_and_stops_no_other(tmp_path, monkeypatch, capsys)
     "changes, message",
     [
         ({"data": ["a=b", "c=d", "a=e"]}, "--data: 'a' is given twice"),
-        ({"data": ["buildings=/nosuch"]}, "data.directory=/nosuch: there is no such folder"),
-        ({"data": ["buildings=nosuch.npz"]}, "--data=nosuch.npz: there is no such file"),
+        ({"data": ["buildings=/nosuch"]}, "--data=buildings=/nosuch: there is no such file or"),
+        ({"data": ["buildings=nosuch.npz"]}, "--data=buildings=nosuch.npz: there is no such file"),
+        ({"data": ["buildings=file"]}, "data.directory=file holds neither prepared tiles"),
         ({"budget_minutes": float("nan")}, "--budget_minutes=nan must be positive"),
         ({"budget_minutes": -1.0}, "--budget_minutes=-1 must be positive"),
         ({"results": "file"}, "--results=.* cannot be written"),
@@ -95,7 +96,7 @@ def test_mistakes_are_told_before_the_work(tmp_path, monkeypatch, changes, messa
     (tmp_path / "file").write_text("mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "execute", work)
-    given = {"scale": "cpu", "data": ["buildings=b"], "budget_minutes": 1e9, "commit": None}
+    given = {"scale": "cpu", "data": ["buildings=file"], "budget_minutes": 1e9, "commit": None}
     places = {"results": "results", "nets": "nets"}
     monkeypatch.setattr(run.flags, "FLAGS", SimpleNamespace(**given | places | changes))
     with pytest.raises(UserError, match=message):
@@ -103,7 +104,8 @@ def test_mistakes_are_told_before_the_work(tmp_path, monkeypatch, changes, messa
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_results_of_other_tiles_are_not_gone_on_with(tiles, make_tiles, tmp_path):
+def test_results_of_other_tiles_are_not_gone_on_with(tiles, make_tiles, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.NETS, "unet", Pixels)
     wanted = [runs.Run("figure1", "mine"), runs.Run("figure1", "mine", 1)]
     first = run.Lab(SMOKE, {"mine": str(tiles)}, tmp_path)
     assert run.execute(first, wanted[:1], tmp_path)[0] == ["figure1_mine_s0"]
@@ -111,6 +113,11 @@ def test_results_of_other_tiles_are_not_gone_on_with(tiles, make_tiles, tmp_path
     other = run.Lab(SMOKE, {"mine": str(make_tiles(1))}, tmp_path)
     with pytest.raises(UserError, match=r"figure1_mine_s0.json is of other tiles; .* --results"):
         run.check_tiles(other, wanted, tmp_path)
+    net = runs.Run("train", "mine", method="unet", epochs=SMOKE.epochs)
+    assert run.execute(first, [net], tmp_path / "more")[0] == [net.name]
+    measured = runs.Run("noise", "mine", method="unet")
+    assert run.execute(other, [measured], tmp_path / "others")[1] == [measured.name]
+    assert run.execute(first, [measured], tmp_path / "more")[0] == [measured.name]
     path = tmp_path / "figure1_mine_s0.json"
     content = json.loads(path.read_text())
     del content["tiles_sha256"]  # as earlier versions wrote it
@@ -380,6 +387,14 @@ def test_a_training_is_that_of_the_program(tiles, tmp_path, monkeypatch):
     save(tmp_path / "net", trained.state)
     again = load(tmp_path / "net", trainer.start(config))
     assert summary(trainer.score(trainer.programs(config), again, "test")) == scores
+    save(tmp_path / "net", trained.state, "a")
+    load(tmp_path / "net", trainer.start(config), "a")
+    with pytest.raises(UserError, match=r"net was trained on other tiles; name another .* --nets"):
+        load(tmp_path / "net", trainer.start(config), "b")
+    for content in (b"", b"text", (tmp_path / "net").read_bytes()[:-9], bytes(40)):
+        (tmp_path / "net").write_bytes(content)
+        with pytest.raises(UserError, match=r"net cannot be read .* train anew"):
+            load(tmp_path / "net", trainer.start(config), "a")
 
 
 def test_tiles_may_be_packed(tiles, tmp_path):
