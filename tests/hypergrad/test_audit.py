@@ -205,3 +205,27 @@ def test_a_reference_among_the_estimators_has_its_carry(setting):
     )  # fmt: skip
     assert [r.relative_error for r in records[:2]] == [0, 0]
     assert min(r.relative_error for r in records[2:]) > 0.01
+
+
+def test_a_reference_and_carries_are_those_of_the_problem(x64):
+    def loss(w, hyper, x):
+        return jnp.sum((w - x) ** 2) * jnp.exp(hyper["a"]) + jnp.vdot(hyper["b"], jnp.cos(w))
+
+    problem = hypergrad.Bilevel(loss, lambda w, _, x: jnp.sum(w * x), optax.sgd(0.1))
+    hyper = {"a": jnp.float64(0.0), "b": jnp.ones((2,))}
+    state, x = problem.init(jnp.asarray([0.5, 1.0]), hyper=hyper), jnp.asarray([1.0, 2.0])
+
+    def audited(**options):
+        estimators = {"exact": hypergrad.exact()}
+        return hypergrad.audit(problem, estimators, state, hyper, [x], x, repeats=1, **options)
+
+    one = np.ones(2)
+    for reference in ({"zz": 5.0, "b": one}, [one, 30.0], {"a": 1.0, "b": np.ones(3)}, np.ones(3)):
+        with pytest.raises(ValueError, match="reference must be like hyper, "):
+            audited(reference=reference)
+        with pytest.raises(ValueError, match="reference_error must be like hyper, "):
+            audited(reference={"a": 1.0, "b": one}, reference_error=reference)
+    with pytest.raises(ValueError, match="reference_error must be a number, finite and at least 0"):
+        audited(reference={"a": 1.0, "b": one}, reference_error={"a": 1.0, "b": -one})
+    with pytest.raises(ValueError, match="carries must have the names of estimators, and 'typo'"):
+        audited(carries={"typo": ()})

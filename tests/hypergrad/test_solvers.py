@@ -354,6 +354,15 @@ def test_a_batch_is_wanted_for_each_step_and_each_term():
 
 @pytest.mark.parametrize("make, options, message", [
     (hypergrad.soba, {"scale": 0}, "scale must be positive, got 0"),
+    (hypergrad.soba, {"scale": np.inf}, "scale must be finite, got inf"),
+    (hypergrad.neumann, {"terms": 2, "scale": np.inf}, "scale must be finite, got inf"),
+    (hypergrad.soba, {"scale": 1, "damping": -3}, "damping must be a number, finite"),
+    (hypergrad.amigo, {"terms": 1, "scale": 1, "damping": -1}, "damping must be a number, finite"),
+    (hypergrad.neumann, {"terms": 1, "scale": 1, "damping": -1}, "damping must be a number, fin"),
+    (hypergrad.cg, {"iterations": 1, "damping": -5}, "damping must be a number, finite and at"),
+    (hypergrad.cg, {"iterations": 1, "tolerance": -1}, "tolerance must be a number, finite and"),
+    (hypergrad.forward_online, {"decay": np.float32(2)}, "decay must be between 0 and 1; got 2"),
+    (hypergrad.forward_online, {"decay": jnp.asarray(-1.0)}, "decay must be between 0 and 1"),
     (hypergrad.amigo, {"terms": 0, "scale": 1}, "terms must be at least 1, got 0"),
     (hypergrad.stocbio, {"terms": 2, "scale": -1}, "scale must be positive, got -1"),
     (hypergrad.amigo, {"terms": 2, "scale": 1, "steps": 0}, "steps must be at least 1, got 0"),

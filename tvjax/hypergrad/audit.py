@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.special import stdtr
 
 from tvjax.hypergrad.adam import is_first_adam_step
-from tvjax.hypergrad.checks import arrays, check_floats, check_least, check_real
+from tvjax.hypergrad.checks import arrays, check_floats, check_least, check_not_negative, check_real
 from tvjax.hypergrad.dependence import kind
 from tvjax.hypergrad.problem import Bilevel, Estimator, InnerState
 from tvjax.types import PyTree
@@ -125,12 +125,15 @@ def audit(
     check_least(1, repeats=repeats)
     _check_state(problem, state, hyper)
     state, hyper = arrays((state, hyper))
+    unknown = sorted((carries or {}).keys() - estimators.keys())
+    if unknown:
+        raise ValueError(f"carries must have the names of estimators, and {unknown[0]!r} is none")
     begun = {k: e.init(problem, state, hyper) for k, e in estimators.items()} | dict(carries or {})
     has_numbers = not (reference is None or isinstance(reference, Estimator))
     if not has_numbers and not (reference_error is None and reference_horizon is None):
         raise ValueError("reference_error and reference_horizon need a reference of numbers")
     if not isinstance(reference, Estimator):
-        truth = _numbers(reference, reference_error, reference_horizon, optax.tree.size(hyper))
+        truth = _numbers(reference, reference_error, reference_horizon, hyper)
     else:
         named = [begun[k] for k, e in estimators.items() if e == reference]
         carry = named[0] if named else reference.init(problem, state, hyper)
@@ -267,17 +270,31 @@ def _estimated(problem, estimator, state, hyper, carry, inner_batches, outer_bat
     return _Truth(values, [s["standard_error"] for s in found], known, estimator.sees, True)
 
 
-def _numbers(reference, error, horizon, n: int) -> _Truth:
+def _numbers(reference, error, horizon, hyper: PyTree) -> _Truth:
+    n = optax.tree.size(hyper)
     if reference is None:
         return _Truth([None] * n, [None] * n, [False] * n, None, False)
     check_real(reference=reference)
+    _check_like(hyper, reference=reference)
+    errors: list[Any] = [None] * n
+    if error is not None:
+        _check_like(hyper, reference_error=error)
+        errors = _flat(error)
+        check_not_negative(reference_error=errors)
     flat = _flat(reference)
-    errors = [None] * n if error is None else _flat(error)
-    for name, values in ("reference", flat), ("reference_error", errors):
-        if len(values) != n:
-            raise ValueError(f"{name} must be like hyper, of {n} elements; got {len(values)}")
     known = [abs(x) > 2 * e if e else True for x, e in zip(flat, errors, strict=True)]
     return _Truth(flat, errors, known, horizon, False)
+
+
+def _check_like(hyper: PyTree, **trees: PyTree) -> None:
+    """Raises ValueError unless all have the structure and the shapes of `hyper`."""
+    n = optax.tree.size(hyper)
+    for name, tree in trees.items():
+        if (got := optax.tree.size(tree)) != n:
+            raise ValueError(f"{name} must be like hyper, of {n} elements; got {got}")
+        kinds = [jax.tree.map(np.shape, x) for x in (hyper, tree)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{name} must be like hyper, {kinds[0]}; got {kinds[1]}")
 
 
 def _compare(value: float, horizon: str, reference: _Truth, i: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tvjax.hypergrad.checks import check_least
+from tvjax.hypergrad.checks import check_least, check_not_negative
 from tvjax.hypergrad.implicit import damped, implicit, widened
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Estimator
@@ -72,9 +72,10 @@ def cg(
       loop: how to run the steps and the iterations; None: what suits the backend.
 
     Raises:
-      ValueError: for iterations or steps below 1.
+      ValueError: for iterations or steps below 1, a damping or a tolerance below 0.
     """
     check_least(1, iterations=iterations)
+    check_not_negative(damping=damping, tolerance=tolerance)
     loop = chosen(loop)
 
     def init(problem, state, hyper):

@@ -14,10 +14,11 @@ from tvjax.types import PyTree
 
 
 def check_positive(**values: float) -> None:
-    """Raises ValueError unless all are above 0."""
+    """Raises ValueError unless all are above 0 and finite."""
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if not 0 < value < np.inf:
+            need = "finite" if value == np.inf else "positive"
+            raise ValueError(f"{name} must be {need}, got {value}")
 
 
 def check_within(least: float, below: float, **values: Any) -> None:
@@ -31,6 +32,11 @@ def check_within(least: float, below: float, **values: Any) -> None:
         if not is_real or not ((numbers >= least) & (numbers < below)).all():
             need = "finite and at least" if below == np.inf else f"below {below:g} and at least"
             raise ValueError(f"{name} must be a number, {need} {least:g}; got {value!r}")
+
+
+def check_not_negative(**values: Any) -> None:
+    """Raises ValueError unless all are finite and at least 0, as in `check_within`."""
+    check_within(0, np.inf, **values)
 
 
 def check_least(least: int, **values: int) -> None:

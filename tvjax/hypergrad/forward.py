@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import core
 from jax.flatten_util import ravel_pytree
 
 from tvjax.hypergrad.checks import check_least
@@ -93,7 +94,7 @@ def forward_online(*, decay: Any = 1.0) -> Estimator:
     Raises:
       ValueError: for a decay outside of [0, 1].
     """
-    if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
+    if not isinstance(decay, core.Tracer) and not 0 <= decay <= 1:
         raise ValueError(f"decay must be between 0 and 1; got {decay}")
 
     def faded(z):

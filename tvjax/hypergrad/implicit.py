@@ -31,7 +31,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from tvjax.hypergrad.checks import arrays, check_least, check_positive
+from tvjax.hypergrad.checks import arrays, check_least, check_not_negative, check_positive
 from tvjax.hypergrad.formulas import response
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
@@ -104,6 +104,7 @@ def neumann(
     """
     check_least(0, terms=terms)
     check_positive(scale=scale)
+    check_not_negative(damping=damping)
     loop = chosen(loop)
 
     def solve(product, b, carry):

@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import optax
 
-from tvjax.hypergrad.checks import check_least, check_positive
+from tvjax.hypergrad.checks import check_least, check_not_negative, check_positive
 from tvjax.hypergrad.formulas import response
 from tvjax.hypergrad.implicit import damped, hessian, widened
 from tvjax.hypergrad.loops import Loop, chosen
@@ -50,6 +50,7 @@ def by_descent(
     """
     check_least(1, terms=terms, steps=steps)
     check_positive(scale=scale)
+    check_not_negative(damping=damping)
     loop = chosen(loop)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):

@@ -1,6 +1,6 @@
 """SOBA: parameters, linear system and hyperparameters move together, one step each."""
 
-from tvjax.hypergrad.checks import check_positive
+from tvjax.hypergrad.checks import check_not_negative, check_positive
 from tvjax.hypergrad.formulas import response
 from tvjax.hypergrad.implicit import widened
 from tvjax.hypergrad.problem import Estimate, Estimator
@@ -41,9 +41,10 @@ def soba(scale: float, *, damping: float = 0.0) -> Estimator:
       damping: added to the diagonal of the Hessian.
 
     Raises:
-      ValueError: for a scale that is not positive.
+      ValueError: for a scale that is not positive, or a damping below 0.
     """
     check_positive(scale=scale)
+    check_not_negative(damping=damping)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
         batch = inner_batches[0]
