@@ -34,6 +34,10 @@ class Findings:
     def __init__(self, place: Path, scale: Scale, name: str):
         self.scale, self.name, self.folder = scale, name, place / name
         members = {path: results.read(path) for path in sorted(self.folder.glob("*.json"))}
+        grids = {"denoise": {"weights": scale.weights}, "noise": {"sigmas": scale.sigmas}}
+        for path, member in members.items():
+            for key, grid in grids.get(member["run"]["kind"], {}).items():
+                results.check(path, member, {key: results.same(list(grid), f"--scale={name}")})
         results.check_alike(members)
         self.files: dict[str, Member] = {path.stem: member for path, member in members.items()}
         found = [f["run"]["data"] for f in self.files.values()]

@@ -55,6 +55,10 @@ PIECE = re.compile("(curve|select|single)_[^_]+(_.+)?|(learn|slope|whole)_[^_]+_
 """Names of the pieces, KIND_SET and what tells them apart."""
 HELD = {"config": results.OBJECT, "versions": results.OBJECT, "hardware": results.TEXT,
         "python": results.TEXT, "members": results.OBJECTS}  # fmt: skip
+HELD |= {
+    f"config.{name}": results.NUMBER
+    for name in ("width", "depth", "size", "steps", "batch", "warmup", "rate")
+}
 SCORES = "bce", "iou", "components", "true_components", "tv", "true_tv"
 MEMBER = {name: results.NUMBER for name in ("seed", "lam", "rate", "seconds")}
 MEMBER |= {f"{split}.{name}": results.MAYBE for split in ("val", "test") for name in SCORES}

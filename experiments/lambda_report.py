@@ -32,7 +32,7 @@ def origin(pieces: dict[str, dict]) -> list[str]:
     first = next(iter(pieces.values()))
     config = first["config"]
     versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
-    commits = ", ".join(sorted({str(p["commit"]) for p in pieces.values()}))
+    commits = ", ".join(sorted({str(p.get("commit")) for p in pieces.values()}))
     hardware = ", ".join(sorted({p["hardware"] for p in pieces.values()}))
     sizes = ", ".join(f"{k} {config[k]}" for k in ("width", "depth", "size", "steps", "batch"))
     return [

@@ -75,7 +75,7 @@ def origin(f: Findings) -> list[Block]:
     parts = [
         "; ".join(sorted({m["hardware"] for m in members})),
         f"{sum(m['seconds'] for m in members) / 3600:.1f} hours in all",
-        f"commits {', '.join(sorted({str(m['commit']) for m in members}))}",
+        f"commits {', '.join(sorted({str(m.get('commit')) for m in members}))}",
         ", ".join(sorted(versions)),
     ]
     return [

@@ -54,6 +54,11 @@ def _is_figure(x: Any) -> bool:
     return isinstance(x, dict) and x.keys() == {"prediction", "exact", "lbfgs"}
 
 
+def same(wanted: Any, whose: str) -> Need:
+    """What equals a value, in words that of another."""
+    return Need(lambda x: x == wanted, f"that of {whose}")
+
+
 NUMBER = Need(_is_number, "a number")
 SHARE = Need(_is_share, "in [0, 1]")
 MAYBE_SHARE = Need(lambda x: x is None or _is_share(x), "in [0, 1], or null")

@@ -178,6 +178,8 @@ def test_what_no_table_can_hold_together_is_refused(smoke, tmp_path, name, value
         ("cost_tiny_s0", "seconds_per_step.unet", ...),
         ("cost_tiny_s0", "seconds_per_step.unet", [0, 0]),
         ("denoise_tiny_unet_s0", "best", ...),
+        ("denoise_tiny_unet_s0", "weights", [0.05, 0.2]),
+        ("noise_tiny_unet_s0", "sigmas", [0.0, 0.5]),
         ("denoise_tiny_unet_s0", "iou.test", [0.5]),
         ("noise_tiny_unet_s0", "iou", [[0.5]]),
         ("figure1_tiny_s0", "images.exact", ...),
@@ -192,6 +194,12 @@ def test_a_damaged_result_is_one_line(smoke, tmp_path, file, name, value):
         findings.Findings(tmp_path, SMOKE, "smoke")
 
 
+def test_a_result_of_a_copy_without_its_commit_is_reported(smoke, tmp_path):
+    change(copied(smoke, tmp_path) / "tiny_unet_s0.json", "commit", ...)
+    (_, text) = report.origin(findings.Findings(tmp_path, SMOKE, "smoke"))
+    assert "None" in text.text
+
+
 @pytest.mark.parametrize(
     "file, name, value",
     [
@@ -199,6 +207,7 @@ def test_a_damaged_result_is_one_line(smoke, tmp_path, file, name, value):
         ("lambda/curve_embedded_0.json", "members", ...),
         ("lambda/curve_embedded_0.json", "members", [{"seed": 0}]),
         ("lambda/whole_embedded_00.json", "config", ...),
+        ("lambda/curve_embedded_0.json", "config.width", ...),
         ("lambda/learn_embedded_exact.json", "hardware", ...),
         ("leakage/buildings/result.json", "share.random", ...),
         ("leakage/buildings/result.json", "config", ...),
