@@ -256,3 +256,9 @@ def test_leaks_are_counted():
         and "part 2 clusters of twins: of the 4 tiles of val and test 1 are" in lines[0]
     )
     assert given.warn(np.array([0, 1, 2]), {"twins": np.arange(3)}) == []
+
+
+def test_names_of_a_file_of_splits_may_hold_line_ends(tmp_path):
+    file = tmp_path / "s.csv"
+    file.write_text('name,split\n"a\nb.png",train\nc\u2028d.png,val\ne.png,test\n')
+    assert given.read(file) == {"a\nb.png": 0, "c\u2028d.png": 1, "e.png": 2}

@@ -393,3 +393,8 @@ def test_real_tiles(tmp_path):
         assert np.all(mask[certain]) and not np.any(mask[~dilation(coarse, square)])
         assert np.mean(mask != coarse) < 0.02
     assert manifest.read(tmp_path / "out")["request"]["size"] == [100, 100]
+
+
+def test_a_folder_may_be_named_by_one_that_is_not_there(source, tmp_path):
+    content = build(source, tmp_path / "nothing" / ".." / "out")
+    assert content == manifest.read(tmp_path / "out") and not (tmp_path / "nothing").exists()

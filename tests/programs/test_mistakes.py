@@ -46,6 +46,7 @@ MISTAKES = {
     "predict --out=foreign": "--out=foreign holds a.geojson, which is of something else",
     "predict --out=scored": "--out=scored holds results.json, which is of something else",
     "evaluate --out=foreign": "--out=foreign holds grid.png, which is of something else",
+    "data.prepare --annotations=a --images=. --out=run/checkpoints/new": "run holds a run, among",
     "data.prepare --annotations=a --images=. --out=.": "--out=. is the working folder itself",
     "label_faults --out=foreign": "--out=foreign holds labels.csv, which is of something else",
     "evaluate --out=notes": "--out=notes holds scores.json, which is of something else (there",

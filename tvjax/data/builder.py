@@ -165,6 +165,8 @@ def build_from(
         as it was before.
     """
     out, size = Path(out), _height_and_width(size)
+    if ".." in out.parts:  # of a folder that is not there: the same one before and after
+        out = Path(os.path.realpath(out))
     _check([out, *origin.folders], seed)
     if origin.gives_splits and split_file is not None:
         raise UserError("three COCO files give the splits, and so does split_file; leave one out")

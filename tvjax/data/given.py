@@ -30,7 +30,8 @@ def read(file: Path) -> dict[str, int]:
       UserError: the file cannot be read, or a line is no such pair; the message names it.
     """
     try:
-        lines = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
+        with open(file, encoding="utf-8-sig", newline="") as text:  # a name may hold line ends
+            lines = list(csv.reader(text))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--split_file={file}: cannot be read ({error})") from error
     first = [cell.strip().lower() for cell in lines[0]] if lines else []

@@ -133,12 +133,12 @@ def _shown(values: np.ndarray, colors: np.ndarray) -> Counter[tuple[int, str]]:
     return Counter({(int(c) >> 24, str(name(_color(int(c))))): int(n) for c, n in pairs})
 
 
-def _count(values: np.ndarray) -> Counter[int | str]:
+def _count(values: np.ndarray) -> Met:
     """Numbers of pixels by value; a colour is named by its channels.
 
     Some rows at a time: to count takes many times the memory of what is counted.
     """
-    found: Counter[int | str] = Counter()
+    found: Met = Counter()
     rows = max(1, TOGETHER // values.shape[1])
     for top in range(0, len(values), rows):
         part = _codes(values[top : top + rows])

@@ -46,7 +46,7 @@ from typing import Any
 
 from absl import flags
 
-from tvjax import program
+from tvjax import files, program
 from tvjax.data import builder, manifest, mask_files, reading
 from tvjax.data.origins import Images, Origin
 from tvjax.errors import UserError
@@ -270,6 +270,9 @@ def main(argv: list[str]) -> None:
     del argv
     if os.path.realpath(_OUT.value) == os.path.realpath("."):
         raise UserError(f"--out={_OUT.value} is the working folder itself; name one within it")
+    out = Path(os.path.realpath(_OUT.value))
+    if files.held_by(out) != "prepared tiles":  # which are compared with what is asked for
+        files.check_apart("out", Path(_OUT.value), out)
     origin, size = find_origin()
     try:
         content = builder.build_from(

@@ -96,7 +96,9 @@ def start(config: Config, lam: jax.Array, tiles: int | None) -> PyTree:
         "weight_decay": lambda: jnp.log(config.optimizer.weight_decay),
         "loss_mix": lambda: jax.scipy.special.logit(config.loss.mix),
     }
-    found = {name: jnp.asarray(first[name](), jnp.float32) for name in learn if name in first}
+    found: dict[str, Any] = {
+        name: jnp.asarray(first[name](), jnp.float32) for name in learn if name in first
+    }
     if "tile_weights" in learn:  # numpy's zeros take memory where they are used only
         found["tile_weights"] = np.zeros(tiles or 1, np.float32)
     return found
