@@ -119,7 +119,10 @@ def cache_compilations(directory: str | Path) -> None:
 
 def _parse(argv: list[str], words: int = 0) -> list[str]:
     if usage.ASKS.intersection(argv[1:]):
-        print(usage.text())
+        try:
+            print(usage.text(), flush=True)
+        except BrokenPipeError:  # whoever read it has read enough
+            _leave_stdout()
         sys.exit(0)
     if [name for name, _ in _typed(argv)].count("config") > 1:
         raise UserError("--config is given twice; give one file, and its fields by --config.FIELD")

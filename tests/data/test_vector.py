@@ -662,3 +662,20 @@ def test_what_says_where_labels_are_complete_does_not_contradict_itself(town, tm
         with pytest.raises(UserError, match="cannot be read"):
             build(town[0], tmp_path / "out", extent=place)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "crs, left, pixel", [("EPSG:4326", 179.999, 1e-5), ("EPSG:3857", 20037480, 0.3)]
+)
+def test_an_image_across_the_antimeridian_is_refused(tmp_path, crs, left, pixel):
+    image = np.random.default_rng(0).integers(0, 255, (3, 96, 288), dtype=np.uint8)
+    place = rasterio.Affine(pixel, 0, left, 0, -pixel, 1.0)
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", height=96, width=288, count=3, dtype="uint8",
+        transform=place, crs=crs,
+    ) as file:  # fmt: skip
+        file.write(image)
+    roof = [[-179.9995, 0.9995], [-179.999, 0.9995], [-179.999, 0.9999], [-179.9995, 0.9995]]
+    towns.write_geojson(tmp_path / "roofs.geojson", [shapely.Polygon(roof)])
+    with pytest.raises(UserError, match=r"a.tif: reaches beyond the antimeridian, .* such as UTM"):
+        build(tmp_path, tmp_path / "out", images=["a.tif"], keep_empty=True, gap=0)

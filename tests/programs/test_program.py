@@ -322,3 +322,14 @@ def test_where_nobody_listens_a_program_does_its_work(tmp_path):
         assert (tmp_path / f"{name}.done").read_text() == "done"
         told = (tmp_path / f"{name}.log").read_text()
         assert told == ("error: No space left on device\n" if name == "full" else ""), name
+
+
+def test_help_may_be_cut_off():
+    read, write = os.pipe()
+    os.close(read)  # as `| head -1` does, early
+    found = subprocess.run(
+        [sys.executable, "-m", "tvjax.data.prepare", "--help"], stdout=write,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    os.close(write)
+    assert (found.returncode, found.stderr) == (0, "")

@@ -25,6 +25,9 @@ EQUAL = 1e-3
 EARTH = 6_371_008.8
 """Mean radius of the earth, in metres."""
 
+HALF = 20037508.342789244
+"""Metres from the middle of Web Mercator to the antimeridian."""
+
 BORDER = 33
 """Points along each side of an image by which its outline on another map is found."""
 
@@ -74,6 +77,22 @@ class Scene(NamedTuple):
             columns = Axis.scaled(self.place.width, self.scale).source(left, right)
             return tuple(file for _, _, file in self.place.within(*rows, *columns))
         return (self.path, *(vrt.sources(self.path) if vrt.is_named(self.path) else ()))
+
+    def check_antimeridian(self) -> None:
+        """Refuses an image on both sides of the antimeridian, in degrees or in Web Mercator.
+
+        Polygons that lie across it have other coordinates there, 360 degrees away.
+
+        Raises:
+          UserError: it is one.
+        """
+        is_mercator = self.crs.to_epsg() == 3857
+        most = 180 if self.crs.is_geographic else HALF if is_mercator else np.inf
+        if np.abs(self.outline(self.crs)[:, 0]).max() > most * (1 + 1e-9):
+            raise UserError(
+                f"{self.path}: reaches beyond the antimeridian, where labels have other "
+                "coordinates; warp it to a system of its own place, such as UTM"
+            )
 
     def outline(self, crs: Any) -> np.ndarray:
         """Points of its border on another map, `[P, 2]`.

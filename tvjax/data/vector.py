@@ -85,6 +85,7 @@ class Outlines(NamedTuple):
         """The polygons of a layer that may lie in a scene."""
         import shapely
 
+        scene.check_antimeridian()
         border = scene.outline(layer.crs)
         low, high = border.min(axis=0), border.max(axis=0)
         margin = MARGIN * (high - low)
