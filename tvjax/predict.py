@@ -15,7 +15,7 @@ so is the category, unless `--category` says otherwise. Images of 2^32 pixels an
 entries there. `predicted.json` lists the files that were written: the same images may be predicted
 anew into the folder, other images need another one, and nothing else there is replaced.
 
-A directory of map tiles (z/x/y.png, or NAME-x-y-z.png and nothing else) is one image in Web
+A directory of map tiles (z/x/y.png, or NAME-x-y-z.png and no other images) is one image in Web
 Mercator, or several if it has parts that do not touch, named DIRECTORY-x-y-z; `--tms` says that y
 counts from the south, `--nomap_tiles` takes each tile as a picture.
 

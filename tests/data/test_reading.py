@@ -50,6 +50,10 @@ def test_bands_of_16_bits_become_red_green_and_blue(tmp_path):
         pictures.read_image(tmp_path / "a.tif", reading.parse("6,1,2", white=[9]))
     with pytest.raises(UserError, match=r"choose three by --bands=1,2,3"):
         pictures.read_image(tmp_path / "a.tif", reading.parse(white=[9]))
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.descriptions = ("Blue", "Green", "Red ", "NIR", None)
+    with pytest.raises(UserError, match=r"choose three by --bands=3,2,1"):
+        pictures.read_image(tmp_path / "a.tif", reading.parse(white=[9]))
     with pytest.raises(UserError, match=r"16 bits per channel .* give it by --white=VALUE"):
         pictures.read_image(tmp_path / "a.tif", reading.parse("1,2,3"))
 

@@ -179,7 +179,8 @@ def read_layout(path: Path, dataset: Any, reading: Reading) -> Layout:
     space = structure.get("SOURCE_COLOR_SPACE", "RGB")
     if space not in ("RGB", "YCbCr", "CMYK"):
         raise UserError(f"{path}: has pixels of kind {space}; convert it to RGB")
-    bands = _chosen(path, names, reading.bands) if reading.bands else _bands(path, names)
+    told = [(text or "").strip().lower() for text in dataset.descriptions]
+    bands = _chosen(path, names, reading.bands) if reading.bands else _bands(path, names, told)
     dtypes = [dataset.dtypes[band - 1] for band in bands] if reading.bands else dataset.dtypes
     dtype = next((kind for kind in dtypes if kind != "uint8"), "uint8")
     inverted = structure.get("MINISWHITE") == "YES"
@@ -278,7 +279,7 @@ def georeference(path: Path, dataset: Any) -> tuple[Any, Any]:
     """The transform to the map, and the map's CRS, which without a transform means nothing."""
     if not dataset.transform.is_identity:
         if not (np.isfinite(dataset.transform).all() and dataset.transform.determinant):
-            raise UserError(f"{path}: its georeference is no map; remove it (gdal_edit -unsetgt)")
+            raise UserError(f"{path}: its georeference is no map; remove it")
         return dataset.transform, dataset.crs
     points, crs = dataset.gcps
     if not points:
@@ -310,10 +311,11 @@ def _chosen(path: Path, names: list[str], bands: tuple[int, ...]) -> tuple[int, 
     return bands
 
 
-def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
+def _bands(path: Path, names: list[str], told: list[str]) -> tuple[int, ...]:
     """Numbers of the bands that are red, green and blue, or of the one that is grey.
 
     Bands that the file names otherwise stay unread. Three without names are taken in their order.
+    What a file tells of its bands in words only makes the advice of the error.
     """
     plain = [k for k, name in enumerate(names, 1) if name != "alpha"]
     if all(name in names for name in COLORS):
@@ -322,10 +324,12 @@ def _bands(path: Path, names: list[str]) -> tuple[int, ...]:
         return (plain[0],)
     if len(names) == 3 and all(name in ("gray", "undefined") for name in names):
         return 1, 2, 3
+    known = [str(told.index(name) + 1) for name in COLORS if name in told]
+    chosen = ",".join(known if len(known) == 3 else "123")
     raise UserError(
         f"{path}: has {len(names)} bands ({some(names, LISTED)}), of which none, or not "
-        "all, are named red, green and blue; choose three by --bands=1,2,3, or name them "
-        "(gdal_edit -colorinterp_1 red ...)"
+        f"all, have the colour interpretation red, green and blue; choose three by "
+        f"--bands={chosen}"
     )
 
 

@@ -20,8 +20,8 @@ Tiles that no polygon touches are left out: nobody knows whether the labels are 
 `--extent=FILE` says where they are: tiles within it are kept, others left out. `--keep_empty` says
 that they are complete in all images. Tiles of which more than half has no data are left out.
 Images are cut into blocks with `--gap` pixels between them, and each block falls into one split.
-Directories of map tiles (z/x/y.png, or NAME-x-y-z.png and nothing else) are images in Web Mercator;
-`--tms` says that y counts from the south.
+Directories of map tiles (z/x/y.png, or NAME-x-y-z.png and no other images) are images in Web
+Mercator; `--tms` says that y counts from the south.
 
 What a COCO file names lies in the folder of images: a `file_name` or a link that leads out of it is
 refused (the folder itself may be a link). Files of the two folders may be links to anywhere with

@@ -176,7 +176,7 @@ def look(place: Place, name: str, resolution: float | None, reading: Reading = A
         if not raster.crs:
             raise UserError(
                 f"{path}: its georeference names no coordinate system; give it one "
-                "(gdal_edit -a_srs EPSG:NUMBER, or gdal_translate -a_srs EPSG:NUMBER IN OUT.tif)"
+                "(rio edit-info --crs=EPSG:NUMBER FILE; a .prj beside it is not read)"
             )
         times = 1.0 if resolution is None else scale(raster, resolution)
         try:

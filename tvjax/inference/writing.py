@@ -508,7 +508,7 @@ def _note_no_data(path: Path, share: float) -> None:
         _note(
             f"{path}: {share:.1%} of it has no data (alpha is 0, or its nodata value or mask says "
             "so), where no objects are sought; if another band was taken for alpha, near infrared "
-            "for instance, name it otherwise (gdal_edit -colorinterp_4 undefined)"
+            "for instance, name it otherwise (rio edit-info --colorinterp=red,green,blue,undefined)"
         )
 
 
@@ -519,7 +519,7 @@ def _collection(raster: Raster) -> tuple[str, str]:
     if raster.transform is not None and not raster.crs:
         _note(
             f"{raster.path}: has a georeference without a coordinate system; polygons are in its "
-            "coordinates, and no program can place them (gdal_edit -a_srs EPSG:NUMBER names it)"
+            "coordinates, and no program can place them (mend: rio edit-info --crs=EPSG:NUMBER FILE)"
         )
     if raster.crs and authority is None:
         _note(
