@@ -519,7 +519,7 @@ def _collection(raster: Raster) -> tuple[str, str]:
     if raster.transform is not None and not raster.crs:
         _note(
             f"{raster.path}: has a georeference without a coordinate system; polygons are in its "
-            "coordinates, and no program can place them (mend: rio edit-info --crs=EPSG:NUMBER FILE)"
+            "coordinates, and no program can place them (mend by rio edit-info --crs=EPSG:N FILE)"
         )
     if raster.crs and authority is None:
         _note(
