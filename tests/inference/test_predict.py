@@ -529,6 +529,15 @@ def test_results_have_the_category_of_the_coco_file(tmp_path):
     assert choose(3, 100, chosen=100) == 100
     with pytest.raises(UserError, match=r"3 \(kind 3\), 100 \(kind 100\).*--category"):
         choose(3, 100)
+    with pytest.raises(UserError, match=r"100 \(kind 100\); choose one by --category=ID"):
+        choose(3, 100, chosen=99)
+    with pytest.raises(UserError, match=r"--category=-5 must be a COCO category, at least 0"):
+        coco.choose_category(None, -5)
+    for number in (7.9, "7", True, 10**30, None):
+        images = [{"id": number, "file_name": "a.tif"}]
+        file.write_text(json.dumps({"images": images}))
+        with pytest.raises(UserError, match=r"is no COCO file with images \(id .* no integer"):
+            writing.number_images([tmp_path / "a.tif"], str(file))
     options = writing.Options(category=choose(100))
     images = writing.number_images([tmp_path / "a.tif"], str(file))
     writing.predict_images(images, tmp_path / "out", red, options=options)

@@ -194,16 +194,21 @@ def choose_category(annotations: str | Path | None, chosen: int | None = None) -
     1 where there is no file, or it names no category.
 
     Raises:
-      UserError: the file has several and none was chosen, or it cannot be read.
+      UserError: the file has several and none was chosen, or not the chosen one, or it cannot be
+        read; or the number is below 0.
     """
-    if chosen is not None or annotations is None:
+    if chosen is not None and chosen < 0:
+        raise UserError(f"--category={chosen} must be a COCO category, at least 0")
+    if annotations is None:
         return 1 if chosen is None else chosen
     file = Path(annotations)
-    names = _names(file, read_json(file, ("images",))) or {1: None}
-    if len(names) > 1:
+    names = _names(file, read_json(file, ("images",)))
+    if not names:
+        return 1 if chosen is None else chosen
+    if (chosen is None and len(names) > 1) or (chosen is not None and chosen not in names):
         listed = _listed(names, names)
         raise UserError(f"{file}: has the categories {listed}; choose one by --category=ID")
-    return next(iter(names))
+    return next(iter(names)) if chosen is None else chosen
 
 
 def _check_categories(file: Path, content: dict[str, list[Any]], categories: Sequence[int]) -> None:

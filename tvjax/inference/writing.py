@@ -22,7 +22,7 @@ from tvjax.data.mosaic import Place, open_place, path_of
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scaling import scaled
-from tvjax.errors import UserError, escaped, require
+from tvjax.errors import UserError, escaped, require, short
 from tvjax.inference import polygons, regularize, separation, tiles, writer
 
 
@@ -111,7 +111,9 @@ def number_images(places: Sequence[Place], annotations: str | None) -> list[tupl
     try:
         for record in content["images"]:
             name = record["file_name"]
-            named.setdefault(_parts(name)[-1], []).append((int(record["id"]), name))
+            if type(record["id"]) is not int or abs(record["id"]) >= 2**63:
+                raise ValueError(f"id {short(record['id'])} is no integer of 64 bits")
+            named.setdefault(_parts(name)[-1], []).append((record["id"], name))
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         words = f"{annotations}: is no COCO file with images ({error})"
         raise UserError(words) from error
