@@ -9,7 +9,7 @@ from PIL import Image
 rasterio = pytest.importorskip("rasterio")
 from rasterio.enums import ColorInterp  # noqa: E402
 
-from tvjax.data import coco, manifest, pictures, reading  # noqa: E402
+from tvjax.data import coco, gdal, manifest, pictures, reading  # noqa: E402
 from tvjax.data.reading import Reading  # noqa: E402
 from tvjax.errors import UserError  # noqa: E402
 from tvjax.training import rundir  # noqa: E402
@@ -56,6 +56,18 @@ def test_bands_of_16_bits_become_red_green_and_blue(tmp_path):
         pictures.read_image(tmp_path / "a.tif", reading.parse(white=[9]))
     with pytest.raises(UserError, match=r"16 bits per channel .* give it by --white=VALUE"):
         pictures.read_image(tmp_path / "a.tif", reading.parse("1,2,3"))
+
+
+def test_colours_in_another_order_than_files_name_them_are_told_of_once(tmp_path, capsys):
+    bands = DEEP[:3].astype(np.uint8)
+    gdal._note_order.cache_clear()
+    for name in "ab":
+        write(tmp_path / f"{name}.tif", bands, "red green blue")
+        found = pictures.read_image(tmp_path / f"{name}.tif", reading.parse("3,2,1"))
+        np.testing.assert_array_equal(found, np.moveaxis(bands[::-1], 0, -1))
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "3,2,1 are taken for red, green and blue" in told
+    assert "files name them blue, green, red" in told
 
 
 def test_infrared_that_a_file_calls_alpha_can_be_chosen(tmp_path):

@@ -7,6 +7,8 @@ refused.
 """
 
 import contextlib
+import functools
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -308,7 +310,21 @@ def _chosen(path: Path, names: list[str], bands: tuple[int, ...]) -> tuple[int, 
         raise UserError(
             f"{path}: has {len(names)} bands ({some(names, LISTED)}), and not --bands={wanted}"
         )
+    found = tuple(names[band - 1] for band in bands)
+    if sorted(found) == sorted(COLORS) and found != COLORS:
+        _note_order(bands, found)
     return bands
+
+
+@functools.cache  # once, not for each file
+def _note_order(bands: tuple[int, ...], names: tuple[str, ...]) -> None:
+    """Tells that other bands were chosen for the colours than files name so."""
+    wanted, said = ",".join(map(str, bands)), ", ".join(names)
+    print(
+        f"note: bands {wanted} are taken for red, green and blue, as was asked for in prepare, and "
+        f"files name them {said}",
+        file=sys.stderr,
+    )
 
 
 def _bands(path: Path, names: list[str], told: list[str]) -> tuple[int, ...]:
@@ -329,7 +345,7 @@ def _bands(path: Path, names: list[str], told: list[str]) -> tuple[int, ...]:
     raise UserError(
         f"{path}: has {len(names)} bands ({some(names, LISTED)}), of which none, or not "
         f"all, have the colour interpretation red, green and blue; choose three by "
-        f"--bands={chosen}"
+        f"--bands={chosen} of prepare, or set it (rio edit-info --colorinterp=NAMES FILE)"
     )
 
 
