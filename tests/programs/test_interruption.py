@@ -133,6 +133,11 @@ def test_signals_are_noted_within_and_python_s_own_without():
     interruption.check()
 
 
+def _hear():
+    """Takes Ctrl-C for what it is, where the tests run in the background and it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 STRIKE = """
 import importlib.abc, os, signal, sys
 class Strike(importlib.abc.MetaPathFinder):
@@ -153,11 +158,11 @@ def test_ctrl_c_while_a_program_is_imported_ends_it_without_a_word(name, tmp_pat
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     found = subprocess.run(
         [sys.executable, "-m", module], env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, preexec_fn=_hear,
     )  # fmt: skip
     assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_library_keeps_python_s_ctrl_c():
     code = "import signal, tvjax; assert signal.getsignal(2) is signal.default_int_handler"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, preexec_fn=_hear)
