@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from tvjax.tv.softmax import tv_softmax
     from tvjax.tv.variation import total_variation
 
-if sys.argv[:1] == ["-m"]:  # `python -m tvjax...`: Python sets the program's name afterwards
+# Of `python -m tvjax...` alone, while Python looks for the program, whose name it sets afterwards.
+if sys.argv[:1] == ["-m"] and any(
+    before == "-m" and name.partition(".")[0] in ("tvjax", "experiments")
+    for before, name in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+):
     from tvjax import interruption
 
     interruption.end_quietly()

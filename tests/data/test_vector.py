@@ -665,7 +665,8 @@ def test_what_says_where_labels_are_complete_does_not_contradict_itself(town, tm
 
 
 @pytest.mark.parametrize(
-    "crs, left, pixel", [("EPSG:4326", 179.999, 1e-5), ("EPSG:3857", 20037480, 0.3)]
+    "crs, left, pixel",
+    [("EPSG:4326", 179.999, 1e-5), ("EPSG:3857", 20037480, 0.3), ("EPSG:3395", 20037480, 0.3)],
 )
 def test_an_image_across_the_antimeridian_is_refused(tmp_path, crs, left, pixel):
     image = np.random.default_rng(0).integers(0, 255, (3, 96, 288), dtype=np.uint8)

@@ -86,3 +86,9 @@ def test_sums_by_a_loop_are_the_sums(form):
     made = depthwise.Form(size, form[:2], g.shape[1:3], before, stride)
     one, other = (f(x, g, form=made) for f in (depthwise._sums, depthwise._sums_on_cpu))
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 3), (3, 3, 5), (3, 3, 1, 3)])
+def test_kernels_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"kernel must be \[k, k, 3\] for x \(1, 4, 4, 3\); got"):
+        depthwise.convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros(shape), 1)

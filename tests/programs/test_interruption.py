@@ -133,10 +133,12 @@ def test_signals_are_noted_within_and_python_s_own_without():
     interruption.check()
 
 
-def _hear():
-    """Takes Ctrl-C for what it is, where the tests run in the background and it is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
+HEARING = [
+    sys.executable, "-c",
+    "import os, signal, sys; signal.signal(2, signal.SIG_DFL); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
+]  # fmt: skip
+"""Python for which Ctrl-C is what it is, where the tests run in the background: it is ignored."""
 
 STRIKE = """
 import importlib.abc, os, signal, sys
@@ -157,12 +159,12 @@ def test_ctrl_c_while_a_program_is_imported_ends_it_without_a_word(name, tmp_pat
     module = name if name.startswith("experiments") else f"tvjax.{name}"
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     found = subprocess.run(
-        [sys.executable, "-m", module], env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True, text=True, timeout=60, cwd=tmp_path, preexec_fn=_hear,
+        [*HEARING, "-m", module], env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
     )  # fmt: skip
     assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_library_keeps_python_s_ctrl_c():
     code = "import signal, tvjax; assert signal.getsignal(2) is signal.default_int_handler"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, preexec_fn=_hear)
+    subprocess.run([*HEARING, "-c", code], check=True, cwd=ROOT)

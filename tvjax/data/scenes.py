@@ -25,8 +25,8 @@ EQUAL = 1e-3
 EARTH = 6_371_008.8
 """Mean radius of the earth, in metres."""
 
-HALF = 20037508.342789244
-"""Metres from the middle of Web Mercator to the antimeridian."""
+WHOLE = 3e7
+"""Metres from west to east, from which on a map is one of the whole earth."""
 
 BORDER = 33
 """Points along each side of an image by which its outline on another map is found."""
@@ -79,16 +79,25 @@ class Scene(NamedTuple):
         return (self.path, *(vrt.sources(self.path) if vrt.is_named(self.path) else ()))
 
     def check_antimeridian(self) -> None:
-        """Refuses an image on both sides of the antimeridian, in degrees or in Web Mercator.
+        """Refuses an image across the antimeridian, in degrees or on a map of the whole earth.
 
-        Polygons that lie across it have other coordinates there, 360 degrees away.
+        Polygons that lie beyond it have other coordinates there, 360 degrees away.
 
         Raises:
-          UserError: it is one.
+          UserError: it is one, by more than a pixel.
         """
-        is_mercator = self.crs.to_epsg() == 3857
-        most = 180 if self.crs.is_geographic else HALF if is_mercator else np.inf
-        if np.abs(self.outline(self.crs)[:, 0]).max() > most * (1 + 1e-9):
+        border = self.outline(self.crs)
+        ends = np.array([[-180.0, 0.0], [180.0, 0.0]])
+        if not self.crs.is_geographic:
+            from rasterio.crs import CRS
+
+            inner = ends * (1 - 1e-12)
+            ends = convert(inner, CRS.from_epsg(4326), self.crs)
+        (west, _), (east, _) = ends
+        if not self.crs.is_geographic and not east - west > WHOLE:  # a map of one part, or polar
+            return
+        pixel = abs(self.transform.a) + abs(self.transform.b)
+        if border[:, 0].min() < west - pixel or border[:, 0].max() > east + pixel:
             raise UserError(
                 f"{self.path}: reaches beyond the antimeridian, where labels have other "
                 "coordinates; warp it to a system of its own place, such as UTM"

@@ -70,8 +70,15 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """`[B, H, W, C]` and `[k, k, C]` -> `[B, H/s, W/s, C]`, rounded up, with zeros outside.
 
     The values of `lax.conv_general_dilated` with padding "SAME" and C groups.
+
+    Raises:
+      ValueError: for a kernel of another shape.
     """
     k, sides = len(kernel), x.shape[1:3]
+    if kernel.shape != (k, k, x.shape[-1]):
+        raise ValueError(
+            f"kernel must be [k, k, {x.shape[-1]}] for x {x.shape}; got {kernel.shape}"
+        )
     before = tuple(same_padding(side, k, stride)[0] for side in sides)
     form = Form(k, sides, tuple(-(-side // stride) for side in sides), before, stride)
     return _convolution.bind(x, kernel.astype(x.dtype), form=form)

@@ -194,7 +194,8 @@ def _check_place(workdir: Path) -> None:
 def _is_foreign(workdir: Path) -> bool:
     """Whether nothing in the folder tells of a run, were it refused or killed early."""
     try:
-        return "train" not in files.read_object(workdir / "config.json")
+        stored = files.read_object(workdir / "config.json")
+        return not {"train", "model", "regularizer", "hypergrad", "checkpoint"} <= stored.keys()
     except (OSError, ValueError):  # none, or damaged, which binds nobody
         return not ((workdir / _LOCK).exists() or _holds_run(workdir) or _holds_sweep(workdir))
 
