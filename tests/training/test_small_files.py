@@ -344,5 +344,5 @@ def test_a_run_without_its_config_is_told_of(run, capsys):
 def test_another_program_s_config_makes_no_run(tmp_path):
     (tmp_path / "config.json").write_text('{"train": {"lr": 0.1}, "mine": 1}')
     (tmp_path / "metrics.jsonl").write_text("by hand")
-    with pytest.raises(UserError, match="holds config.json, which is of something else"):
+    with pytest.raises(UserError, match=r"holds config\.json, which is of something else"):
         rundir.check(tmp_path, unet_tv.get_config())
