@@ -12,7 +12,7 @@ of the size of the image, with its georeference; pictures (PNG, JPEG, BMP and We
 PNG, and polygons in pixels from the top left. `results.json` lists all objects as COCO results:
 image ids count the images from 1 in the order of their paths, or are those of `--annotations`, and
 so is the category, unless `--category` says otherwise. Images of 2^32 pixels and more have no
-entries there. `predicted.json` lists the files that were written: the same images may be predicted
+entries there. `predicted.jsonl` lists the files that were written: the same images may be predicted
 anew into the folder, other images need another one, and nothing else there is replaced.
 
 A directory of map tiles (z/x/y.png, or NAME-x-y-z.png and no other images) is one image in Web

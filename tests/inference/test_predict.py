@@ -62,7 +62,7 @@ def assert_roofs_found(tmp_path, size, number):
     pixels = sum(coco_mask.area(result["segmentation"]) for result in results)
     assert len(results) == len(roofs) and pixels == mask.sum()
     assert sorted(p.name for p in out.iterdir()) == [
-        "predicted.json", "results.json", "town.geojson", "town_mask.tif", "town_probability.tif",
+        "predicted.jsonl", "results.json", "town.geojson", "town_mask.tif", "town_probability.tif",
     ]  # fmt: skip
 
 
@@ -310,7 +310,7 @@ def test_pictures_give_png_and_bad_files_are_skipped(tmp_path):
     assert len(skipped) == 2 and "c.png" in skipped[0] and "d.tif" in skipped[1]
     assert all("\n" not in reason for reason in skipped)
     names = ["a.geojson", "a_mask.png", "a_probability.png", "b.geojson", "b_mask.png"]
-    names += ["b_probability.png", "predicted.json", "results.json"]
+    names += ["b_probability.png", "predicted.jsonl", "results.json"]
     assert sorted(p.name for p in out.iterdir()) == names
     with Image.open(out / "a_mask.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.where(mask, 255, 0))
@@ -352,12 +352,19 @@ def test_an_interruption_leaves_complete_files_only(tmp_path, number):
     left = sorted(p.name for p in out.iterdir())
     if number == signal.SIGTERM:
         assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
-        assert left == ["a.geojson", "a_mask.png", "predicted.json"]
+        assert left == ["a.geojson", "a_mask.png", "predicted.jsonl"]
     else:
         assert len(left) == 4 and left[0].startswith(".results.json.building-")
     images = [*enumerate(writing.find_images([str(tmp_path)]), 1)]
     writing.predict_images(images, out, red)
-    names = ["a.geojson", "a_mask.png", "b.geojson", "b_mask.png", "predicted.json", "results.json"]
+    names = [
+        "a.geojson",
+        "a_mask.png",
+        "b.geojson",
+        "b_mask.png",
+        "predicted.jsonl",
+        "results.json",
+    ]
     assert sorted(p.name for p in out.iterdir()) == names
 
 
@@ -373,7 +380,7 @@ def test_what_is_of_something_else_is_not_replaced(tmp_path, name):
     if name != "results.json":
         (out / "results.json").write_text("[]")  # perhaps of another program
     images = [(1, tmp_path / "a.png")]
-    with pytest.raises(UserError, match=r"holds .*, which is of something else \(predicted.json"):
+    with pytest.raises(UserError, match=r"holds .*, which is of something else \(predicted.jsonl"):
         writing.predict_images(images, out, red)
     assert (out / name).read_text() == "by hand" and len([*out.iterdir()]) <= 2
     for file in out.iterdir():
@@ -402,9 +409,9 @@ def test_what_is_of_something_else_is_not_replaced(tmp_path, name):
     with pytest.raises(UserError, match=r"results of other images .* be lost; predict them"):
         writing.predict_images([(1, same_name), both[1]], out, red)
     same_name.rename(tmp_path / "a.png")
-    for damaged in ("[]", "{", '{"files": 1}', '{"files": [1]}', '{"files": {"a": 1}}'):
-        (out / "predicted.json").write_text(damaged)
-        with pytest.raises(UserError, match=r"predicted.json cannot be read; name another --out"):
+    for damaged in ("[]\n", "{\n", '{"file": 1}\n', "[" * 9999 + "\n", "\0\n", "1\n"):
+        (out / "predicted.jsonl").write_text(damaged)
+        with pytest.raises(UserError, match=r"predicted.jsonl cannot be read; name another --out"):
             writing.predict_images(both, out, red)
 
 
@@ -470,7 +477,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, name):
         with disk_of(size), pytest.raises(UserError, match=f"--out={out} cannot be written") as e:
             writing.predict_images(images, out, net, options=options)
         assert "\n" not in str(e.value) and len(seen) <= 1
-        assert {path.name for path in out.glob("*")} <= {"a.geojson", "predicted.json"}  # complete
+        assert {path.name for path in out.glob("*")} <= {"a.geojson", "predicted.jsonl"}  # complete
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -676,5 +683,41 @@ def test_two_predictions_at_once_do_not_mix(tmp_path):
         return red(tiles)
 
     writing.predict_images(images, out, net)
-    names = {"a.geojson", "a_mask.png", "predicted.json", "results.json"}
+    names = {"a.geojson", "a_mask.png", "predicted.jsonl", "results.json"}
     assert {path.name for path in out.iterdir()} == names
+
+
+def test_what_is_changed_beside_a_prediction_is_not_taken_for_its_own(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+    images, out = [(1, tmp_path / "a.png"), (2, tmp_path / "b.png")], tmp_path / "out"
+    writing.predict_images(images, out, red)
+    calls = []
+
+    def edits(tiles):
+        calls.append(1)
+        if len(calls) == 2:  # a is whole, b is under way
+            (out / "a.geojson").write_text("by hand")
+        return red(tiles)
+
+    def is_ended(tiles):
+        raise KeyboardInterrupt
+
+    writing.predict_images(images, out, edits)
+    with pytest.raises(UserError, match=r"a\.geojson, which was changed since it was written"):
+        writing.predict_images(images, out, red)
+    (out / "a.geojson").unlink()
+    writing.predict_images(images, out, red)
+    with pytest.raises(KeyboardInterrupt):
+        writing.predict_images(images, out, is_ended)
+    (out / "b.geojson").write_text("by hand")
+    with pytest.raises(UserError, match=r"b\.geojson, which was changed since it was written"):
+        writing.predict_images(images, out, red)
+    new = tmp_path / "new"
+    with pytest.raises(KeyboardInterrupt):
+        writing.predict_images(images, new, is_ended)
+    assert not new.exists()
+    with open(out / "predicted.jsonl", "a") as file:
+        file.write('{"file": "b.geo')  # cut off by a kill
+    (out / "b.geojson").unlink()
+    writing.predict_images(images, out, red)

@@ -229,7 +229,7 @@ def test_hostile_images_are_skipped_in_a_line_each(place, outcomes):
     assert found["skipped"] == len(skipped) > 30 and found["images"] > 2
     assert all(len(line) < 700 and line.isprintable() for line in skipped)
     written = {path.name for path in (place / "predicted").iterdir()}
-    lists = {"results.json", "predicted.json"}
+    lists = {"results.json", "predicted.jsonl"}
     assert len(written - lists) == 2 * found["images"] and {"a_mask.png", *lists} <= written
 
 

@@ -143,7 +143,7 @@ def test_a_run_predicts_and_says_what_it_skipped(whole, tmp_path):
     assert "skipped: " in result.stderr and "b.png" in result.stderr
     numbers = json.loads(result.stdout.splitlines()[-1])
     assert (numbers["images"], numbers["skipped"]) == (1, 1)
-    names = ["a.geojson", "a_mask.png", "predicted.json", "results.json"]
+    names = ["a.geojson", "a_mask.png", "predicted.jsonl", "results.json"]
     assert sorted(p.name for p in out.iterdir()) == names
     assert len(json.loads((out / "results.json").read_text())) == numbers["objects"]
 

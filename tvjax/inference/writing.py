@@ -174,7 +174,7 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-RECORD = "predicted.json"
+RECORD = "predicted.jsonl"
 """The file in a folder of results that lists what was written there, and of which image."""
 
 RESULTS = "results.json"
@@ -218,20 +218,21 @@ def _names(places: Iterable[Place]) -> dict[str, str]:
     return {RESULTS: "", **found}
 
 
-def _read_record(out: Path) -> dict[str, tuple[str, str | None]]:
-    """Path of the image and digest of each file that is listed; None: it was being written."""
+Known = dict[str, tuple[str | None, str | None]]
+"""Path of the image and digest, by the name of a file; no digest: it is being written."""
+
+
+def _read_record(out: Path) -> Known:
+    """The files that are listed: of lines of one file the last counts."""
     try:
-        listed = files.read_object(out / RECORD)["files"]
-        return {name: (str(of["image"]), of["sha256"]) for name, of in listed.items()}
+        with open(out / RECORD, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file if line.endswith("\n")]  # else cut off
+        found = {str(of["file"]): (of["image"], of["sha256"]) for of in lines}
+        return {name: of for name, of in found.items() if of[0] is not None}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{out / RECORD} cannot be read; name another --out") from error
-
-
-def _write_record(out: Path, names: Mapping[str, str], digests: Mapping[str, str | None]) -> None:
-    listed = {name: {"image": image, "sha256": digests.get(name)} for name, image in names.items()}
-    files.write_object(out / RECORD, {"files": listed})
 
 
 def _digest(path: Path) -> str | None:
@@ -242,9 +243,46 @@ def _digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Record:
+    """The list of what was written into a folder, to which each file is added when it is whole."""
+
+    def __init__(self, out: Path):
+        self._out, self._before = out, _read_record(out)
+        there = {name: of for name, of in self._before.items() if os.path.lexists(out / name)}
+        files.write_text(out / RECORD, "".join(map(_line, there, there.values())))
+
+    def begin(self, names: Mapping[str, str]) -> None:
+        """Lists files that are about to be written, by the paths of their images."""
+        self._add({name: (image, None) for name, image in names.items()})
+
+    def end(self, names: Mapping[str, str]) -> None:
+        """Lists files that are whole, as they are now."""
+        there = [name for name in names if os.path.lexists(self._out / name)]
+        self._add({name: (names[name], _digest(self._out / name)) for name in there})
+
+    def restore(self, names: Iterable[str]) -> None:
+        """Lists files as before, which were not written after all: perhaps as none of ours."""
+        self._add({name: self._before.get(name, (None, None)) for name in names})
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files of earlier calls, if they are as those left them."""
+        for name in names:
+            _, digest = self._before.get(name, ("", None))
+            if digest is not None and digest == _digest(self._out / name):
+                (self._out / name).unlink()
+
+    def _add(self, listed: Known) -> None:
+        with open(self._out / RECORD, "a", encoding="utf-8") as file:
+            file.writelines(map(_line, listed, listed.values()))
+
+
+def _line(name: str, of: tuple[str | None, str | None]) -> str:
+    return json.dumps({"file": name, "image": of[0], "sha256": of[1]}) + "\n"
+
+
 @contextlib.contextmanager
-def _recorded(out: Path, places: Sequence[Place]) -> Iterator[None]:
-    """Keeps others out, and lists what may be written before it is, and at the end what was."""
+def _recorded(out: Path, places: Sequence[Place]) -> Iterator[Record]:
+    """Keeps others out, and the list of what is written."""
     with contextlib.ExitStack() as held:
         # Of the folder itself: nothing is left there, and the system drops it with the process.
         folder = os.open(out, os.O_RDONLY)
@@ -256,27 +294,23 @@ def _recorded(out: Path, places: Sequence[Place]) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         check_replaced(out, places)
-        names = _names(places)
-        _write_record(out, names, {})
+        record = Record(out)
         try:
-            yield
+            record.begin({RESULTS: ""})
+            yield record
         finally:
-            there = {name: path for name, path in names.items() if os.path.lexists(out / name)}
-            with contextlib.suppress(OSError):  # of a full disk: the longer list will do
-                if there:
-                    _write_record(out, there, {name: _digest(out / name) for name in there})
-                else:
+            with contextlib.suppress(OSError):  # a full disk, of which the error under way tells
+                record.end({RESULTS: ""})
+                if not any(os.path.lexists(out / name) for name in _read_record(out)):
                     (out / RECORD).unlink()
 
 
-def _remove_older(out: Path, raster: Raster, options: Options) -> None:
-    """Removes what an earlier call wrote of an image, and this one did not."""
+def _of_raster(raster: Raster, place: Place, options: Options) -> tuple[dict[str, str], list[str]]:
+    """The files that are written of an image, and others that earlier calls may have written."""
     kind = "png" if raster.is_plain else "tif"
-    now = {".geojson", f"_mask.{kind}"}
-    now |= {f"_probability.{kind}"} if options.probabilities else set()
-    for end in ENDINGS:
-        if end not in now:
-            (out / f"{raster.path.stem}{end}").unlink(missing_ok=True)
+    now = [".geojson", f"_mask.{kind}"] + [f"_probability.{kind}"] * options.probabilities
+    stem, image = raster.path.stem, os.path.realpath(path_of(place))
+    return {stem + end: image for end in now}, [stem + end for end in ENDINGS if end not in now]
 
 
 def predict_images(
@@ -314,7 +348,7 @@ def predict_images(
     ...     Image.new("RGB", (64, 64), "red").save(path)
     ...     done = predict_images([(1, path)], out, lambda images: images[..., :1])  # red is roof
     ...     print(done, sorted(file.name for file in out.iterdir()))
-    (1, []) ['a.geojson', 'a_mask.png', 'predicted.json', 'results.json']
+    (1, []) ['a.geojson', 'a_mask.png', 'predicted.jsonl', 'results.json']
     """
     files.check_folder("out", out)
     if options.simplify or options.regularize:
@@ -328,7 +362,7 @@ def predict_images(
     with (
         workspace.beside(out / RESULTS) as work,
         files.writing("out", out),
-        _recorded(out, [place for _, place in images]),
+        _recorded(out, [place for _, place in images]) as record,
         files.replacing(out / RESULTS, work) as temporary,
         writer.JsonList(temporary) as results,
         tqdm(total=total, desc="predicting", unit="tile", leave=False, delay=3) as bar,
@@ -341,9 +375,16 @@ def predict_images(
                     _skipping(path_of(place), skipped),
                     open_place(place, options.reading) as raster,
                 ):
-                    found = predict_raster(raster, out, work, net, tiling, options, bar.update)
-                    objects += _collect(found, raster, results, number, options.category)
-                    _remove_older(out, raster, options)
+                    names, older = _of_raster(raster, place, options)
+                    record.begin(names)
+                    is_whole = False
+                    try:
+                        found = predict_raster(raster, out, work, net, tiling, options, bar.update)
+                        objects += _collect(found, raster, results, number, options.category)
+                        is_whole = True
+                    finally:
+                        (record.end if is_whole else record.restore)(names)
+                    record.remove(older)
                     mark = results.mark()
             finally:
                 results.back_to(mark)  # of an image that was skipped nothing stays
