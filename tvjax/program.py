@@ -222,6 +222,6 @@ def _no_such_config(file: str) -> str:
             hint = f"did you mean {near[0]}? " if near else ""
             return f"--config: {file} does not exist; {hint}There are {', '.join(siblings)}"
     return (
-        f"--config: {file} does not exist; the folder configs/ is that of the project's source: run "
-        "in there, or give the config's whole path"
+        f"--config: {file} does not exist; configs/ lies among the project's source: run in there, "
+        "or give the config's whole path"
     )

@@ -65,7 +65,8 @@ def read(
     texts = {name: file for name, file in texts.items() if file.name != NO_LABELS}
     if not texts.keys() & files.keys():
         raise UserError(
-            f"{labels}: none of its {len(texts)} files has the name of an image in {images}"
+            f"{labels}: none of its {len(texts)} files has the name of an image in {images}; the "
+            "labels of images/train/a.jpg are labels/train/a.txt"
         )
     for name, file in texts.items():
         if name not in files:
