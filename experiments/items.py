@@ -96,10 +96,9 @@ def cost(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     found: dict[str, list[float]] = {name: [] for name in steps}
     for step in [*steps.values()] * 2:  # compiles, and warms up
         step()
-    names = list(steps)
-    for first in range(lab.scale.rounds):
-        for k in range(len(names)):  # each begins a round in its turn: what ran before weighs
-            name = names[(first + k) % len(names)]
+    rng = np.random.default_rng(0)
+    for _ in range(lab.scale.rounds):
+        for name in rng.permutation(list(steps)).tolist():  # what ran before a step weighs
             began = time.perf_counter()
             steps[name]()
             found[name].append(time.perf_counter() - began)
