@@ -251,18 +251,19 @@ class Record:
         there = {name: of for name, of in self._before.items() if os.path.lexists(out / name)}
         files.write_text(out / RECORD, "".join(map(_line, there, there.values())))
 
-    def begin(self, names: Mapping[str, str]) -> None:
-        """Lists files that are about to be written, by the paths of their images."""
+    @contextlib.contextmanager
+    def writing(self, names: Mapping[str, str]) -> Iterator[None]:
+        """Lists files, by the paths of their images, before they are written and when they are
+        whole; after an error as before, perhaps as none of ours."""
         self._add({name: (image, None) for name, image in names.items()})
-
-    def end(self, names: Mapping[str, str]) -> None:
-        """Lists files that are whole, as they are now."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk, of which the error under way tells
+                self._add({name: self._before.get(name, (None, None)) for name in names})
+            raise
         there = [name for name in names if os.path.lexists(self._out / name)]
         self._add({name: (names[name], _digest(self._out / name)) for name in there})
-
-    def restore(self, names: Iterable[str]) -> None:
-        """Lists files as before, which were not written after all: perhaps as none of ours."""
-        self._add({name: self._before.get(name, (None, None)) for name in names})
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes files of earlier calls, if they are as those left them."""
@@ -296,11 +297,10 @@ def _recorded(out: Path, places: Sequence[Place]) -> Iterator[Record]:
         check_replaced(out, places)
         record = Record(out)
         try:
-            record.begin({RESULTS: ""})
-            yield record
+            with record.writing({RESULTS: ""}):
+                yield record
         finally:
-            with contextlib.suppress(OSError):  # a full disk, of which the error under way tells
-                record.end({RESULTS: ""})
+            with contextlib.suppress(OSError):
                 if not any(os.path.lexists(out / name) for name in _read_record(out)):
                     (out / RECORD).unlink()
 
@@ -376,14 +376,9 @@ def predict_images(
                     open_place(place, options.reading) as raster,
                 ):
                     names, older = _of_raster(raster, place, options)
-                    record.begin(names)
-                    is_whole = False
-                    try:
+                    with record.writing(names):
                         found = predict_raster(raster, out, work, net, tiling, options, bar.update)
                         objects += _collect(found, raster, results, number, options.category)
-                        is_whole = True
-                    finally:
-                        (record.end if is_whole else record.restore)(names)
                     record.remove(older)
                     mark = results.mark()
             finally:
