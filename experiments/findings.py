@@ -58,9 +58,11 @@ class Findings:
         found = self.of(kind, data, method=method, lam=lam)
         return {m["run"]["seed"]: m for m in found}
 
-    def rows(self, method: str, lam: float | None = None, data: str | None = None) -> list[Member]:
+    def rows(
+        self, method: str, lam: float | None = None, data: str | None = None, kind: str = "train"
+    ) -> list[Member]:
         """The trainings of a method and weight in the order of their seeds."""
-        return [member for _, member in sorted(self.trainings(method, lam, data).items())]
+        return [member for _, member in sorted(self.trainings(method, lam, data, kind).items())]
 
     def weights(self) -> list[float]:
         """The weights at which LU-Net was trained with every seed."""

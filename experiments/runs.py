@@ -54,7 +54,7 @@ class Scale(NamedTuple):
     """Further seeds of the U-Net, for what selection alone gains."""
     real_seeds: int
     long_epochs: int
-    """Epochs of the one training of real tiles to its end; 0: none."""
+    """Epochs of the trainings of real tiles to their end; 0: none."""
     lambdas: tuple[float, ...] = LAMBDAS
     active: tuple[float, ...] = ACTIVE
     weights: tuple[float, ...] = tuple(k / 100 for k in range(1, 21))
@@ -205,9 +205,9 @@ def pictures(data: str) -> Iterator[Run]:
 
 
 def on_real_tiles(scale: Scale, data: str) -> Iterator[Run]:
-    """U-Net and LU-Net, and one training to its end."""
+    """U-Net and LU-Net, some epochs and to the end."""
     for seed in range(scale.real_seeds):
-        yield training(scale, data, "unet", None, seed)
-        yield training(scale, data, "exact", PAPER_LAMBDA, seed)
-    if scale.long_epochs:
-        yield Run("long", data, 0, "exact", PAPER_LAMBDA, scale.long_epochs)
+        for method, lam in (("exact", PAPER_LAMBDA), ("unet", None)):
+            yield training(scale, data, method, lam, seed)
+            if scale.long_epochs:
+                yield Run("long", data, seed, method, lam, scale.long_epochs)

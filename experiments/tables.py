@@ -254,27 +254,27 @@ def real(f: Findings) -> Table | None:
     data = f.scale.real
     if data is None:
         return None
-    kinds = {
-        "U-Net": f.rows("unet", None, data),
-        "LU-Net, lambda learned, exact": f.rows("exact", PAPER_LAMBDA, data),
-        f"the same, {f.scale.long_epochs} epochs": list(
-            f.trainings("exact", PAPER_LAMBDA, data, kind="long").values()
-        ),
-    }
     rows = []
-    for name, members in kinds.items():
-        if not members:
-            continue
-        others = ("iou", "pooled_iou", "nonempty_iou", "boundary_iou")
-        scores = [_whole(average(members, "test", k, 100)) for k in others]
-        truth = members[0]["scores"]["test"]["true_components"]
-        components = _whole(average(members, "test", "components"))
-        found = points(difference(kinds["U-Net"], members)) if name.startswith("LU") else ""
-        rows.append([name, _lambdas(members), *scores, f"{components} ({truth:.1f})", found,
-                     str(len(members))])  # fmt: skip
+    for kind, epochs in (("train", f.scale.epochs), ("long", f.scale.long_epochs)):
+        base = f.rows("unet", None, data, kind)
+        learned = f.rows("exact", PAPER_LAMBDA, data, kind)
+        less = points(difference(base, learned)) if learned else ""
+        rows += _real_row(f"U-Net, {epochs} epochs", base, "")
+        rows += _real_row(f"LU-Net, lambda learned, exact, {epochs} epochs", learned, less)
     header = ["method", "lambda", "test IoU", "pooled", "tiles with roofs", "boundary",
               "components (truth)", "test IoU, less U-Net", "seeds"]  # fmt: skip
     return Table(header, rows) if rows else None
+
+
+def _real_row(name: str, members: Sequence[Member], less: str) -> list[list[str]]:
+    """The row of a method's trainings; none without trainings."""
+    if not members:
+        return []
+    others = ("iou", "pooled_iou", "nonempty_iou", "boundary_iou")
+    scores = [_whole(average(members, "test", k, 100)) for k in others]
+    truth = members[0]["scores"]["test"]["true_components"]
+    components = f"{_whole(average(members, 'test', 'components'))} ({truth:.1f})"
+    return [[name, _lambdas(members), *scores, components, less, str(len(members))]]
 
 
 def _lambdas(members: Sequence[Member]) -> str:
