@@ -1,13 +1,18 @@
 """Depthwise convolutions: the values and derivatives of XLA's grouped ones, of any order."""
 
 import itertools
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from tvjax.models import depthwise
 
@@ -92,3 +97,48 @@ def test_sums_by_a_loop_are_the_sums(form):
 def test_kernels_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"kernel must be \[k, k, 3\] for x \(1, 4, 4, 3\); got"):
         depthwise.convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros(shape), 1)
+
+
+def check_shards():
+    """One part of the batch on each device: the derivatives that a grouped convolution has."""
+    mesh = Mesh(np.asarray(jax.devices()), ("b",))
+    x, kernel, _ = draw(6, 5, 3, 2)
+    images, whole = PartitionSpec("b"), PartitionSpec()
+
+    def derivatives(convolve):
+        def loss(kernel, x):
+            return lax.psum(jnp.sin(convolve(x, kernel, 2)).sum(), "b")
+
+        slopes = jax.grad(loss, (0, 1))
+
+        def found(kernel, x):
+            pushed = jax.jvp(slopes, (kernel, x), (jnp.cos(kernel), jnp.cos(x)))[1]
+            twice = jax.grad(lambda kernel: (slopes(kernel, x)[0] ** 2).sum())(kernel)
+            return loss(kernel, x), slopes(kernel, x), pushed, twice
+
+        places = whole, (whole, images), (whole, images), whole
+        return jax.jit(jax.shard_map(found, mesh=mesh, in_specs=(whole, images), out_specs=places))(
+            kernel, x
+        )
+
+    ours, theirs = derivatives(depthwise.convolve), derivatives(grouped)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_arrays_may_vary_along_other_axes_of_shard_map(x64):
+    check_shards()
+
+
+@pytest.mark.slow
+def test_two_devices_are_one():
+    here = Path(__file__).parent
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}",
+    }  # fmt: skip
+    code = "import jax, test_depthwise as t; assert jax.device_count() == 2; t.check_shards()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

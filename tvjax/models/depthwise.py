@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -81,7 +82,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         )
     before = tuple(same_padding(side, k, stride)[0] for side in sides)
     form = Form(k, sides, tuple(-(-side // stride) for side in sides), before, stride)
-    return _convolution.bind(x, kernel.astype(x.dtype), form=form)
+    return _convolution.bind(*_vary_alike(x, kernel.astype(x.dtype)), form=form)
 
 
 def same_padding(side: Dimension, size: int, stride: int) -> tuple[Dimension, Dimension]:
@@ -91,6 +92,16 @@ def same_padding(side: Dimension, size: int, stride: int) -> tuple[Dimension, Di
     """
     total = max(0, (-(-side // stride) - 1) * stride + size - side)
     return total // 2, total - total // 2
+
+
+def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """The same arrays: in `shard_map`, each varies along all axes along which one of them does.
+
+    JAX does so for primitives of its own alone. What is transposed takes the sum over these axes.
+    """
+    axes = [jax.typeof(x).mat.varying for x in arrays]
+    missing = [tuple(sorted(frozenset().union(*axes) - own)) for own in axes]
+    return [lax.pcast(x, m, to="varying") for x, m in zip(arrays, missing, strict=True)]
 
 
 def _products(x: jax.Array, kernel: jax.Array, *, form: Form) -> jax.Array:
@@ -159,8 +170,23 @@ def _define(name: str, make: Callable[..., jax.Array], shape: Callable[..., Any]
     primitive.def_impl(jax.jit(make, static_argnames="form"))
     primitive.def_abstract_eval(lambda x, y, *, form: x.update(shape=shape(x, form)))
     batching.primitive_batchers[primitive] = partial(_as_channels, primitive)
-    mlir.register_lowering(primitive, mlir.lower_fun(make, multiple_results=False))
+    mlir.register_lowering(primitive, _lowering(make))
     return primitive
+
+
+def _lowering(make: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """How a primitive is compiled: on each device by itself.
+
+    So its arrays vary along no axis of `shard_map` in there, and a loop may begin with zeros.
+    """
+    rule = mlir.lower_fun(make, multiple_results=False)
+
+    def lower(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any) -> Any:
+        arrays: Any = ctx.avals_in
+        plain = [ShapedArray(x.shape, x.dtype) for x in arrays]
+        return rule(ctx.replace(avals_in=plain), *args, **params)
+
+    return lower
 
 
 def _differentiate(primitive: Primitive, first: Callable[..., Any], second: Callable) -> None:
@@ -178,12 +204,8 @@ _convolution = _define(
 _kernel_gradient = _define(
     "depthwise_kernel_gradient", _sums, lambda x, form: (form.size, form.size, x.shape[-1])
 )
-mlir.register_lowering(
-    _convolution, mlir.lower_fun(_products_on_cpu, multiple_results=False), platform="cpu"
-)
-mlir.register_lowering(
-    _kernel_gradient, mlir.lower_fun(_sums_on_cpu, multiple_results=False), platform="cpu"
-)
+mlir.register_lowering(_convolution, _lowering(_products_on_cpu), platform="cpu")
+mlir.register_lowering(_kernel_gradient, _lowering(_sums_on_cpu), platform="cpu")
 _differentiate(
     _convolution,
     lambda g, x, kernel, form: _image_of(g, kernel, form),
