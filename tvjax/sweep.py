@@ -30,7 +30,7 @@ from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
 from tvjax.training import interrupt, learned, loop, members, parallel, pretrained, rundir
-from tvjax.training.feeds import schedule
+from tvjax.training.feeds import check_batches, schedule
 from tvjax.training.resident import take
 from tvjax.training.setup import Functions, check_sizes, make_functions
 from tvjax.types import Batch, Config, PyTree
@@ -387,17 +387,21 @@ def main(argv: list[str]) -> None:
         fields.check(config_of(config, pair))
     shape = sets.tile_shape(config.data.directory, config.data.size)
     check_sizes(config, parallel.make_layout(**config.parallel), shape)
+    _are_alike(config, args.train)
     config = pretrained.pinned(config, rundir.recorded(workdir))
     rundir.check_sweep(workdir, config)
     with rundir.lock(workdir) as free:
         if not free:
             raise UserError(f"--workdir={workdir} is in use by another sweep; choose another")
-        rundir.write_config(workdir, config)
         lines = read(workdir)
         done = {(x["lambda"], x["seed"]) for x in lines}
         todo = [p for p in wanted if (p.lam, p.seed) not in done]
+        kept = None
         if todo or sets.is_prepared(config.data.directory):
-            _keep_data(config, workdir)
+            kept = _check_data(config, workdir)
+        rundir.write_config(workdir, config)
+        if kept is not None:
+            rundir.write_data(workdir, kept)
         if todo:
             program.cache_compilations(Path(config.data.cache) / "compiled")
             for found in _train(config, todo, workdir, args):
@@ -410,21 +414,34 @@ def main(argv: list[str]) -> None:
     print(f"figure: {workdir}/sweep.png")
 
 
-def _keep_data(config: Config, workdir: Path) -> None:
-    """Refuses other data than those of the lines that are there: one table is of one set."""
-    data = sets.identify(sets.open_section(config.data), config.data.directory)
+def _check_data(config: Config, workdir: Path) -> dict[str, Any]:
+    """The identity of the data; other than those of the lines that are there are refused, since one
+    table is of one set, and those that are too few for a batch."""
+    splits = sets.open_section(config.data)
+    data = sets.identify(splits, config.data.directory)
     rundir.check_data(workdir, data, advice="use another --workdir for the latter")
-    rundir.write_data(workdir, data)
+    check_batches(config, splits)
+    return data
+
+
+def _are_alike(config: Config, how: str) -> bool:
+    """Whether runs of this config can be trained in one program.
+
+    Raises:
+      UserError: they cannot, and `--train` asks for it.
+    """
+    are_alike = learned.names(config) == ("lambda",) and not config.train.patience
+    if how == "together" and not are_alike:
+        raise UserError(
+            "--train=together needs hypergrad.learn=('lambda',) and train.patience=0; take singly"
+        )
+    return are_alike
 
 
 def _train(config: Config, todo: list[Pair], workdir: Path, args: Any):
     devices = jax.devices()
     alone = len(devices) == 1 and devices[0].platform == "gpu"
-    are_alike = learned.names(config) == ("lambda",) and not config.train.patience
-    if args.train == "together" and not are_alike:
-        raise UserError(
-            "--train=together needs hypergrad.learn=('lambda',) and train.patience=0; take singly"
-        )
+    are_alike = _are_alike(config, args.train)
     if args.train == "together" or (args.train == "auto" and alone and are_alike):
         return together(config, todo, sets.open_section(config.data), args.group)
     return singly(config, todo, workdir)

@@ -209,17 +209,20 @@ def test_a_sweep_and_a_run_keep_out_of_each_others_folder(tmp_path):
 
 
 def test_a_table_is_of_one_set(monkeypatch, tmp_path):
-    found = {"sha256": "a" * 64, "directory": "A"}
-    monkeypatch.setattr(sweep.sets, "open_section", lambda data: {})
+    found, tiles = {"sha256": "a" * 64, "directory": "A"}, {"train": range(16)}
+    monkeypatch.setattr(sweep.sets, "open_section", lambda data: tiles)
     monkeypatch.setattr(sweep.sets, "identify", lambda splits, directory: dict(found))
     config = lunet.get_config()
-    sweep._keep_data(config, tmp_path)
+    rundir.write_data(tmp_path, sweep._check_data(config, tmp_path))
     sweep.write(tmp_path, [])
     found["directory"] = "B"  # moved
-    sweep._keep_data(config, tmp_path)
+    rundir.write_data(tmp_path, sweep._check_data(config, tmp_path))
     found["sha256"] = "b" * 64
     with pytest.raises(UserError, match="was trained on the tiles aaaaaaaaaaaa of B, but"):
-        sweep._keep_data(config, tmp_path)
+        sweep._check_data(config, tmp_path)
+    found["sha256"], tiles["train"] = "a" * 64, range(15)
+    with pytest.raises(UserError, match=r"train\.batch_size: batch size 16 does not suit"):
+        sweep._check_data(config, tmp_path)
 
 
 def test_each_weight_has_a_folder_of_its_own():

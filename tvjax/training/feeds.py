@@ -138,10 +138,7 @@ def _feed(
     """
     options: dict[str, Any] = {"batch_size": config[section].batch_size, "seed": config.seed}
     with_rows = section == "train" and "tile_weights" in learned.names(config)
-    try:
-        indices = pipeline.TrainIndices(len(split), **options)
-    except UserError as error:
-        raise UserError(f"--config.{section}.batch_size: {error}") from error
+    indices = _indices(config, section, split)
     if not setup.resident:
         options |= setup.layout.share
         return (), pipeline.train_batches(split, start=position, with_rows=with_rows, **options)
@@ -150,6 +147,25 @@ def _feed(
         tiles = NumberedBatch(tiles.image, tiles.mask, np.arange(len(split), dtype=np.int32))
     resident = setup.layout.replicate(tiles)
     return resident, (indices[t].astype(np.int32) for t in itertools.count(position))
+
+
+def check_batches(config: Config, splits: dict[str, Split]) -> None:
+    """Checks, before anything is written, that batches are no larger than their splits.
+
+    Raises:
+      UserError: naming the field of the first that is.
+    """
+    _indices(config, "train", splits["train"])
+    if config.hypergrad.method != "none":
+        _indices(config, "hypergrad", splits["val"])
+
+
+def _indices(config: Config, section: str, split: Split) -> pipeline.TrainIndices:
+    size = config[section].batch_size
+    try:
+        return pipeline.TrainIndices(len(split), batch_size=size, seed=config.seed)
+    except UserError as error:
+        raise UserError(f"--config.{section}.batch_size: {error}") from error
 
 
 def _read_ahead(batches: Iterator[Any]) -> Callable[[int, int], list[Any]]:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from tvjax import fields, program, provenance
+from tvjax import fields, files, program, provenance
 from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.data.sets import open_section
@@ -20,7 +20,13 @@ from tvjax.errors import Outage, UserError
 from tvjax.training import guard, learned, parallel, pretrained, rundir
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.evaluation import baselines, choose_denoising, describe_boundary, evaluate
-from tvjax.training.feeds import Dispatch, dispatches, passes, streamed_if_large
+from tvjax.training.feeds import (
+    Dispatch,
+    check_batches,
+    dispatches,
+    passes,
+    streamed_if_large,
+)
 from tvjax.training.interrupt import Interrupted, Stop
 from tvjax.training.logs import Logs, NoLogs, read_metrics
 from tvjax.training.setup import Setup, check_sizes, make_setup
@@ -64,14 +70,13 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         stop.check()
         data = _identify(config, splits)
         rundir.check_data(workdir, data, advice=_OTHER_DATA)
+        check_batches(config, splits)
         streamed = streamed_if_large(config, splits)
         tiles = len(splits["train"]) if "tile_weights" in learned.names(config) else None
         if streamed is not config or tiles is not None:
             config, setup = streamed, make_setup(streamed, shape, tiles=tiles)
             data |= {} if tiles is None else {"train_tiles": tiles}
-        if parallel.is_first():
-            rundir.write_data(workdir, data)
-        state, session = train(config, setup, splits, workdir, stop)
+        state, session = train(config, setup, splits, workdir, stop, data)
         seconds = session.seconds()
         began = time.perf_counter()
         summary = _scores(config, setup, state, splits, stop)
@@ -190,9 +195,17 @@ def _scores(
 
 
 def train(
-    config: Config, setup: Setup, splits: dict[str, Split], workdir: Path, stop: Stop
+    config: Config,
+    setup: Setup,
+    splits: dict[str, Split],
+    workdir: Path,
+    stop: Stop,
+    data: dict[str, Any] | None = None,
 ) -> tuple[TrainState, "_Session"]:
     """Trains to `config.train.steps`, resuming from the newest checkpoint in `workdir`.
+
+    `data` is the identity of the tiles, which is kept in `workdir` as the config is: where nothing
+    is refused any more.
 
     Returns:
       The final state, and what is known of the run besides: its seconds over all sessions, and
@@ -206,7 +219,8 @@ def train(
     run = {"seconds": 0.0, "sums": {}, "best_val_iou": -1.0, "worse": 0, "changes": [], "watch": {}}
     keep = {name: config.checkpoint[name] for name in ("keep", "keep_best")}
     keep["keep_best"] = max(keep["keep_best"], config.train.patience > 0)
-    with Checkpoints(workdir / "checkpoints", **keep) as checkpoints:
+    folder = workdir / "checkpoints"
+    with files.making(folder), Checkpoints(folder, **keep) as checkpoints:
         restored = checkpoints.restore(state)
         if restored is not None:
             state, run = restored[0], run | restored[1]
@@ -218,6 +232,8 @@ def train(
         run["changes"] += [{"step": start} | c for c in rundir.changes(workdir, config)]
         stop.check()
         if first:
+            if data is not None:
+                rundir.write_data(workdir, data)
             rundir.write_config(workdir, config)
         logs = Logs(workdir, start=start, steps=config.train.steps) if first else NoLogs()
         session = _Session(config, setup, splits, workdir, checkpoints, logs, run)

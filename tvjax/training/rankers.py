@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvjax import files
-from tvjax.data import arrangement, pipeline
+from tvjax.data import arrangement
 from tvjax.data.records import Split
 from tvjax.errors import UserError
 from tvjax.fields import TINY
-from tvjax.training import loop, slopes
+from tvjax.training import feeds, loop, slopes
 from tvjax.training.evaluation import tile_scores
 from tvjax.training.interrupt import Stop
 from tvjax.training.setup import Functions, Setup, check_sizes, make_setup
@@ -75,12 +75,7 @@ def make_work(config: Config, splits: dict[str, Split], folder: Path, stop: Stop
     config.hypergrad.method = "none"
     config.evaluation.every = config.train.steps or 1
     config.evaluation.panels = config.checkpoint.keep_best = 0
-    try:
-        pipeline.TrainIndices(
-            len(splits["train"]), batch_size=config.train.batch_size, seed=config.seed
-        )
-    except UserError as error:
-        raise UserError(f"--config.train.batch_size: {error}") from error
+    feeds.check_batches(config, splits)
     shape = splits["train"][0]["image"].shape[:2]
     setup = make_setup(config, shape)
     check_sizes(config, setup.layout, shape)
