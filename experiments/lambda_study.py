@@ -3,8 +3,9 @@
     python -m experiments.lambda_study --scale=smoke|cpu|gpu --out=DIR [--minutes=N]
         [--data=embedded=FILE.npz,buildings=FILE.npz] [--only=PATTERN]
 
-Runs what is missing in DIR, the most telling first, and leaves one JSON a piece; the same command
-goes on where the last one stopped. `experiments.lambda_report` draws from these files alone.
+Runs what is missing in DIR, the most telling first, and leaves one JSON per piece; the same command
+goes on where the last one stopped, and one of other sizes or tiles is refused.
+`experiments.lambda_report` draws from these files alone.
 
     curve    final losses and scores of U-Nets trained at fixed lambdas, each with the same seeds
     learn    lambda learned while training, by each estimator and from several starts
@@ -40,7 +41,9 @@ from absl import flags
 
 from configs import lunet
 from experiments import kept, pack
-from tvjax import hypergrad, program, provenance
+from experiments.results import DIGEST
+from tvjax import files, hypergrad, program, provenance
+from tvjax.data import identity
 from tvjax.errors import UserError
 from tvjax.hypergrad.trees import floats, merge
 from tvjax.training import members, resident, steps
@@ -247,6 +250,10 @@ class Lab:
     def __init__(self, scale: Scale, sets: dict[str, dict[str, Batch]], *, minutes: float):
         self.scale, self.began, self.limit = scale, time.perf_counter(), 60 * minutes
         self.sets = {name: _cropped(tiles, scale.size) for name, tiles in sets.items()}
+        self.digests = {
+            name: identity.digest({s: zip(*tiles[s], strict=True) for s in pack.SPLITS})
+            for name, tiles in sets.items()
+        }
         self.pool, self.tracing = ThreadPoolExecutor(12), threading.Lock()
         self.programs: dict[Any, Future] = {}
         self.cost: dict[str, float] = {}  # seconds a step of one member
@@ -604,9 +611,17 @@ def pieces(scale: Scale, data: list[str]) -> list[Any]:
 
 
 def run(lab: Lab, out: Path, *, only: str = "*", commit: str | None = None) -> None:
-    """Runs what is missing; a piece that fails leaves its traceback and stops no other."""
+    """Runs what is missing; a piece that fails leaves its traceback and stops no other.
+
+    Raises:
+      UserError: a piece that is there is damaged, or of another scale or other tiles.
+    """
+    wanted = pieces(lab.scale, list(lab.sets))
+    there = [p for p in wanted if _file(out, p).exists()]
+    for piece in there:
+        _check_kept(lab, _file(out, piece), piece.set if isinstance(piece, Piece) else piece[1])
     out.mkdir(parents=True, exist_ok=True)
-    todo = [p for p in pieces(lab.scale, list(lab.sets)) if not _file(out, p).exists()]
+    todo = [p for p in wanted if p not in there]
     todo = [p for p in todo if fnmatch.fnmatch(_file(out, p).stem, only)]
     lab.say(f"{len(todo)} pieces to run, convolutions {lab.convolutions}")
     needed = {id(piece): lab.prepare(*_program_of(lab.scale, piece)) for piece in todo}
@@ -621,6 +636,17 @@ def run(lab: Lab, out: Path, *, only: str = "*", commit: str | None = None) -> N
         _try_piece(lab, out, ready[0], commit)
     for piece in todo:
         lab.say(f"{_file(out, piece).stem}: its turn did not come")
+
+
+def _config(lab: Lab, name: str) -> dict[str, Any]:
+    """What a result file says of its piece: every field that differs is said by the members."""
+    return {**lab.scale._asdict(), "convolutions": lab.convolutions, "piece": name}
+
+
+def _check_kept(lab: Lab, path: Path, data: str) -> None:
+    kept.lines(path, _config(lab, path.stem), "members", len)
+    if files.read_object(path).get(DIGEST) not in (None, lab.digests[data]):  # of old: None
+        raise UserError(f"{path} is of other tiles than --data gives as {data}; name another --out")
 
 
 def _program_of(scale: Scale, piece: Any) -> tuple[str, int]:
@@ -657,9 +683,9 @@ def _run_piece(lab: Lab, out: Path, piece: Any, path: Path, commit: str | None) 
             m["start"] = i // seeds
             same = [b for b in before["members"] if b["start"] == m["start"]] if before else []
             m["walk"] = list(turn(same)) if same else None
-    # The config is the scale's; every field that differs is said by the members.
     content = {
-        "config": {**lab.scale._asdict(), "convolutions": lab.convolutions, "piece": piece.name},
+        "config": _config(lab, piece.name),
+        DIGEST: lab.digests[piece.set],
         **provenance.describe(0),
         "members": found,
         "seconds": time.perf_counter() - began,

@@ -250,8 +250,8 @@ def real(f: Findings) -> list[Block]:
                      f"{f.scale.long_epochs} epochs") for m in longs[:1]]  # fmt: skip
     tiles = next(iter(f.of("train", f.scale.real) + longs))["tiles"]
     text = (
-        f"`{f.scale.real}`: {tiles['train']} / {tiles['val']} / {tiles['test']} real tiles at "
-        "64 pixels, splits by cluster of near-duplicates; constant rate, no augmentation."
+        f"`{f.scale.real}`: {tiles['train']} / {tiles['val']} / {tiles['test']} real tiles; "
+        "constant rate, no augmentation."
     )
     return [Heading("Real tiles"), Text(text), table, *shown]
 

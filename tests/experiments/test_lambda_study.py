@@ -1,6 +1,8 @@
 """The study of lambda: its derivative of a whole run, its schedules, and a piece of it."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 from experiments import lambda_study as study
 from tvjax import hypergrad
+from tvjax.errors import UserError
 from tvjax.training import members
 from tvjax.training.setup import make_functions
 from tvjax.types import Batch
@@ -102,6 +105,27 @@ def test_a_piece_is_run_once_and_says_what_it_is(tmp_path, together):
     written = file.stat().st_mtime_ns
     study.run(lab, tmp_path, only="curve_embedded_0")
     assert file.stat().st_mtime_ns == written
+
+
+def test_pieces_of_other_sizes_or_tiles_are_not_gone_on_with(tmp_path):
+    lab = SimpleNamespace(
+        scale=SCALE, sets={"embedded": SETS}, digests={"embedded": "a"}, convolutions="direct",
+        say=print,
+    )  # fmt: skip
+    path = tmp_path / "curve_embedded_0.json"
+    config = {**SCALE._asdict(), "convolutions": "direct", "piece": "curve_embedded_0"}
+    good = {"config": config, "members": [], "tiles_sha256": "a"}
+    for content, words in (
+        (good, None),
+        ({k: v for k, v in good.items() if k != "tiles_sha256"}, None),  # of earlier versions
+        (good | {"tiles_sha256": "b"}, "of other tiles than --data gives as embedded"),
+        (good | {"config": config | {"width": 3}}, "of another config"),
+        ([], "is damaged"),
+    ):
+        path.write_text(json.dumps(content))
+        refused = nullcontext() if words is None else pytest.raises(UserError, match=words)
+        with refused:
+            study.run(lab, tmp_path, only="none of them")
 
 
 def test_a_result_file_keeps_the_course_of_what_moves():
