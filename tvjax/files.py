@@ -162,6 +162,16 @@ def check_replaced(flag: str, folder: Path, names: Iterable[str], why: str) -> N
         )
 
 
+def check_name(path: Path) -> None:
+    """Refuses a path whose bytes are no UTF-8, which array_record and GDAL do not take.
+
+    Raises:
+      UserError: it is such a one.
+    """
+    if os.fsencode(path).decode(errors="ignore") != str(path):
+        raise UserError(f"{path}: the bytes of its name are no UTF-8; rename it")
+
+
 def check_file(flag: str, path: Path) -> None:
     """The same of a file to be written or replaced.
 

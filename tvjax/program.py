@@ -121,8 +121,10 @@ def _parse(argv: list[str], words: int = 0) -> list[str]:
     if usage.ASKS.intersection(argv[1:]):
         try:
             print(usage.text(), flush=True)
-        except BrokenPipeError:  # whoever read it has read enough
+        except OSError as error:
             _leave_stdout()
+            if not isinstance(error, BrokenPipeError):  # else whoever read it has read enough
+                raise Outage(f"{error.strerror}") from error
         sys.exit(0)
     if [name for name, _ in _typed(argv)].count("config") > 1:
         raise UserError("--config is given twice; give one file, and its fields by --config.FIELD")

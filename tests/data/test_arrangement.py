@@ -200,6 +200,11 @@ def test_three_coco_files_give_the_splits_and_parted_twins_are_told(source, tmp_
         ("name,split\na,val\na,test\n", "line 3 .*one split"),
         ("name,split\n\nlonely\n", "line 3 is 'lonely'"),
         ("".join(f"town{k // 4}_{k},train\n" for k in range(24)), "no image is in val"),
+        (
+            "".join(f"town{k // 4}_{k},{'train' if k < 8 else 'val'}\n" for k in range(24))
+            + "town0_0.png,test\n",
+            r"has town0_0\.png in test and town0_0 in train, which are both town0_0\.png",
+        ),
         ("\0\x80", "--split_file="),
         ("", "gives no split"),
     ],

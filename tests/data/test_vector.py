@@ -109,6 +109,7 @@ def test_metres_are_those_on_the_ground(tmp_path):
 
     for crs, transform, metres in (
         ("EPSG:3857", rasterio.Affine(1, 0, 0, 0, -1, 8_399_737.9), 0.5),
+        ("EPSG:3857", rasterio.Affine(1, 0, 20_037_497.84, 0, -1, 8_399_737.9), 0.5),  # beyond 180
         ("EPSG:4326", rasterio.Affine(2e-5, 0, 10, 0, -1e-5, 60), 1.112),
         ("EPSG:32633", rasterio.Affine(0.25, 0, 500_000, 0, -0.25, 5_400_000), 0.25),
         ("EPSG:2263", rasterio.Affine(1, 0, 1_000_000, 0, -1, 200_000), 0.3048006),

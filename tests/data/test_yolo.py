@@ -65,6 +65,15 @@ def test_polygons_give_the_records_of_the_coco_file(source):
     assert ours["train/00.png"]["mask"].max() == 0
 
 
+def test_a_class_of_many_digits_is_shortened(source):
+    with open(source / "labels" / "train" / "02.txt", "a") as file:
+        file.write("1" * 4000 + " 0.1 0.1 0.2 0.1 0.2 0.2\n")
+    origin = origins.Images(source / "labels", source / "images", is_yolo=True)
+    with pytest.raises(UserError, match=r"has the classes 0, 3, 1{9,}\.\.\.1+; say") as error:
+        builder.build_from(origin, source / "out", size=(12, 16), progress=False)
+    assert len(str(error.value)) < 400
+
+
 def test_program(source):
     def prepare(*flags):
         places = f"--labels={source}/labels", f"--images={source}/images", f"--out={source}/out"

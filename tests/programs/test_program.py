@@ -333,3 +333,9 @@ def test_help_may_be_cut_off():
     )  # fmt: skip
     os.close(write)
     assert (found.returncode, found.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "tvjax.data.prepare", "--help"], stdout=full,
+            stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+    assert (found.returncode, found.stderr) == (74, "error: No space left on device\n")

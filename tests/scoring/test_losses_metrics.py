@@ -133,6 +133,8 @@ def test_empty_on_empty_is_perfect_and_anything_on_empty_is_not():
     empty = jnp.zeros((4, 4, 1))
     assert metrics.iou(empty, empty) == 1 and metrics.counts(empty, empty).f1 == 1
     assert metrics.iou(empty + 1, empty) == 0 and metrics.iou(empty, empty + 1) == 0
+    with pytest.raises(ValueError, match=r"probabilities .*\(2, 0, 2, 1\)"):
+        metrics.iou(jnp.zeros((2, 0, 2, 1)), jnp.zeros((2, 0, 2, 1)))
 
 
 def refuses(call, match):

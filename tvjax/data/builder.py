@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from tvjax import interruption
+from tvjax import files, interruption
 from tvjax.data import (
     arrangement,
     contact,
@@ -221,9 +221,8 @@ def build_from(
 
 
 def _check(folders: list[Path], seed: int) -> None:
-    for folder in folders:  # array_record and GDAL take none but these
-        if os.fsencode(folder).decode(errors="ignore") != str(folder):
-            raise UserError(f"{folder}: the bytes of its name are no UTF-8; rename it")
+    for folder in folders:
+        files.check_name(folder)
     if not 0 <= seed < 2**31:
         raise UserError(f"seed={seed} must be an integer of at least 0, below 2^31")
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tvjax import files
 from tvjax.data import local, orientation, pillow, vrt
 from tvjax.data.orientation import Read
 from tvjax.data.reading import MOST_BANDS, Reading
@@ -96,6 +97,7 @@ def opening(path: Path) -> Iterator[Any]:
                 "picture and no TIFF)"
             )
         if driver is not None:
+            files.check_name(path.absolute())
             check_beside(path)
         with pillow.decoding(path):
             try:

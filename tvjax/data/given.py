@@ -68,9 +68,9 @@ def assign(names: Sequence[str], splits: Mapping[str, int], where: str) -> np.nd
       where: what says so, for the message.
 
     Raises:
-      UserError: a tile has no split, or a split no tile.
+      UserError: a tile has no split, or two by two forms of its name, or a split no tile.
     """
-    found = [_find(name, splits) for name in names]
+    found = [_find(name, splits, where) for name in names]
     lacking = [name for name, split in zip(names, found, strict=True) if split is None]
     if lacking:
         more = f" and {len(lacking) - 1} more" * (len(lacking) > 1)
@@ -82,10 +82,18 @@ def assign(names: Sequence[str], splits: Mapping[str, int], where: str) -> np.nd
     return assigned
 
 
-def _find(name: str, splits: Mapping[str, int]) -> int | None:
+def _find(name: str, splits: Mapping[str, int], where: str) -> int | None:
+    """The split of a tile by its own name, or else by that of its image."""
     image = _PART.sub("", name)
-    forms = name, os.path.splitext(name)[0], image, os.path.splitext(image)[0]
-    return next((splits[form] for form in forms if form in splits), None)
+    for whole in (name, image):
+        forms = [form for form in (whole, os.path.splitext(whole)[0]) if form in splits]
+        found = {splits[form] for form in forms}
+        if len(found) > 1:
+            both = " and ".join(f"{form} in {NAMES[splits[form]]}" for form in forms)
+            raise UserError(f"{where}: has {both}, which are both {name}; leave one out")
+        if found:
+            return found.pop()
+    return None
 
 
 def warn(assigned: np.ndarray, kept: dict[str, np.ndarray]) -> list[str]:

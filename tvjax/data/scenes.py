@@ -220,7 +220,8 @@ def metres_per_pixel(raster: Raster) -> float:
     corners = middle + np.array([[0, 0], [1, 0], [0, 1]])
     points = convert(apply(raster.transform, corners), raster.crs, CRS.from_epsg(4326))
     lon, lat = np.radians(points).T
-    across = np.stack([(lon[1:] - lon[0]) * np.cos(lat[0]), lat[1:] - lat[0]]) * EARTH
+    east = (lon[1:] - lon[0] + np.pi) % (2 * np.pi) - np.pi  # a step over the antimeridian, too
+    across = np.stack([east * np.cos(lat[0]), lat[1:] - lat[0]]) * EARTH
     ground = abs(np.linalg.det(across)) ** 0.5
     if not 0 < ground < np.inf:
         raise UserError(f"{raster.path}: its georeference is of no place on the earth")

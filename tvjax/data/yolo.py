@@ -85,7 +85,7 @@ def read(
             tiles.append(_tile(number, file, texts.get(name), chosen, reading))
         except UserError as error:
             collected.add(file, error)
-    there = some([str(kind) for kind in sorted(seen)], coco.LISTED)
+    there = some([short(kind) for kind in sorted(seen)], coco.LISTED)
     coco.check_chosen(labels, "classes", seen, there, categories)
     if faults is None:
         collected.check(len(files))

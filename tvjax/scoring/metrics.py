@@ -55,8 +55,8 @@ def counts(
       Float32 `[...]` each. NaN of traced arguments that cannot be so.
 
     Raises:
-      ValueError: the shapes differ, a value cannot be so, or `threshold` is not one number in
-        [0, 1] (an array, a boolean or a text is none).
+      ValueError: the shapes differ, an image has no pixels, a value cannot be so, or `threshold` is
+        not one number in [0, 1] (an array, a boolean or a text is none).
     """
     prediction, truth, sound = _masks(probabilities, mask, threshold)
 
@@ -89,8 +89,8 @@ def iou(
       `[...]` in [0, 1]. NaN of traced arguments that cannot be so, such as a mask of 255.
 
     Raises:
-      ValueError: the shapes differ, a value cannot be so, or `threshold` is not one number in
-        [0, 1] (an array, a boolean or a text is none).
+      ValueError: the shapes differ, an image has no pixels, a value cannot be so, or `threshold` is
+        not one number in [0, 1] (an array, a boolean or a text is none).
 
     Example:
       >>> p = jnp.array([[[0.9], [0.8]], [[0.1], [0.6]]])
@@ -105,7 +105,7 @@ def _masks(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Prediction and truth as booleans, and whether each image's values are all valid."""
     p, y = arguments.share("probabilities", probabilities), arguments.binary("mask", mask)
-    arguments.images("probabilities", p.shape)
+    arguments.images("probabilities", p.shape, empty=False)
     arguments.same_shape("mask", y.shape, "probabilities", p.shape)
     dtype = jnp.promote_types(p.dtype, jnp.float32)
     t = arguments.fraction("threshold", threshold).astype(dtype)
