@@ -251,7 +251,12 @@ def _score(
 ) -> tuple[dict[str, Any], scores.Scores]:
     """The report of a run and its scores, which are written if they are to be kept."""
     interruption.check()
-    tiling = tiles.choose_tiling(scores.scaled_sizes(examples, _SCALE.value), one.net)
+    is_split = not _ANNOTATIONS.value  # whose tiles are taken as in training
+    whole = (
+        next(iter(examples.sizes), None) if is_split else rundir.read_size(Path(one.run.workdir))
+    )
+    sizes = scores.scaled_sizes(examples, _SCALE.value)
+    tiling = tiles.choose_tiling(sizes, one.net, whole=whole)
     result = scores.score(examples, one.net, tiling, scale=_SCALE.value, category=category)
     report = {
         "workdir": one.run.workdir, "seed": one.run.seed, **source, **_settings(one.net),

@@ -153,6 +153,7 @@ def main(argv: list[str]) -> None:
         objects, skipped = writing.predict_images(
             writing.number_images(places, _ANNOTATIONS.value), folder, net,
             options=options, tile=_TILE.value, batch=_BATCH.value,
+            whole=rundir.read_size(Path(workdir)),
         )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt("complete images stay") from None

@@ -109,7 +109,7 @@ def measure(folder: Path) -> dict:
     images = list(enumerate(sorted((folder / "images").iterdir()), 1))
     timed: dict[str, Any] = {"tile": _TILE.value, "batch": _BATCH.value}
     sizes = {pictures.read_size(path) for _, path in images}
-    tiling = tiles.choose_tiling(sizes, net, **timed)
+    tiling = tiles.choose_tiling(sizes, net, **timed).fit(*next(iter(sizes)))
     batch = np.random.default_rng(0).random((_BATCH.value, *tiling.tile, 3), np.float32)
     jax.block_until_ready(net(batch))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -176,7 +176,9 @@ def race(path: Path, side: int) -> dict[str, Any]:
     torch_tiles = importlib.import_module("experiments.benchmarks.torch_tiles")
     calls, found = {}, {"side": side, "tilings": {}}
     for name, ours, theirs in pairs():
-        tiling = tiles.choose_tiling({(side, side)}, ours, tile=_TILE.value, batch=_BATCH.value)
+        tiling = tiles.choose_tiling(
+            {(side, side)}, ours, tile=_TILE.value, batch=_BATCH.value
+        ).fit(side, side)
         other = torch_tiles.ready(theirs)
         batch = np.random.default_rng(0).random((_BATCH.value, *tiling.tile, 3), np.float32)
         calls |= {

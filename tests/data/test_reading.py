@@ -132,6 +132,10 @@ def test_a_run_keeps_how_its_images_were_read(tmp_path):
         (tmp_path / "tiles.json").write_text(json.dumps(wrong))
         with pytest.raises(UserError, match="damaged"):
             rundir.read_images_of(tmp_path)
+    for size in (3, [9], [0, 9], [9, 9.0], {}):
+        (tmp_path / "tiles.json").write_text(json.dumps(kept | {"size": size}))
+        with pytest.raises(UserError, match=r"tiles\.json is damaged \(size="):
+            rundir.read_size(tmp_path)
     (tmp_path / "tiles.json").write_text(json.dumps(kept | {"resolution": -1}))
     with pytest.raises(UserError, match="resolution=-1"):
         rundir.read_images_of(tmp_path)
@@ -165,5 +169,7 @@ def test_training_and_evaluation_read_a_coco_file_s_images_alike(tmp_path):
         np.testing.assert_array_equal(examples.get(k).image, made[k])
     np.testing.assert_array_equal(made[0], expected((4, 3, 2), (0, 0, 0), (11_000,) * 3))
     assert sets.identify(opened, None)["reading"] == chosen.as_json()
-    assert manifest.read_request(tmp_path / "out") == {"reading": chosen.as_json()}
+    assert manifest.read_request(tmp_path / "out") == {
+        "size": [SIDE, SIDE], "reading": chosen.as_json(),
+    }  # fmt: skip
     assert coco.read(file, tmp_path / "images", reading=chosen)[0].reading == chosen

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -200,8 +201,8 @@ def test_tiles_give_what_one_pass_gives(size):
     tiling = tiles.make_tiling(128, reach, batch=2)
     raster = pictures.from_array(image)
     strips = list(tiles.strips(raster.read, *size, smooth_net, tiling))
-    padded = np.pad(image, [(0, -size[0] % 32), (0, -size[1] % 32), (0, 0)], "edge")
-    tall = np.pad(padded, [(0, max(0, 128 - s)) for s in padded.shape[:2]] + [(0, 0)], "edge")
+    padded = np.pad(image, [(0, -size[0] % 32), (0, -size[1] % 32), (0, 0)], "symmetric")
+    tall = np.pad(padded, [(0, max(0, 128 - s)) for s in padded.shape[:2]] + [(0, 0)], "symmetric")
     whole = smooth_net(tall[None].astype(np.float32) / 255)[0, : size[0], : size[1]]
     np.testing.assert_allclose(np.concatenate(strips), whole, atol=1e-6)
 
@@ -240,6 +241,35 @@ def test_tiles_are_fitted_to_one_size_alone_and_to_nets_that_see_little():
     assert tiles.choose_tiling({(600, 600), (700, 600)}, red).tile == (512, 512)
     assert tiles.choose_tiling({(600, 600)}, red).tile == (608, 608)
     assert max(tiles.choose_tiling({(600, 900)}, red, batch=2).tile) <= 512
+
+
+def test_an_image_s_probabilities_do_not_depend_on_other_images():
+    rng, seen = np.random.default_rng(0), set()
+
+    def net(images):
+        seen.add(images.shape)
+        return smooth_net(images)
+
+    image = rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)
+    mirrored = np.pad(image, [(0, 42), (0, 22), (0, 0)], "symmetric").astype(np.float32) / 255
+    wanted = smooth_net(mirrored[None])[0, :150, :170]
+    others = [set(), {(60, 100)}, {(160, 500)}, {(150, 171), (151, 170)}, {(900, 30)}]
+    for beside in others:
+        for tile in (None, 256):
+            tiling = tiles.choose_tiling({(150, 170), *beside}, net, tile)
+            raster = pictures.from_array(image)
+            (found,) = tiles.probabilities(raster, net, tiling)
+            np.testing.assert_array_equal(found, wanted)
+    assert (1, 192, 192, 3) in seen  # more than need be, so that there are few sizes to compile
+
+
+def test_images_of_any_size_need_few_sizes_of_tiles_and_those_of_training_are_taken_as_they_are():
+    tiling = tiles.choose_tiling({(500, 500)}, red, whole=(100, 90))
+    found = {tiling.fit(side, 600).tile[0] for side in range(1, 700)}
+    assert sorted(found) == [32, 64, 96, 128, 192, 256, 384, 512]
+    assert tiling.fit(100, 90).tile == (100, 90) and tiling.fit(90, 100).tile == (96, 128)
+    large = tiles.choose_tiling({(9, 9)}, red, 128, whole=(150, 150))
+    assert large.fit(150, 150).tile == (128, 128)
 
 
 def test_a_net_that_reaches_everywhere_is_blended_without_seams():
@@ -323,6 +353,29 @@ def test_pictures_give_png_and_bad_files_are_skipped(tmp_path):
     assert {result["image_id"] for result in json.loads((out / "results.json").read_text())} == {
         5, 6,
     }  # fmt: skip
+
+
+def test_files_of_an_image_that_is_skipped_now_are_told_of(tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 40), "red").save(tmp_path / name)
+    images, out = [(1, tmp_path / "a.png"), (2, tmp_path / "b.png")], tmp_path / "out"
+    assert writing.predict_images(images, out, red) == (2, [])
+    before = sorted(out.glob("b*"))
+    assert capsys.readouterr().err == ""
+    (tmp_path / "b.png").write_bytes(b"no image")
+    objects, (reason,) = writing.predict_images(images, out, red)
+    assert objects == 1 and "b.png" in reason
+    note = "2 files of an earlier call stay (b.geojson): their images were skipped now"
+    assert note in capsys.readouterr().err
+    assert sorted(out.glob("b*")) == before and len(before) == 2
+    assert len(json.loads((out / "results.json").read_text())) == 1
+
+
+def test_a_name_that_is_no_text_is_said_to_be_one(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\xff.png")
+    Image.new("RGB", (40, 40), "red").save(path)
+    _, (reason,) = writing.predict_images([(1, path)], tmp_path / "out", red)
+    assert "the bytes of its name are no UTF-8; rename it" in reason
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

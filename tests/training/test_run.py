@@ -18,8 +18,11 @@ from programs import ROOT, STRICT, use
 
 import tvjax
 from configs import lunet_bilevel
+from tvjax.data import pictures
 from tvjax.errors import UserError
-from tvjax.training import rundir
+from tvjax.inference import tiles as tiles_
+from tvjax.inference import writing
+from tvjax.training import loop, pretrained, rundir
 from tvjax.training.logs import read_metrics
 
 STEPS = 14
@@ -133,19 +136,27 @@ def test_a_run_predicts_and_says_what_it_skipped(whole, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    Image.fromarray(pixels[:32, :32]).save(tmp_path / "images" / "c.png")
     (tmp_path / "images" / "b.png").write_text("no image")
     out = tmp_path / "out"
     flags = (f"--workdir={whole[0]}", f"--images={tmp_path}/images/*.png", f"--out={out}")
     result = use(
-        "predict", *flags, "--threshold=0.4", "--scale=0.5", "--simplify=1", "--denoise=0.1"
-    )
+        "predict", *flags, "--threshold=0.4", "--scale=0.5", "--simplify=1", "--denoise=0.1",
+        "--probabilities",
+    )  # fmt: skip
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     assert "skipped: " in result.stderr and "b.png" in result.stderr
     numbers = json.loads(result.stdout.splitlines()[-1])
-    assert (numbers["images"], numbers["skipped"]) == (1, 1)
-    names = ["a.geojson", "a_mask.png", "predicted.jsonl", "results.json"]
-    assert sorted(p.name for p in out.iterdir()) == names
+    assert (numbers["images"], numbers["skipped"]) == (2, 1)
+    names = [f"{name}{end}" for name in "ac" for end in writing.ENDINGS if ".tif" not in end]
+    assert sorted(p.name for p in out.iterdir()) == [*names, "predicted.jsonl", "results.json"]
     assert len(json.loads((out / "results.json").read_text())) == numbers["objects"]
+    # At this scale the second has the size of the run's tiles, and is taken as those are.
+    net, tiling = tvjax.Predictor.load(whole[0], denoise=0.1), tiles_.Tiling((16, 16), 0, 0)
+    raster = pictures.from_array(pixels[:32, :32])
+    (wanted,) = tiles_.probabilities(raster, net, tiling._replace(whole=(16, 16)), 0.5)
+    with Image.open(out / "c_probability.png") as found:
+        np.testing.assert_allclose(np.asarray(found) / 65535, wanted[..., 0], atol=1e-4)
 
 
 @pytest.mark.slow
@@ -251,6 +262,30 @@ def test_mistakes_in_flags_are_one_line(tiles, tmp_path):
     """What parsing alone can tell is in `test_program`."""
     result = run(tiles, tmp_path / "run", "--config.hypergrad.method=exat")
     fails_with(result, "hypergrad.method='exat'", "exact")
+
+
+def test_what_is_refused_leaves_no_run_behind(tiles, tmp_path, monkeypatch):
+    config = lunet_bilevel.get_config()
+    config.data.directory, config.data.cache = str(tiles), str(tiles.parent / "cache")
+    config.model.width, config.model.depth, config.train.batch_size = 2, 1, 4
+
+    def refused(words):
+        with pytest.raises(UserError, match=words):
+            loop.run(config, tmp_path / "run")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+    for section, size in (("hypergrad", 64), ("train", 4096)):
+        with config.unlocked():
+            before, config[section].batch_size = config[section].batch_size, size
+        refused(rf"{section}\.batch_size: batch size {size} does not suit a split of")
+        config[section].batch_size = before
+    config.hypergrad.batch_size = 4
+
+    def put(*_):
+        raise UserError("weights of another encoder")
+
+    monkeypatch.setattr(pretrained, "put", put)
+    refused("of another encoder")
 
 
 def test_a_workdir_keeps_to_its_config(whole, tiles):

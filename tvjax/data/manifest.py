@@ -151,13 +151,14 @@ def _is_sound(content: dict[str, Any]) -> bool:
 
 def read_request(directory: Path) -> dict[str, Any]:
     """What prediction needs to know of the request that records were made by, if it was given:
-    `reading` (see `tvjax.data.reading`) and `resolution`, in metres per pixel.
+    `reading` (see `tvjax.data.reading`) and `resolution`, in metres per pixel; and `size`, height
+    and width of the tiles.
 
     Raises:
       UserError: see `read`.
     """
     asked = read(directory)["request"]
-    return {name: asked[name] for name in ("reading", "resolution") if asked.get(name)}
+    return {name: asked[name] for name in ("size", "reading", "resolution") if asked.get(name)}
 
 
 def write(directory: Path, content: dict[str, Any]) -> None:

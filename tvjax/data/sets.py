@@ -106,8 +106,8 @@ def absolute(place: str | None) -> str | None:
 def identify(sets: dict[str, Split], directory: str | None) -> dict[str, Any]:
     """What a run keeps of its data: `sha256` of the records' pixels, and their `directory`.
 
-    Also how their images were read, where that was chosen, see `manifest.read_request`. The sets
-    are what `open_sets` opened by that directory.
+    Also their size, and how their images were read, where that was chosen, see
+    `manifest.read_request`. The sets are what `open_sets` opened by that directory.
 
     Raises:
       UserError: a record cannot be read.

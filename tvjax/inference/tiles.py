@@ -3,8 +3,13 @@
 A tile's pixels near its edge miss the context beyond it. They get weight 0 as far in as the net
 reaches, then the weight rises linearly, so that the blend equals one pass over the whole image if
 the overlap leaves room for that; on a net that reaches everywhere it hides the seams.
+
+What a tile is depends on its own image alone, and not on others that are predicted beside it. Where
+a tile is larger than what is left of the image, the image is mirrored at its edge: scores there are
+those of images that are taken as they are, where edge pixels that are repeated cost some.
 """
 
+import math
 import mmap
 import shutil
 import tempfile
@@ -56,7 +61,7 @@ class Tiling(NamedTuple):
     """How an image is cut."""
 
     tile: tuple[int, int]
-    """Height and width of all tiles, pixels."""
+    """Height and width of all tiles, pixels; see `fit`."""
     overlap: int
     """Pixels shared by neighbours; a multiple of `ALIGNMENT`, or 0 for images of a single tile."""
     reach: int
@@ -65,6 +70,15 @@ class Tiling(NamedTuple):
     """Tiles that the net takes at once; the last batch of an image is filled up."""
     channels: int = 1
     """Maps that the net gives; with 2, contact comes behind the object, see `separation`."""
+    whole: tuple[int, int] | None = None
+    """Height and width of images that are taken as they are, as those of training are."""
+
+    def fit(self, height: int, width: int) -> "Tiling":
+        """The same with the tile of an image of this size: of the sides `rounded_up`, or whole."""
+        sides = zip((height, width), self.tile, strict=True)
+        tile = min(self.tile[0], rounded_up(height)), min(self.tile[1], rounded_up(width))
+        is_whole = (height, width) == self.whole and all(side <= most for side, most in sides)
+        return self._replace(tile=(height, width) if is_whole else tile)
 
 
 class Window(NamedTuple):
@@ -88,6 +102,16 @@ def make_tiling(tile: int, reach: int | None, *, batch: int = 1) -> Tiling:
         return Tiling((tile, tile), most, most // 8, batch)
     overlap = -(-(2 * reach + ramp) // ALIGNMENT) * ALIGNMENT
     return Tiling((tile, tile), overlap, (overlap - ramp) // 2, batch)
+
+
+def rounded_up(length: int) -> int:
+    """The multiple of `ALIGNMENT` that a side is filled up to: 1, 2, 3, 4, 6, 8, 12, 16, ... of it.
+
+    Not each one: a net is compiled for each size of tiles, for at most 64 of up to 512 pixels.
+    """
+    number = -(-length // ALIGNMENT)
+    step = 1 << max(0, (number - 1).bit_length() - 2)
+    return -(-number // step) * step * ALIGNMENT
 
 
 def measure_reach(net: Net, shape: tuple[int, ...]) -> int | None:
@@ -160,12 +184,13 @@ def strips(
       read: `(top, bottom, left, right) ->` uint8 `[h, w, 3]` of the image.
       height, width: size of the image.
       net: see `Net`.
-      tiling: see `Tiling`.
+      tiling: see `Tiling`; fitted to the image here.
       progress: called with the number of tiles after each batch.
 
     Yields:
       Float32 `[h, width, C]`, from the top; together `height` rows.
     """
+    tiling = tiling.fit(height, width)
     rows = windows(height, tiling.tile[0], tiling.overlap, tiling.reach)
     columns = windows(width, tiling.tile[1], tiling.overlap, tiling.reach)
     across = columns[-1].start + tiling.tile[1]
@@ -198,7 +223,7 @@ def strips(
 
 def count(height: int, width: int, tiling: Tiling) -> int:
     """The number of tiles of an image."""
-    sides = zip((height, width), tiling.tile, strict=True)
+    sides = zip((height, width), tiling.fit(height, width).tile, strict=True)
     numbers = [len(_starts(side, tile, tiling.overlap)) for side, tile in sides]
     return numbers[0] * numbers[1]
 
@@ -252,21 +277,27 @@ def probabilities(
 
 
 def choose_tiling(
-    sizes: set[tuple[int, int]], net: Net, tile: int | None = None, batch: int = 1
+    sizes: set[tuple[int, int]],
+    net: Net,
+    tile: int | None = None,
+    batch: int = 1,
+    whole: tuple[int, int] | None = None,
 ) -> Tiling:
-    """One tiling for images of these sizes, so that the net is compiled once.
+    """A tiling for images of these sizes, by which each has the tiles that it has alone.
 
-    Images of one size that is no larger than a tile are taken whole, as in training. Larger ones of
-    one size are cut into as few tiles as do, none larger than need be, if the net's reach is small:
-    what tiles share is predicted twice.
+    Sides that are no larger than a tile are filled up, see `rounded_up`. Larger images of one size
+    are cut into as few tiles as do, none larger than need be, if the net's reach is small: what
+    tiles share is predicted twice. The net then gives the same, to rounding.
 
     Args:
       sizes: heights and widths.
       net: see `Net`.
       tile: side of the tiles; None: `TILE`, or as it fits, at most `FITTED`.
       batch: tiles that the net takes at once; tiles of several are fitted up to `TILE` only.
+      whole: see `Tiling`: the size of the tiles that the net was trained on.
     """
-    return _choose(sizes, net, tile, batch)._replace(channels=getattr(net, "channels", 1))
+    chosen = _choose(sizes, net, tile, batch)
+    return chosen._replace(channels=getattr(net, "channels", 1), whole=whole)
 
 
 def _choose(sizes: set[tuple[int, int]], net: Net, tile: int | None, batch: int) -> Tiling:
@@ -276,7 +307,7 @@ def _choose(sizes: set[tuple[int, int]], net: Net, tile: int | None, batch: int)
     if batch < 1:
         raise UserError(f"--batch={batch} must be at least 1")
     height, width = (max((size[axis] for size in sizes), default=1) for axis in (0, 1))
-    size = height * width if max(height, width) <= side else side**2
+    size = math.prod(min(side, rounded_up(length)) for length in (height, width))
     if 12 * batch * size > MOST_AT_ONCE:
         raise UserError(
             f"--batch={batch} --tile={side}: these tiles need {12 * batch * size >> 20} MiB at "
@@ -289,9 +320,7 @@ def _choose(sizes: set[tuple[int, int]], net: Net, tile: int | None, batch: int)
                 return _fitted((height, width), make_tiling(side, reach, batch=batch))
         reach = measure_reach(net, (batch, side, side, 3))
         return make_tiling(side, reach, batch=batch)
-    if len(sizes) > 1:
-        height, width = (-(-side // ALIGNMENT) * ALIGNMENT for side in (height, width))
-    return Tiling((height, width), 0, 0, batch)
+    return Tiling((side, side), 0, 0, batch)
 
 
 def _fitted(size: tuple[int, int], tiling: Tiling) -> Tiling:
@@ -300,7 +329,7 @@ def _fitted(size: tuple[int, int], tiling: Tiling) -> Tiling:
 
     def side(length: int) -> int:
         if length <= TILE:
-            return TILE  # as with tiles that are not fitted: the same pixels are padded
+            return TILE  # as with tiles that are not fitted, see `Tiling.fit`
         number = len(_starts(length, most, tiling.overlap))
         shared = -(-length // ALIGNMENT) * ALIGNMENT + (number - 1) * tiling.overlap
         return -(-shared // (number * ALIGNMENT)) * ALIGNMENT
@@ -351,6 +380,6 @@ def _checked(found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _padded(image: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
-    """Float32 in [0, 1], the last rows and columns repeated up to the tile's size."""
+    """Float32 in [0, 1], mirrored at the last row and column up to the tile's size."""
     missing = [(0, side - have) for side, have in zip(tile, image.shape[:2], strict=True)]
-    return np.pad(image, [*missing, (0, 0)], "edge").astype(np.float32) / np.float32(255)
+    return np.pad(image, [*missing, (0, 0)], "symmetric").astype(np.float32) / np.float32(255)

@@ -265,6 +265,12 @@ class Record:
         there = [name for name in names if os.path.lexists(self._out / name)]
         self._add({name: (names[name], _digest(self._out / name)) for name in there})
 
+    def older(self, images: Iterable[Path]) -> list[str]:
+        """The files of earlier calls that are there still, of these images."""
+        paths = {os.path.realpath(image) for image in images}
+        there = (name for name, (image, _) in self._before.items() if image in paths)
+        return sorted(name for name in there if os.path.lexists(self._out / name))
+
     def remove(self, names: Iterable[str]) -> None:
         """Removes files of earlier calls, if they are as those left them."""
         for name in names:
@@ -321,6 +327,7 @@ def predict_images(
     options: Options = DEFAULTS,
     tile: int | None = None,
     batch: int = 1,
+    whole: tuple[int, int] | None = None,
 ) -> tuple[int, list[str]]:
     """Writes the masks and polygons of images into a folder; see `tvjax.predict`.
 
@@ -333,6 +340,7 @@ def predict_images(
       options: what is written.
       tile: side of the tiles of images that are larger; None: see `tiles.choose_tiling`.
       batch: tiles that the net takes at once.
+      whole: size of the tiles that the net was trained on, see `tiles.choose_tiling`.
 
     Returns:
       The number of objects, and what was wrong with the images that were skipped.
@@ -356,9 +364,9 @@ def predict_images(
     skipped: list[str] = []
     if getattr(net, "channels", 1) > 1:
         separation.require_skimage()
-    tiling, sizes = _plan(images, net, options, tile, batch, skipped)
+    tiling, sizes = _plan(images, net, options, (tile, batch, whole), skipped)
     total = sum(tiles.count(height, width, tiling) for _, (height, width) in sizes)
-    objects = 0
+    objects, missing = 0, {path_of(place) for _, place in images}
     with (
         workspace.beside(out / RESULTS) as work,
         files.writing("out", out),
@@ -381,8 +389,15 @@ def predict_images(
                         objects += _collect(found, raster, results, number, options.category)
                     record.remove(older)
                     mark = results.mark()
+                    missing.remove(path_of(place))
             finally:
                 results.back_to(mark)  # of an image that was skipped nothing stays
+        stale = record.older(missing)
+    if stale:
+        _note(
+            f"{len(stale)} files of an earlier call stay ({stale[0]}): their images were skipped "
+            f"now, and {RESULTS} has none of their objects"
+        )
     return objects, skipped
 
 
@@ -390,8 +405,7 @@ def _plan(
     images: Sequence[tuple[int, Place]],
     net: tiles.Net,
     options: Options,
-    tile: int | None,
-    batch: int,
+    how: tuple[Any, ...],
     skipped: list[str],
 ) -> tuple[tiles.Tiling, list[tuple[tuple[int, Place], tuple[int, int]]]]:
     """The tiling, and the images that can be predicted, with their sizes as the net sees them."""
@@ -413,7 +427,7 @@ def _plan(
             f"--scale={options.scale:g}, and not at the {options.resolution:g} metres per pixel "
             "of the run's tiles"
         )
-    tiling = tiles.choose_tiling({size for _, size in sizes}, net, tile, batch)
+    tiling = tiles.choose_tiling({size for _, size in sizes}, net, *how)
     kept = []
     for (image, size), full in zip(sizes, written, strict=True):
         path = path_of(image[1])

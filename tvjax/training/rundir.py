@@ -296,6 +296,22 @@ def read_images_of(workdir: Path) -> tuple[Reading, float | None]:
     return reading.of_json(data.get("reading"), path), resolution
 
 
+def read_size(workdir: Path) -> tuple[int, int] | None:
+    """Height and width of the tiles that a run was trained on; None of earlier versions' runs.
+
+    Raises:
+      UserError: `tiles.json` is damaged.
+    """
+    size = (read_data(workdir) or {}).get("size")
+    if size is None:
+        return None
+    if not (
+        isinstance(size, list) and [type(side) for side in size] == [int, int] and min(size) > 0
+    ):
+        raise UserError(f"{workdir / 'tiles.json'} is damaged (size={short(size)}); mend it")
+    return size[0], size[1]
+
+
 def write_data(workdir: Path, data: dict[str, Any]) -> None:
     """Writes `tiles.json`, which tells the data of a run.
 
