@@ -27,7 +27,7 @@ from tvjax.inference import tiles
 from tvjax.inference.predictor import Predictor
 from tvjax.scoring import scores
 from tvjax.scoring.examples import Examples
-from tvjax.training import interrupt, loop
+from tvjax.training import interrupt, loop, rundir
 from tvjax.types import Config
 
 SIDE, SCALE = 192, 0.5
@@ -126,7 +126,8 @@ def score(out: Path, workdir: Path, *, contact: bool) -> dict[str, Any]:
     """What is kept of the scores of a run on the test tiles."""
     net = Predictor.load(workdir, contact=contact)
     examples = Examples.of_coco(out / "test" / "annotation.json", out / "test" / "images")
-    tiling = tiles.choose_tiling(scores.scaled_sizes(examples, SCALE), net)
+    sizes = scores.scaled_sizes(examples, SCALE)
+    tiling = tiles.choose_tiling(sizes, net, whole=rundir.read_size(workdir))
     summary = scores.score(examples, net, tiling, scale=SCALE).summary
     return {name: round(summary[name], 4) for name in KEPT}
 
