@@ -36,7 +36,7 @@ import numpy as np
 from absl import flags
 
 from tvjax import files, interruption, program
-from tvjax.data import arrangement, coco, scaling, workspace
+from tvjax.data import arrangement, coco, scaling, sharpness, workspace
 from tvjax.data.reading import Reading
 from tvjax.errors import UserError
 from tvjax.inference import separation, tiles
@@ -216,6 +216,9 @@ def _open_examples(opened: list[Opened]) -> tuple[Examples, dict[str, Any], dict
     if _ANNOTATIONS.value and _IMAGES.value:
         reading = _reading([Path(one.run.workdir) for one in opened])
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value, reading)
+        shrunk = rundir.read_scale_of(Path(opened[0].run.workdir))
+        if shrunk is not None and not flags.FLAGS["scale"].present:
+            print(f"note: {sharpness.advise(shrunk)}", file=sys.stderr)
         return examples, {"annotations": _ANNOTATIONS.value}, {}
     first = opened[0]
     splits, data = restore.open_data(first.config, _DATA.value)

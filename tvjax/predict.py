@@ -19,13 +19,13 @@ A directory of map tiles (z/x/y.png, or NAME-x-y-z.png and no other images) is o
 Mercator, or several if it has parts that do not touch, named DIRECTORY-x-y-z; `--tms` says that y
 counts from the south, `--nomap_tiles` takes each tile as a picture.
 
-The net knows objects at the size that they had in its training tiles. If those were cut from images
-on a map by `prepare --resolution`, images on a map are scaled to it. Otherwise `--scale` says how:
-if tiles were shrunk from 300 to 100 pixels, images of the same sharpness need `--scale=0.3333`;
-what is written has the images' size all the same. Where an image has no data (alpha 0, its nodata
-value or its mask) the probability is 0. Images are read as the run's training tiles were, by the
-rules of `tvjax.data.pictures` and with the `--bands`, `--black` and `--white` that were given to
-`prepare`; images of 16 bits per channel of another white need `--white`.
+The net knows objects at the size that they had in its training tiles. If those were made of images
+on a map, images on a map are scaled to their metres per pixel. Otherwise `--scale` says how: if
+tiles were shrunk from 300 to 100 pixels, images of the same sharpness need `--scale=0.3333`, and a
+note tells so; what is written has the images' size all the same. Where an image has no data (alpha
+0, its nodata value or its mask) the probability is 0. Images are read as the run's training tiles
+were, by the rules of `tvjax.data.pictures` and with the `--bands`, `--black` and `--white` that
+were given to `prepare`; images of 16 bits per channel of another white need `--white`.
 
 Images are read by tiles, and results written by rows: memory is flat in an image's height and
 width, but for the outlines of objects that are not complete yet. Files appear when they are
@@ -147,7 +147,7 @@ def main(argv: list[str]) -> None:
         _SCALE.value or 1.0, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value,
         _MIN_AREA.value, coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value),
         reading, resolution if _SCALE.value is None else None,
-        _REGULARIZE.value,
+        _REGULARIZE.value, rundir.read_scale_of(Path(workdir)) if _SCALE.value is None else None,
     )  # fmt: skip
     try:
         objects, skipped = writing.predict_images(

@@ -169,7 +169,6 @@ def test_training_and_evaluation_read_a_coco_file_s_images_alike(tmp_path):
         np.testing.assert_array_equal(examples.get(k).image, made[k])
     np.testing.assert_array_equal(made[0], expected((4, 3, 2), (0, 0, 0), (11_000,) * 3))
     assert sets.identify(opened, None)["reading"] == chosen.as_json()
-    assert manifest.read_request(tmp_path / "out") == {
-        "size": [SIDE, SIDE], "reading": chosen.as_json(),
-    }  # fmt: skip
+    asked = {"size": [SIDE, SIDE], "reading": chosen.as_json(), "resolution": pytest.approx(1.0)}
+    assert manifest.read_request(tmp_path / "out") == asked
     assert coco.read(file, tmp_path / "images", reading=chosen)[0].reading == chosen

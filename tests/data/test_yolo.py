@@ -90,6 +90,26 @@ def test_program(source):
     assert result.returncode == 2 and "1 changed (masks/train/02.txt)" in result.stderr
 
 
+def test_images_and_labels_side_by_side_in_the_folders_of_splits(source):
+    """The layout train/images, train/labels, beside files that are no labels."""
+    tiles = yolo.read(source / "images", source / "labels", categories=[3])
+    expected = [tile.load().mask for tile in tiles]
+    both = source / "set"
+    for place in ("train", "val"):
+        for kind in ("images", "labels"):
+            (both / place).mkdir(parents=True, exist_ok=True)
+            (source / kind / place).rename(both / place / kind)
+    (both / "README.dataset.txt").write_text("A set of roofs.")
+    (both / "data.yaml").write_text("train: ../train/images\n")
+    found = yolo.read(both, both, categories=[3])
+    names = [str(tile.file.relative_to(both)) for tile in found]
+    assert names == sorted(names) and names[0] == "train/images/00.png"
+    for mask, tile in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(mask, tile.load().mask)
+    assert yolo._within({"a/images/images/b": both}, "images") == {"a/images/b": both}
+    assert yolo._within({"images": both, "a/b": both}, "images") == {}
+
+
 MISTAKES = {
     "box": ("0 0.5 0.5 0.1 0.1", "line 1 is a box"),
     "odd": ("\n0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "line 2 has 7 numbers after the class"),
@@ -115,7 +135,7 @@ def test_labels_of_nothing_are_named(source):
     (source / "labels" / "train" / "no.txt").write_text("")
     with pytest.raises(UserError, match=r"no\.txt: is the label of no image in"):
         yolo.read(source / "images", source / "labels", categories=[3])
-    with pytest.raises(UserError, match="none of its 6 files has the name of an image"):
+    with pytest.raises(UserError, match="none of its files has the name of an image"):
         yolo.read(source / "images" / "val", source / "labels" / "train")
     with pytest.raises(UserError, match=r"no object is of --category=7; there are 0, 3"):
         (source / "labels" / "train" / "no.txt").unlink()

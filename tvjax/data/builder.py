@@ -31,6 +31,7 @@ from tvjax.data import (
     manifest,
     masks,
     plausible,
+    sharpness,
     shrunk,
     splits,
     workspace,
@@ -266,6 +267,7 @@ def _write(
     content = {
         "request": asked,
         "images": str(origin.root.resolve()),
+        "sharpness": sharpness.describe(origin, tiles, asked["size"][0]),
         "package_version": importlib.metadata.version("tvjax"),
         "left_out": {"images": len(faults.reasons), "reasons": list(faults.reasons.values())},
         "near_duplicate_clusters": len(np.unique(twins)),

@@ -142,6 +142,7 @@ def _is_sound(content: dict[str, Any]) -> bool:
         shares = [content["splits"][name]["foreground"] for name in splits.NAMES]
         numbers = [number_left_out(content), content["near_duplicate_clusters"], *counts]
         sizes = content["files"].values()
+        dict(content.get("sharpness", {}))
     except (LookupError, TypeError, ValueError, AttributeError):
         return False
     whole = all(type(x) is int and x >= 0 for x in (*numbers, *sizes))
@@ -150,15 +151,17 @@ def _is_sound(content: dict[str, Any]) -> bool:
 
 
 def read_request(directory: Path) -> dict[str, Any]:
-    """What prediction needs to know of the request that records were made by, if it was given:
-    `reading` (see `tvjax.data.reading`) and `resolution`, in metres per pixel; and `size`, height
-    and width of the tiles.
+    """What prediction needs to know of how records were made, as far as it is known.
+
+    That are `size`, height and width of the tiles, `reading` (see `tvjax.data.reading`),
+    `resolution`, in metres per pixel, and `scale` (see `tvjax.data.sharpness`).
 
     Raises:
       UserError: see `read`.
     """
-    asked = read(directory)["request"]
-    return {name: asked[name] for name in ("size", "reading", "resolution") if asked.get(name)}
+    content = read(directory)
+    asked, found = content["request"], dict(content.get("sharpness", {}))
+    return found | {n: asked[n] for n in ("size", "reading", "resolution") if asked.get(n)}
 
 
 def write(directory: Path, content: dict[str, Any]) -> None:

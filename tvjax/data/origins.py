@@ -4,6 +4,7 @@
 images with polygons on a map.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tvjax.data import coco, local, masks, yolo
+from tvjax.data import coco, local, masks, pictures, scenes, yolo
 from tvjax.data.faults import Faults
 from tvjax.data.pictures import Loaded
 from tvjax.data.places import Places
@@ -107,6 +108,9 @@ class Origin(Protocol):
     def places(self, tiles: Sequence[Any]) -> Places | None:
         """Where tiles lie; None: it is not known."""
 
+    def metres(self, tile: Any) -> float | None:
+        """Metres on the ground per pixel of a tile before it is shrunk; None: it is not known."""
+
     def close(self) -> None:
         """Closes what was opened."""
 
@@ -157,6 +161,13 @@ class Images(Origin):
     def name(self, tile: Tile) -> str:
         """The path of the image in the folder of all."""
         return os.path.relpath(tile.file, self.root)
+
+    def metres(self, tile: Tile) -> float | None:
+        """Asks the georeference of the image, if it has one; see `Origin.metres`."""
+        with contextlib.suppress(UserError), pictures.open_raster(tile.file, self._reading) as own:
+            if own.transform is not None and own.crs:
+                return scenes.metres_per_pixel(own)
+        return None
 
     def read(
         self,

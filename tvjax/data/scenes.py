@@ -206,7 +206,7 @@ def scale(raster: Raster, resolution: float) -> float:
     return 1.0 if abs(times - 1) < EQUAL else times
 
 
-def metres_per_pixel(raster: Raster) -> float:
+def metres_per_pixel(raster: Raster | Scene) -> float:
     """Side of a pixel on the ground, the geometric mean of its two sides, in the image's middle.
 
     By the map's own unit where that agrees with the ground within `AGREE`.

@@ -334,6 +334,10 @@ class Scenes(Origin):
         pairs = np.concatenate([splits.edges(blocks.ravel()), pairs])
         return Places(splits.join(len(tiles), pairs), number[:, 0])
 
+    def metres(self, tile: Tile) -> float | None:
+        """Asks the georeference of the image that the tile is cut from, at its scale."""
+        return scenes.metres_per_pixel(tile.scene)
+
     def _boxes(self, tiles: Sequence[Tile]) -> tuple[np.ndarray, np.ndarray]:
         """Boxes of all tiles on the first one's map, `[N, 4]`, and there the length of the gap."""
         crs = tiles[0].scene.crs

@@ -1,9 +1,9 @@
 """A directory of YOLO polygons as tiles: a text file of the image's name for each image.
 
 A line is an object: its class, then x and y of its corners by turns, as shares of the image's width
-and height. `images/train/a.jpg` belongs to `labels/train/a.txt`. An image without a file, or with
-an empty one, is background. Folders train, val (or valid) and test, if all images lie in them, are
-splits.
+and height. `images/train/a.jpg` belongs to `labels/train/a.txt`, and where both lie in one folder,
+`train/images/a.jpg` to `train/labels/a.txt`. An image without a file, or with an empty one, is
+background. Folders train, val (or valid) and test, if all images lie in them, are splits.
 """
 
 import sys
@@ -64,9 +64,12 @@ def read(
     texts = listing.by_name(labels, "labels", (SUFFIX,), below=True)
     texts = {name: file for name, file in texts.items() if file.name != NO_LABELS}
     if not texts.keys() & files.keys():
+        files, texts = _within(files, "images"), _within(texts, "labels")
+    if not texts.keys() & files.keys():
         raise UserError(
-            f"{labels}: none of its {len(texts)} files has the name of an image in {images}; the "
-            "labels of images/train/a.jpg are labels/train/a.txt"
+            f"{labels}: none of its files has the name of an image in {images}; the labels of "
+            "images/train/a.jpg are labels/train/a.txt, or of train/images/a.jpg, where --images "
+            "and --labels are one folder, train/labels/a.txt"
         )
     for name, file in texts.items():
         if name not in files:
@@ -90,6 +93,17 @@ def read(
     if faults is None:
         collected.check(len(files))
     return tiles
+
+
+def _within(files: dict[str, Path], folder: str) -> dict[str, Path]:
+    """Those of the files by name that lie in a folder of this name, which their names then lack."""
+    found: dict[str, Path] = {}
+    for name, file in files.items():
+        parts = name.split("/")
+        if folder in parts[:-1]:
+            last = len(parts) - 2 - parts[-2::-1].index(folder)
+            found["/".join(parts[:last] + parts[last + 1 :])] = file
+    return found
 
 
 def splits_of(names: Sequence[str]) -> dict[str, int] | None:

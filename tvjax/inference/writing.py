@@ -17,13 +17,17 @@ import numpy as np
 from tqdm import tqdm
 
 from tvjax import files, interruption
-from tvjax.data import coco, mosaic, scenes, workspace
+from tvjax.data import coco, mosaic, scenes, sharpness, workspace
 from tvjax.data.mosaic import Place, open_place, path_of
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scaling import scaled
 from tvjax.errors import UserError, escaped, require, short
 from tvjax.inference import polygons, regularize, separation, tiles, writer
+
+NEAR = 0.05
+"""Share by which an image's metres per pixel may differ from the tiles' where it is taken as it is:
+nets do not mind, and resizing would only blur it."""
 
 
 class Options(NamedTuple):
@@ -42,12 +46,15 @@ class Options(NamedTuple):
     """Metres per pixel of what the net sees, of images on a map, in place of the scale."""
     regularize: bool = False
     """Whether polygons get right angles, see `tvjax.inference.regularize`."""
+    shrunk: Sequence[float] | None = None
+    """Scales of the run's tiles, see `tvjax.data.sharpness`, where no scale was chosen."""
 
     def scale_of(self, raster: Raster) -> float:
         """The net's pixels per pixel of an image."""
         if self.resolution is None or raster.transform is None or not raster.crs:
             return self.scale
-        return scenes.scale(raster, self.resolution)
+        scale = scenes.scale(raster, self.resolution)
+        return 1.0 if abs(scale - 1) < NEAR else scale
 
     def draw(self, polygon: polygons.Polygon) -> polygons.Polygon:
         """An object's outline as it is written."""
@@ -421,13 +428,8 @@ def _plan(
             sizes.append((image, (small.height, small.width)))
             written.append((raster.height, raster.width))
             on_map.append(raster.transform is not None and bool(raster.crs))
-    if options.resolution is not None and not all(on_map):
-        _note(
-            f"{on_map.count(False)} images have no place on a map: they are taken at "
-            f"--scale={options.scale:g}, and not at the {options.resolution:g} metres per pixel "
-            "of the run's tiles"
-        )
     tiling = tiles.choose_tiling({size for _, size in sizes}, net, *how)
+    _note_scale(options, on_map)
     kept = []
     for (image, size), full in zip(sizes, written, strict=True):
         path = path_of(image[1])
@@ -436,6 +438,19 @@ def _plan(
             tiles.check_size(path, full, tiling)
             kept.append((image, size))
     return tiling, kept
+
+
+def _note_scale(options: Options, on_map: list[bool]) -> None:
+    """Tells of images that may be of another scale than the run's tiles."""
+    number = len(on_map) if options.resolution is None else on_map.count(False)
+    if number and options.resolution is not None:
+        _note(
+            f"{number} image{'s have' if number > 1 else ' has'} no place on a map: taken at "
+            f"--scale={options.scale:g}, and not at the {options.resolution:g} metres per pixel "
+            "of the run's tiles"
+        )
+    if number and options.shrunk is not None:
+        _note(sharpness.advise(options.shrunk))
 
 
 def _collect(

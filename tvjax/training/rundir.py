@@ -312,6 +312,24 @@ def read_size(workdir: Path) -> tuple[int, int] | None:
     return size[0], size[1]
 
 
+def read_scale_of(workdir: Path) -> tuple[float, float] | None:
+    """The least and the most that a run's tiles were shrunk to, as shares of their images' sides.
+
+    None: they were not, or it is not known.
+
+    Raises:
+      UserError: `tiles.json` is damaged.
+    """
+    found = (read_data(workdir) or {}).get("scale")
+    if found is None:
+        return None
+    is_pair = isinstance(found, list) and len(found) == 2
+    if not is_pair or not all(type(x) in (int, float) and 0 < x <= 1 for x in found):
+        path = workdir / "tiles.json"
+        raise UserError(f"{path} is damaged (scale={short(found)}); mend it")
+    return found[0], found[1]
+
+
 def write_data(workdir: Path, data: dict[str, Any]) -> None:
     """Writes `tiles.json`, which tells the data of a run.
 

@@ -1,0 +1,106 @@
+"""What tiles know of how sharp their images were, and what prediction makes of it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tvjax.data import builder, manifest, origins, sets, sharpness
+from tvjax.errors import UserError
+from tvjax.inference import writing
+from tvjax.training import rundir
+
+
+def write_set(folder, sides=(24,) * 12, **georeference):
+    """Square images with a red square each, as a COCO file says; with a place on a map GeoTIFFs."""
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for k, side in enumerate(sides):
+        pixels = np.random.default_rng(k).integers(0, 99, (side, side, 3), np.uint8)
+        pixels[4:12, 4:12] = 250, 0, 0
+        name = f"{k}.{'tif' if georeference else 'png'}"
+        if georeference:
+            import rasterio
+
+            with rasterio.open(
+                folder / "images" / name, "w", driver="GTiff", height=side, width=side, count=3,
+                dtype="uint8", photometric="RGB", **georeference,
+            ) as file:  # fmt: skip
+                file.write(np.moveaxis(pixels, -1, 0))
+        else:
+            Image.fromarray(pixels).save(folder / "images" / name)
+        images.append({"id": k, "file_name": name, "height": side, "width": side})
+        square = [4, 4, 12, 4, 12, 12, 4, 12]
+        annotations.append({"id": k, "image_id": k, "segmentation": [square]})
+    content = {"images": images, "annotations": annotations}
+    (folder / "a.json").write_text(json.dumps(content))
+    return origins.Images(folder / "a.json", folder / "images")
+
+
+def known(origin, out, size):
+    builder.build_from(origin, out, size=size, progress=False)
+    return sets.identify(sets.open_prepared(out), None)
+
+
+def test_tiles_that_were_shrunk_say_by_how_much(tmp_path):
+    origin = write_set(tmp_path / "a")
+    assert known(origin, tmp_path / "small", 8)["scale"] == [8 / 24, 8 / 24]
+    assert "scale" not in known(origin, tmp_path / "same", 24)
+    mixed = write_set(tmp_path / "b", (24, 36) * 6)
+    assert known(mixed, tmp_path / "mixed", 12)["scale"] == [12 / 36, 12 / 24]
+    assert "resolution" not in manifest.read_request(tmp_path / "mixed")
+
+
+def test_tiles_of_images_on_a_map_know_their_metres(tmp_path, capsys):
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(0.3, 0, 5e5, 0, -0.3, 5.4e6)
+    origin = write_set(tmp_path / "a", crs="EPSG:32633", transform=place)
+    assert known(origin, tmp_path / "small", 8)["resolution"] == pytest.approx(0.9)
+    # Files of 24 pixels and of 36 that were shrunk to the same size differ too much for one number.
+    mixed = write_set(tmp_path / "b", (24, 36) * 6, crs="EPSG:32633", transform=place)
+    assert "resolution" not in known(mixed, tmp_path / "mixed", 12)
+    assert "tiles have 0.6 to 0.9 metres per pixel on the ground" in capsys.readouterr().err
+
+
+def test_tiles_that_are_cut_know_their_metres(tmp_path):
+    pytest.importorskip("rasterio")
+    pytest.importorskip("pyogrio")
+    import towns
+
+    from tvjax.data.vector import Request, Scenes
+
+    shapes = towns.roofs(200, 200)
+    towns.write_tif(tmp_path / "town.tif", 200, 200, shapes)
+    towns.write_geojson(tmp_path / "roofs.geojson", list(map(towns.in_degrees, shapes)))
+    request = Request([str(tmp_path / "town.tif")], tmp_path / "roofs.geojson", 32)
+    found = known(Scenes(request), tmp_path / "out", 32)
+    assert found["resolution"] == pytest.approx(towns.METRES, rel=1e-9) and "scale" not in found
+
+
+def test_a_run_gives_its_scale_or_says_that_it_is_damaged(tmp_path):
+    kept = {"sha256": "0", "directory": None}
+    for scale, expected in ((None, None), ([0.25, 0.5], (0.25, 0.5))):
+        (tmp_path / "tiles.json").write_text(json.dumps(kept | {"scale": scale}))
+        assert rundir.read_scale_of(tmp_path) == expected
+    for wrong in (0.5, [0.5], [0, 1], ["a", 1], [1, 2]):
+        (tmp_path / "tiles.json").write_text(json.dumps(kept | {"scale": wrong}))
+        with pytest.raises(UserError, match="damaged"):
+            rundir.read_scale_of(tmp_path)
+
+
+def test_a_note_gives_the_scale_of_shrunk_tiles(tmp_path, capsys):
+    def red(images):
+        return np.asarray(images)[..., :1]
+
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
+    for options, words in (
+        (writing.Options(shrunk=(64 / 300, 64 / 300)), ["give --scale=0.2133 "]),
+        (writing.Options(shrunk=(0.25, 0.5)), ["give --scale=0.25 to 0.5 "]),
+        (writing.Options(shrunk=(0.5, 0.5), resolution=0.6), ["0.6 metres", "give --scale=0.5 "]),
+        (writing.Options(), []),
+    ):
+        writing.predict_images([(1, tmp_path / "a.png")], tmp_path / "out", red, options=options)
+        told = capsys.readouterr().err
+        assert all(word in told for word in words) and told.count("note: ") == len(words)
+    assert "0.3333" in sharpness.advise((1 / 3, 1 / 3))
