@@ -178,7 +178,8 @@ def test_three_coco_files_give_the_splits_and_parted_twins_are_told(source, tmp_
     assert [content["splits"][name]["tiles"] for name in splits.NAMES] == [19, 3, 2]
     warning = capsys.readouterr().err
     assert "warning: the given splits part 1 cluster of near-duplicates: of the 5 tiles" in warning
-    assert "of val and test 1 are of a cluster that is in train too" in warning
+    assert "of val and test 1 is of a cluster that is in train too" in warning
+    assert "; such as town0_1.png (train) and town0_0.png" in warning
     assert {row["file"]: row["split"] for row in table(tmp_path / "out")}["town0_0.png"] == "val"
     assert build(source, tmp_path / "out", annotations="train val test") == content
     with pytest.raises(manifest.Differs, match="annotations_sha256="):
@@ -258,8 +259,14 @@ def test_leaks_are_counted():
     lines = given.warn(np.array([0, 1, 1, 2, 2]), {"twins": np.array([0, 0, 2, 2, 4])})
     assert (
         len(lines) == 1
-        and "part 2 clusters of twins: of the 4 tiles of val and test 1 are" in lines[0]
+        and "part 2 clusters of twins: of the 4 tiles of val and test 1 is" in lines[0]
     )
+    # Cluster after cluster counts whole; of near tiles those that are near to one of train.
+    pairs = np.array([[0, 1], [1, 0], [1, 2], [2, 1], [2, 2]])
+    assert given.warn_near(np.array([0, 1, 1]), pairs[2:], "abc") == []
+    (line,) = given.warn_near(np.array([0, 1, 1]), pairs, "abc")
+    assert line.startswith("1 of the 2 tiles of val and test lies nearer than --gap to")
+    assert line.endswith("; such as a (train) and b")
     assert given.warn(np.array([0, 1, 2]), {"twins": np.arange(3)}) == []
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from programs import SHARED, use
 from skimage.morphology import dilation, erosion
 
-from configs import lunet_bilevel
+from configs import lunet_bilevel, roofs
 from tvjax.data import area, builder, coco, manifest, prepare, records, sets, splits, workspace
 from tvjax.errors import UserError
 
@@ -349,9 +349,19 @@ def test_without_a_home_one_line_says_so(monkeypatch):
         sets.open_sets(directory=None, cache="~/.cache/tvjax", size=16, limit=None, seed=0)
 
 
-def test_its_hint_knows_the_batches_of_the_config():
+def test_its_hint_knows_the_batches_of_the_configs():
     config = lunet_bilevel.get_config()
     assert config.train.batch_size == config.hypergrad.batch_size == prepare.BATCH
+    assert roofs.get_config().train.batch_size == prepare.BATCH
+    names = {"train": 12, "val": 3, "test": 3}
+    content = {
+        "request": {"boundaries": 4}, "clusters": 18, "near_duplicate_clusters": 18,
+        "splits": {name: {"tiles": n, "foreground": 0.2} for name, n in names.items()},
+    }  # fmt: skip
+    first, second = prepare.summary(content, "T").splitlines()[-2:]
+    wanted = "--config.data.directory=T --config.data.boundaries=True --config.train.batch_size=12"
+    assert first.endswith(f" --config=configs/roofs.py {wanted}")
+    assert second.endswith(f"lunet_bilevel.py {wanted} --config.hypergrad.batch_size=3")
 
 
 def test_program(source, tmp_path):

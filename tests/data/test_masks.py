@@ -83,6 +83,14 @@ def test_masks_give_the_records_of_the_coco_file(source, tmp_path):
             np.testing.assert_array_equal(a["mask"], b["mask"])
 
 
+def test_masks_of_nothing_are_not_counted_as_images(source, tmp_path):
+    (source / "masks" / "03.png").unlink()
+    for name in ("04.bmp", "06.png"):
+        (source / "images" / name).unlink()
+    with pytest.raises(UserError, match=r"^1 of 10 images and 2 files of labels cannot be used: "):
+        builder.build(source / "masks", source / "images", tmp_path / "out", size=(6, 8))
+
+
 def test_a_changed_mask_is_another_set(source, tmp_path):
     def build():
         return builder.build(

@@ -45,7 +45,7 @@ def town(tmp_path_factory):
 
 
 def build(folder, out, *, images=("town.tif",), labels="roofs.geojson", tile=TILE, **options):
-    names = "split_file", "seed", "limit", "boundaries"
+    names = "split_file", "seed", "limit", "boundaries", "group"
     kept = {name: options.pop(name) for name in names if name in options}
     if "extent" in options:
         options["extent"] = folder / options["extent"]
@@ -248,7 +248,7 @@ def test_the_same_command_again_sees_what_changed(town, tmp_path):
         build(folder, tmp_path / "out", labels=tmp_path / "roofs.geojson")
 
 
-def test_splits_can_be_given_by_image(town, tmp_path):
+def test_splits_can_be_given_by_image(town, tmp_path, capsys):
     folder, _ = town
     shapes = towns.roofs(HEIGHT, WIDTH)
     lines = ["file,split"]
@@ -263,6 +263,12 @@ def test_splits_can_be_given_by_image(town, tmp_path):
     )  # fmt: skip
     assert len(found) == 48
     assert all(name.startswith(record["split"]) for name, record in found.items())
+    # Of the 16 tiles of val four lie 10 pixels beside train, and no tile of test is that near.
+    told = capsys.readouterr().err
+    assert "4 of the 32 tiles of val and test lie nearer than --gap to tiles of train" in told
+    assert "train.tif@x75y0 (train) and val.tif@x0y0" in told and "neighbours" not in told
+    with pytest.raises(UserError, match=r"--group=tif: joins the \d+ tiles, .* a pattern"):
+        build(tmp_path, tmp_path / "no", images=(".",), tile=25, group="tif", keep_empty=True)
 
 
 def collection(*features, **more):
@@ -478,7 +484,7 @@ def test_tiles_that_look_alike_join_blocks_unless_that_joins_all(town, tmp_path,
 
 
 def test_too_few_places_are_told(town, tmp_path):
-    with pytest.raises(UserError, match=r"tiles lie so near .* 1 parts, .*--tile.*--split_file"):
+    with pytest.raises(UserError, match=r"tiles lie so near .* 1 part, .*--tile.*--split_file"):
         build(town[0], tmp_path / "out", tile=100, gap=200, keep_empty=True)
 
 

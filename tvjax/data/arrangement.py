@@ -75,7 +75,10 @@ class Arrangement(NamedTuple):
         if self.splits is None:
             return labels, splits.draw(labels, self.fractions, self.seed), notes
         assigned = given.assign(names, self.splits, self.where)
-        return labels, assigned, [f"warning: {line}" for line in given.warn(assigned, kept)]
+        lines = given.warn(assigned, {k: x for k, x in kept.items() if k != "neighbours"}, names)
+        if places is not None:
+            lines += given.warn_near(assigned, places.pairs, names)
+        return labels, assigned, [f"warning: {line}" for line in lines]
 
     def _by_place(
         self, labels: np.ndarray, kept: dict[str, np.ndarray], places: Places
@@ -87,9 +90,17 @@ class Arrangement(NamedTuple):
         loose = splits.together(*(kept | {"near-duplicates": twins}).values())
         number = len(np.unique(loose))
         if number < len(self.fractions):
+            parts = "1 part" if number == 1 else f"{number} parts"
+            apart = {kind: x for kind, x in kept.items() if not kind.startswith("--group")}
+            if len(np.unique(splits.together(*apart.values()))) >= len(self.fractions):
+                raise UserError(
+                    f"--group={self.group}: joins the {len(labels)} tiles, by names and by ground "
+                    f"that is near, to {parts}, too few for the splits "
+                    f"{', '.join(splits.NAMES)}: give a pattern that tells more apart, or none"
+                )
             raise UserError(
-                f"{len(labels)} tiles lie so near to each other that they make {number} parts, too "
-                f"few for the splits {', '.join(splits.NAMES)}: take smaller tiles (--tile) or a "
+                f"{len(labels)} tiles lie so near to each other that they make {parts}, too few "
+                f"for the splits {', '.join(splits.NAMES)}: take smaller tiles (--tile) or a "
                 "smaller --gap, or give the splits by --split_file"
             )
         if not splits.are_many(loose, self.fractions):

@@ -13,16 +13,19 @@ class Faults:
 
     def __init__(self):
         self.reasons: dict[Path, str] = {}
+        self._labels: set[Path] = set()
 
-    def add(self, file: Path, reason: object) -> None:
-        """Notes an image; of several reasons the first is kept."""
+    def add(self, file: Path, reason: object, *, is_label: bool = False) -> None:
+        """Notes an image, or labels of none; of several reasons the first is kept."""
         self.reasons.setdefault(file, str(reason))
+        if is_label:
+            self._labels.add(file)
 
     def check(self, total: int) -> None:
-        """Raises one error for all that were noted, of `total` images that were looked at.
+        """Raises one error for all that were noted, of `total` files that were looked at.
 
         Raises:
-          UserError: with the number of images and the first reasons.
+          UserError: with the number of images, that of labels of none, and the first reasons.
         """
         if not self.reasons:
             return
@@ -35,6 +38,7 @@ class Faults:
         advice = ". Mend them, or leave them out by tvjax.data.prepare --skip_bad"
         # A flag that they ask for is about all files, and leaving out some would be no help.
         helps = number < total and not all("--object" in reason for reason in reasons)
-        raise UserError(
-            f"{number} of {total} images cannot be used: {shown}" + (advice if helps else "")
-        )
+        labels = len(self._labels)
+        what = [f"{number - labels} of {total - labels} images"] * (number > labels)
+        what += [f"{labels} file{'s' * (labels > 1)} of labels"] * (labels > 0)
+        raise UserError(f"{' and '.join(what)} cannot be used: {shown}" + (advice if helps else ""))

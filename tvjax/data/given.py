@@ -11,6 +11,9 @@ import numpy as np
 from tvjax.data.splits import NAMES
 from tvjax.errors import UserError
 
+SHOWN = 2
+"""Pairs of tiles that a warning names."""
+
 _PART = re.compile(r"@x\d+y\d+$")
 """What a tile's name adds to that of its image."""
 
@@ -96,10 +99,11 @@ def _find(name: str, splits: Mapping[str, int], where: str) -> int | None:
     return None
 
 
-def warn(assigned: np.ndarray, kept: dict[str, np.ndarray]) -> list[str]:
+def warn(assigned: np.ndarray, kept: dict[str, np.ndarray], names: Sequence[str] = ()) -> list[str]:
     """One line for each kind of what should stay together and is in several splits.
 
     The splits are `[N]`, and so are the labels of each kind, equal for what should stay together.
+    Where the tiles' names are given, it tells the first ones.
     """
     lines = []
     for kind, labels in kept.items():
@@ -107,9 +111,39 @@ def warn(assigned: np.ndarray, kept: dict[str, np.ndarray]) -> list[str]:
         trained_on = np.unique(labels[assigned == 0])
         leaked = np.isin(labels, trained_on) & (assigned > 0)
         if several:
+            pairs = [
+                (np.flatnonzero((labels == label) & (assigned == 0))[0],
+                 np.flatnonzero((labels == label) & leaked)[0])
+                for label in np.unique(labels[leaked])[:SHOWN]
+            ]  # fmt: skip
+            number = int(leaked.sum())
             lines.append(
                 f"the given splits part {several} cluster{'s' * (several > 1)} of {kind}: of the "
-                f"{np.sum(assigned > 0)} tiles of val and test {leaked.sum()} are of a cluster "
-                "that is in train too, which makes scores look better than they are"
+                f"{np.sum(assigned > 0)} tiles of val and test {number} "
+                f"{'is' if number == 1 else 'are'} of a cluster that is in train too, which makes "
+                "scores look better than they are" + _such_as(pairs, names)
             )
     return lines
+
+
+def warn_near(assigned: np.ndarray, pairs: np.ndarray, names: Sequence[str]) -> list[str]:
+    """One line, or none, on tiles of val and test that are too near to some of train.
+
+    The splits are `[N]`, and `pairs` `[P, 2]` in both orders, see `places.Places`.
+    """
+    found = np.unique(pairs[(assigned[pairs[:, 0]] == 0) & (assigned[pairs[:, 1]] > 0)], axis=0)
+    near, first = np.unique(found[:, 1], return_index=True)
+    number = len(near)
+    if not number:
+        return []
+    return [
+        f"{number} of the {np.sum(assigned > 0)} tiles of val and test "
+        f"{'lies' if number == 1 else 'lie'} nearer than --gap to tiles of train (the given splits "
+        "part images that touch, and no gap is cut there), which makes scores look better than "
+        "they are" + _such_as(found[first[:SHOWN]].tolist(), names)
+    ]
+
+
+def _such_as(pairs: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    told = [f"{names[one]} (train) and {names[two]}" for one, two in pairs if len(names)]
+    return "; such as " + ", ".join(told) if told else ""

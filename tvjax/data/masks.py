@@ -98,7 +98,7 @@ def read(
             collected.add(file, f"{file}: has no mask {masks / (stem + '.png')}")
     for stem, file in sorted(masks_by_stem.items()):
         if stem not in pictures_by_stem:
-            collected.add(file, f"{file}: is the mask of no image in {images}")
+            collected.add(file, f"{file}: is the mask of no image in {images}", is_label=True)
     tiles, met = [], Counter()
     for number, (stem, file) in enumerate(sorted(pictures_by_stem.items())):
         interruption.check()

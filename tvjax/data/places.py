@@ -20,6 +20,8 @@ class Places(NamedTuple):
     """Int `[N]`, equal for tiles that are too near each other for two splits."""
     image: np.ndarray
     """Int `[N]`, equal for tiles of one image, which show different ground."""
+    pairs: np.ndarray
+    """Int `[P, 2]`: tiles that are nearer to each other than the gap, or overlap."""
 
     def across(self, twins: np.ndarray) -> np.ndarray:
         """Labels of near-duplicates `[N]` without those that are all of one image."""

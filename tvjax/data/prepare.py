@@ -188,16 +188,13 @@ def summary(content: dict[str, Any], out: str) -> str:
     if left_out:
         images = "1 image was" if left_out == 1 else f"{left_out} images were"
         lines.append(f"{images} left out; {out}/{manifest.FILE} tells why")
-    command = (
-        "python -m tvjax.main --config=configs/lunet_bilevel.py "
-        f"--config.data.directory={shlex.quote(out)}"
-    )
+    options = f" --config.data.directory={shlex.quote(out)}"
     if content["request"].get("boundaries") is not None:
-        command += " --config.data.boundaries=True"
-    for flag, split in (("train.batch_size", "train"), ("hypergrad.batch_size", "val")):
-        most = content["splits"][split]["tiles"]
-        if most < BATCH:
-            command += f" --config.{flag}={most}"
+        options += " --config.data.boundaries=True"
+    train, val = (content["splits"][name]["tiles"] for name in ("train", "val"))
+    if train < BATCH:
+        options += f" --config.train.batch_size={train}"
+    learned = f" --config.hypergrad.batch_size={val}" if val < BATCH else ""
     clusters, twins = content["clusters"], content["near_duplicate_clusters"]
     more = (
         "" if clusters == twins else f" ({clusters} with those that names or places keep together)"
@@ -205,7 +202,9 @@ def summary(content: dict[str, Any], out: str) -> str:
     lines += [
         f"{tiles} tiles in {twins} clusters of near-duplicates{more}, in {out}; splits.csv says "
         "which is where, contact.png shows sixteen with their labels",
-        f"train on them: {command}",
+        f"train on them: python -m tvjax.main --config=configs/roofs.py{options}",
+        "from scratch, with a learned lambda: python -m tvjax.main "
+        f"--config=configs/lunet_bilevel.py{options}{learned}",
     ]
     return "\n".join(lines)
 

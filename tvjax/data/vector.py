@@ -326,13 +326,14 @@ class Scenes(Origin):
     def places(self, tiles: Sequence[Tile]) -> Places:
         """Where the tiles lie."""
         number = np.array([tile.block for tile in tiles])
-        _, blocks = np.unique(number, axis=0, return_inverse=True)
+        blocks = np.unique(number, axis=0, return_inverse=True)[1].ravel()
         boxes, distances = self._boxes(tiles)
-        pairs = places.near(boxes, distances)
+        one, two = places.near(boxes, distances).T
         # Blocks of one image or lattice are as far apart as they shall be, on its own map.
-        pairs = pairs[number[pairs[:, 0], 0] != number[pairs[:, 1], 0]]
-        pairs = np.concatenate([splits.edges(blocks.ravel()), pairs])
-        return Places(splits.join(len(tiles), pairs), number[:, 0])
+        is_near = (number[one, 0] != number[two, 0]) | (blocks[one] == blocks[two])
+        pairs = np.stack([one, two], axis=1)[is_near]
+        joined = splits.join(len(tiles), np.concatenate([splits.edges(blocks), pairs]))
+        return Places(joined, number[:, 0], pairs)
 
     def metres(self, tile: Tile) -> float | None:
         """Asks the georeference of the image that the tile is cut from, at its scale."""

@@ -73,7 +73,7 @@ def read(
         )
     for name, file in texts.items():
         if name not in files:
-            collected.add(file, f"{file}: is the label of no image in {images}")
+            collected.add(file, f"{file}: is the label of no image in {images}", is_label=True)
     bare = len(files.keys() - texts.keys())
     if bare:
         words = f"{bare} of {len(files)} images have no file of labels in {labels}"
@@ -96,7 +96,7 @@ def read(
 
 
 def _within(files: dict[str, Path], folder: str) -> dict[str, Path]:
-    """Those of the files by name that lie in a folder of this name, which their names then lack."""
+    """Chooses the files that lie in a folder of this name, which their own names then lack."""
     found: dict[str, Path] = {}
     for name, file in files.items():
         parts = name.split("/")
