@@ -25,6 +25,9 @@ EQUAL = 1e-3
 EARTH = 6_371_008.8
 """Mean radius of the earth, in metres."""
 
+MOST_LATITUDE = 85.0
+"""Degrees beyond which the width of a pixel in degrees changes too fast for one number."""
+
 WHOLE = 3e7
 """Metres from west to east, from which on a map is one of the whole earth."""
 
@@ -230,6 +233,22 @@ def metres_per_pixel(raster: Raster | Scene) -> float:
         if abs(own / ground - 1) < AGREE:
             return own
     return float(ground)
+
+
+def aspect(raster: Raster) -> float:
+    """Width of a pixel over its height on the ground, in the image's middle; 1 without a map."""
+    if raster.transform is None or not raster.crs:
+        return 1.0
+    x, y = raster.transform[:6][0::3], raster.transform[:6][1::3]  # steps to the right, and down
+    sides = np.array([x, y])
+    if raster.crs.is_geographic:
+        middle = np.array([[raster.width / 2, raster.height / 2]])
+        latitude = apply(raster.transform, middle)[0, 1]
+        if abs(latitude) > MOST_LATITUDE:
+            return 1.0
+        sides[:, 0] *= np.cos(np.radians(latitude))
+    width, height = np.hypot(*sides.T)
+    return float(width / height)
 
 
 def apply(transform: Any, points: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ class Tracer:
         self._held: list[Any] = [_Corners(*(np.empty(0, int) for _ in _Corners._fields))]
         self._sums = np.zeros((2, 0))  # pixels and probabilities of each open object
 
-    def run(self, strips: Iterable[np.ndarray]) -> Iterator[Polygon]:
+    def run(self, strips: Iterable[np.ndarray]) -> Iterator[Any]:
         """The objects of an image that comes as strips from the top."""
         shape: tuple[int, ...] = ()
         for strip in strips:
@@ -145,7 +145,7 @@ class Tracer:
         self._row, self._sums = renumbered[last], total[:, is_open]
         yield from self._polygons(closed, total)
 
-    def _polygons(self, closed: list[Any], sums: np.ndarray) -> Iterator[Polygon]:
+    def _polygons(self, closed: list[Any], sums: np.ndarray) -> Iterator[Any]:
         """The objects that are complete, by what was held of them."""
         for _, polygon in self._whole(closed[0], sums):
             yield polygon

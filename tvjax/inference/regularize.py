@@ -64,7 +64,9 @@ class _Edges(NamedTuple):
     """Int `[M]`, the edge of each middle, rising."""
 
 
-def regularize(polygons: Sequence[Polygon], *, most_change: float = MOST_CHANGE) -> list[Polygon]:
+def regularize(
+    polygons: Sequence[Polygon], *, most_change: float = MOST_CHANGE, aspect: float = 1.0
+) -> list[Polygon]:
     """The polygons with right angles where their outlines say so.
 
     A polygon changes by at most `most_change`: the area that it and what was traced do not share,
@@ -77,10 +79,12 @@ def regularize(polygons: Sequence[Polygon], *, most_change: float = MOST_CHANGE)
         are parallel to the axes. Those that touch must come together; they get one pair of
         directions.
       most_change: a share in [0, 1].
+      aspect: width of a pixel over its height, on the ground, where angles are to be right ones.
 
     Raises:
       UserError: shapely is missing.
-      ValueError: a side is not parallel to an axis, or `most_change` is no such share.
+      ValueError: a side is not parallel to an axis, `most_change` is no such share, or `aspect` is
+        not positive and finite.
 
     Example:
       >>> from tvjax.inference.polygons import trace
@@ -93,44 +97,55 @@ def regularize(polygons: Sequence[Polygon], *, most_change: float = MOST_CHANGE)
     """
     if isinstance(most_change, (bool, str)) or not 0 <= most_change <= 1:
         raise ValueError(f"most_change must be a number in [0, 1]; got {most_change!r}")
+    if not 0 < aspect < np.inf:
+        raise ValueError(f"aspect must be positive and finite; got {aspect!r}")
     require_shapely()
-    steps = sum(int(np.abs(np.diff(r, axis=0)).sum()) for p in polygons for r in p.rings)
-    if not polygons or steps > MOST_STEPS:
+    number = sum(int(np.abs(np.diff(r, axis=0)).sum()) for p in polygons for r in p.rings)
+    if not polygons or number > MOST_STEPS:
         return list(polygons)
     pieces = _cut(polygons)
     side = min(polygon.area for polygon in polygons) ** 0.5
     fine = max(_TOLERANCE, _FINE * side)
     for tolerance in sorted({fine, max(fine, _COARSE * side)}):
-        found = _square(polygons, pieces, tolerance, most_change)
+        found = _square(polygons, pieces, tolerance, most_change, aspect)
         if found is not None:
             return found
     return list(polygons)
 
 
 def _square(
-    polygons: Sequence[Polygon], pieces: _Pieces, tolerance: float, most_change: float
+    polygons: Sequence[Polygon],
+    pieces: _Pieces,
+    tolerance: float,
+    most_change: float,
+    aspect: float,
 ) -> list[Polygon] | None:
     """The polygons, as many as possible with right angles; None if that is none."""
-    edges = _with_corners(pieces, _straighten(pieces, tolerance), tolerance)
+    ground = np.array([aspect**0.5, aspect**-0.5])  # of a pixel, whose area stays 1
+    edges = _straighten(pieces, tolerance)
+    points, middles = edges.points * ground, edges.middles * ground
+    edges = edges._replace(way=edges.way * ground, points=points, middles=middles)
+    edges = _with_corners(pieces, edges, tolerance)
     kept: set[int] = set()
     for _ in range(_ROUNDS):
         is_free = np.any(_pinned(pieces, edges, kept)[edges.ends], axis=1)
         walls = _find_walls(edges, np.asarray(is_free), tolerance)
-        worse = _few_corners(pieces, edges, walls)
+        # A neighbour that stays as it is must not make a polygon round: the next one would follow.
+        worse = set() if kept else _few_corners(pieces, edges, walls)
         if len(kept | worse) == len(polygons):
             break
-        drawn = _draw(polygons, pieces, edges, walls, kept)
+        drawn = _draw(polygons, pieces, edges, walls, kept, ground)
         pairs = enumerate(zip(polygons, drawn, strict=True))
         worse |= {k for k, (old, new) in pairs if not _is_near(old, new, most_change)}
         if worse <= kept:
-            return drawn if _are_apart(drawn) else None
+            return drawn if are_apart(drawn) else None
         kept |= worse
     return None
 
 
 def _cut(polygons: Sequence[Polygon]) -> _Pieces:
     """Outlines as pieces between the points where they branch."""
-    paths = [[_steps(ring) for ring in polygon.rings] for polygon in polygons]
+    paths = [[steps(ring) for ring in polygon.rings] for polygon in polygons]
     branching = _branching([path for rings in paths for path in rings])
     known: dict[bytes, int] = {}
     found = _Pieces([], [], [], [])
@@ -153,7 +168,7 @@ def _cut(polygons: Sequence[Polygon]) -> _Pieces:
     return found
 
 
-def _steps(ring: np.ndarray) -> np.ndarray:
+def steps(ring: np.ndarray) -> np.ndarray:
     """The ring's points one pixel apart, int `[N, 2]`."""
     sides = np.roll(ring, -1, axis=0) - ring
     lengths = np.abs(sides).sum(1)
@@ -396,13 +411,18 @@ def _few_corners(pieces: _Pieces, edges: _Edges, walls: _Walls) -> set[int]:
 
 
 def _draw(
-    polygons: Sequence[Polygon], pieces: _Pieces, edges: _Edges, walls: _Walls, kept: set[int]
+    polygons: Sequence[Polygon],
+    pieces: _Pieces,
+    edges: _Edges,
+    walls: _Walls,
+    kept: set[int],
+    ground: np.ndarray,
 ) -> list[Polygon]:
     """The polygons with straight walls, but those in `kept` as they were traced."""
     pinned, is_wall = _pinned(pieces, edges, kept), walls.line >= 0
     placed = edges.points @ walls.frame.T
     placed[edges.ends[is_wall], walls.across[is_wall, None]] = walls.value[is_wall, None]
-    placed = np.where(pinned[:, None], edges.points, placed @ walls.frame)
+    placed = np.where(pinned[:, None], edges.points, placed @ walls.frame) / ground
     first = np.searchsorted(edges.piece, np.arange(len(pieces.paths) + 1))
     paths = []
     for number, path in enumerate(pieces.paths):
@@ -450,7 +470,7 @@ def _is_near(old: Polygon, new: Polygon, most_change: float) -> bool:
     return traced.symmetric_difference(drawn).area <= most_change * traced.area
 
 
-def _are_apart(polygons: Sequence[Polygon]) -> bool:
+def are_apart(polygons: Sequence[Polygon]) -> bool:
     """Whether no two polygons overlap."""
     if len(polygons) < 2:
         return True

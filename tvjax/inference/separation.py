@@ -71,6 +71,14 @@ def trace(
       >>> [(found.shell[0].tolist(), found.area) for found in trace([strip])]
       [([1, 1], 20), ([6, 1], 20)]
     """
+    for group in groups(strips, threshold=threshold, min_area=min_area):
+        yield from group
+
+
+def groups(
+    strips: Iterable[np.ndarray], *, threshold: float = 0.5, min_area: int = 1
+) -> Iterator[list[Polygon]]:
+    """The same, with the objects together that share walls: the parts of a piece of the mask."""
     return _Separator(threshold, min_area).run(strips)
 
 
@@ -92,7 +100,7 @@ class _Separator(polygons.Tracer):
         values = strip[y, x].astype(np.float32).reshape(-1, 2)
         return [*found, _Pixels(rows[y, x], y + self._y, x, values)]
 
-    def _polygons(self, closed: list[Any], sums: np.ndarray) -> Iterator[Polygon]:
+    def _polygons(self, closed: list[Any], sums: np.ndarray) -> Iterator[list[Polygon]]:
         corners, pixels = self._held
         if len(pixels.label):
             self._held[1] = polygons.of(pixels, ~self._is_large(corners))
@@ -104,9 +112,9 @@ class _Separator(polygons.Tracer):
             is_large = np.prod(np.ptp(whole.shell, axis=0)) > MOST
             parts = None if is_large or start == stop else _part(own)
             if parts is None:
-                yield whole
+                yield [whole]
             else:
-                yield from self._trace(parts, own)
+                yield list(self._trace(parts, own))
 
     def _is_large(self, corners: Any) -> np.ndarray:
         """Whether the boxes around open objects, which all reach the last row, are too large."""

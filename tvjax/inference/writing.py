@@ -23,7 +23,7 @@ from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scaling import scaled
 from tvjax.errors import UserError, escaped, require, short
-from tvjax.inference import polygons, regularize, separation, tiles, writer
+from tvjax.inference import polygons, regularize, separation, shared, tiles, writer
 
 NEAR = 0.05
 """Share by which an image's metres per pixel may differ from the tiles' where it is taken as it is:
@@ -56,11 +56,11 @@ class Options(NamedTuple):
         scale = scenes.scale(raster, self.resolution)
         return 1.0 if abs(scale - 1) < NEAR else scale
 
-    def draw(self, polygon: polygons.Polygon) -> polygons.Polygon:
-        """An object's outline as it is written."""
+    def draw(self, group: list[polygons.Polygon], aspect: float) -> list[polygons.Polygon]:
+        """Outlines as they are written, of objects that share walls, for pixels of an aspect."""
         if self.regularize:
-            (polygon,) = regularize.regularize([polygon])
-        return polygons.simplify(polygon, self.simplify) if self.simplify else polygon
+            group = regularize.regularize(group, aspect=aspect)
+        return shared.simplify(group, self.simplify) if self.simplify else group
 
 
 DEFAULTS = Options()
@@ -519,11 +519,13 @@ def predict_raster(
 
         path = stack.enter_context(files.replacing(out / f"{raster.path.stem}.geojson", work))
         features = stack.enter_context(writer.JsonList(path, *_collection(raster)))
-        for polygon in separation.trace(
+        aspect = scenes.aspect(raster)
+        for group in separation.groups(
             written(), threshold=options.threshold, min_area=options.min_area
         ):
-            features.add(polygons.feature(options.draw(polygon), raster.transform))
-            yield polygon
+            for polygon, drawn in zip(group, options.draw(group, aspect), strict=True):
+                features.add(polygons.feature(drawn, raster.transform))
+                yield polygon
 
 
 def _check_name(path: Path) -> None:
