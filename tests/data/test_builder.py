@@ -355,10 +355,12 @@ def test_its_hint_knows_the_batches_of_the_configs():
     assert roofs.get_config().train.batch_size == prepare.BATCH
     names = {"train": 12, "val": 3, "test": 3}
     content = {
-        "request": {"boundaries": 4}, "clusters": 18, "near_duplicate_clusters": 18,
+        "request": {"boundaries": 4}, "clusters": 9, "near_duplicate_clusters": 17,
         "splits": {name: {"tiles": n, "foreground": 0.2} for name, n in names.items()},
     }  # fmt: skip
-    first, second = prepare.summary(content, "T").splitlines()[-2:]
+    told, _, first, second = prepare.summary(content, "T").splitlines()[-4:]
+    words = "in 9 clusters, each within one split (near-duplicates alone make 17)"
+    assert told == f"18 tiles are in T, {words}"
     wanted = "--config.data.directory=T --config.data.boundaries=True --config.train.batch_size=12"
     assert first.endswith(f" --config=configs/roofs.py {wanted}")
     assert second.endswith(f"lunet_bilevel.py {wanted} --config.hypergrad.batch_size=3")

@@ -313,6 +313,10 @@ MISTAKES = {
         collection(square(building="yes", lon=48.0, lat=15.0)),
         r"no polygon lies in any image; in EPSG:4326 the polygons span x 48 to 48\.0001, y 15 ",
     ),
+    "metres without a crs": (
+        collection(square(building="yes", lon=500_000.0, lat=5_400_000.0)),
+        "these are no degrees, and a GeoJSON that names no crs is taken to be in degrees",
+    ),
     "many points": (
         collection(square() | {"geometry": {"type": "Polygon", "coordinates": [
             [[15 + 1e-9 * k, 48.75] for k in range(1 << 18)] + [[15.1, 48.8], [15, 48.75]]

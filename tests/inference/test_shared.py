@@ -81,7 +81,7 @@ def test_a_roof_in_a_court_and_a_tolerance_that_is_too_large():
         outer, inner = shared.simplify(group, tolerance)
         assert shapely.Polygon(outer.holes[0]).equals(shapely.Polygon(inner.shell))
         assert_apart(shapes([outer, inner]))
-    assert shared.simplify(group, 200.0) == group
+        assert [len(ring) for polygon in (outer, inner) for ring in polygon.rings] == [4, 4, 4]
 
 
 def write_tif(path, pixels, transform, crs):

@@ -369,7 +369,8 @@ def _decode(
             labelled, hidden = labelled + found.labelled, hidden + found.hidden
             good.append(tile)
     if bare:
-        print(f"note: {bare} tiles are left out, since most of each has no data", file=sys.stderr)
+        told = "1 tile is" if bare == 1 else f"{bare} tiles are"
+        print(f"note: {told} left out, since most of each has no data", file=sys.stderr)
     return good, hashes[: len(good)], hidden / max(labelled, 1)
 
 

@@ -196,12 +196,10 @@ def summary(content: dict[str, Any], out: str) -> str:
         options += f" --config.train.batch_size={train}"
     learned = f" --config.hypergrad.batch_size={val}" if val < BATCH else ""
     clusters, twins = content["clusters"], content["near_duplicate_clusters"]
-    more = (
-        "" if clusters == twins else f" ({clusters} with those that names or places keep together)"
-    )
+    more = "" if clusters == twins else f" (near-duplicates alone make {twins})"
     lines += [
-        f"{tiles} tiles in {twins} clusters of near-duplicates{more}, in {out}; splits.csv says "
-        "which is where, contact.png shows sixteen with their labels",
+        f"{tiles} tiles are in {out}, in {clusters} clusters, each within one split{more}",
+        "splits.csv says which tile is where, contact.png shows sixteen with their labels",
         f"train on them: python -m tvjax.main --config=configs/roofs.py{options}",
         "from scratch, with a learned lambda: python -m tvjax.main "
         f"--config=configs/lunet_bilevel.py{options}{learned}",

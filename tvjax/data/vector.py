@@ -34,6 +34,9 @@ MARGIN = 0.05
 """Share of an image's size by which polygons are sought around it: its outline is curved on their
 map."""
 
+MOST_DEGREES = 540
+"""Degrees that longitudes stay below, also of maps that go around the earth once and a half."""
+
 MOST_TILES = 1 << 22
 """Tiles of an image."""
 
@@ -409,8 +412,10 @@ class Scenes(Origin):
         return (
             f"{asked.labels}: {what}; in {crs} the polygons span {_span(span)}, and "
             f"{found[0].path} {_span(there)}"
-            + "; --tms turns the y of map tiles around"
-            * isinstance(found[0].place, Mosaic)
+            + "; these are no degrees, and a GeoJSON that names no crs is taken to be in degrees: "
+            "name it there, or write it in degrees"
+            * (crs.is_geographic and bool(np.abs(span).max() > MOST_DEGREES))
+            + "; --tms turns the y of map tiles around" * isinstance(found[0].place, Mosaic)
         )
 
     def close(self) -> None:

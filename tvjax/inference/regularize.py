@@ -138,7 +138,7 @@ def _square(
         pairs = enumerate(zip(polygons, drawn, strict=True))
         worse |= {k for k, (old, new) in pairs if not _is_near(old, new, most_change)}
         if worse <= kept:
-            return drawn if are_apart(drawn) else None
+            return drawn if _are_apart(drawn) else None
         kept |= worse
     return None
 
@@ -470,7 +470,7 @@ def _is_near(old: Polygon, new: Polygon, most_change: float) -> bool:
     return traced.symmetric_difference(drawn).area <= most_change * traced.area
 
 
-def are_apart(polygons: Sequence[Polygon]) -> bool:
+def _are_apart(polygons: Sequence[Polygon]) -> bool:
     """Whether no two polygons overlap."""
     if len(polygons) < 2:
         return True
