@@ -60,6 +60,11 @@ def test_from_a_coco_file_to_polygons_on_the_map(tmp_path):
     for result in json.loads((tmp_path / "scores" / "results.json").read_text()):
         assert result["category_id"] == 100
 
+    # Without the flag both programs say which one the images need that the tiles were made of.
+    paths = f"--images={tmp_path}/images/1.png", f"--out={tmp_path}/unscaled"
+    for result in (use("evaluate", workdir, *coco), use("predict", workdir, *paths)):
+        assert result.returncode == 0 and "give --scale=0.5 " in result.stderr, result.stderr
+
     mask, roofs = draw_roofs(600, 90)
     write_raster(tmp_path / "town.tif", mask)
     flags = workdir, f"--images={tmp_path}/town.tif", "--scale=0.5", "--tile=128", "--category=100"
