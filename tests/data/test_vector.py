@@ -103,6 +103,15 @@ def test_a_resolution_is_metres_per_pixel(town, tmp_path):
         np.testing.assert_array_equal(record["mask"][..., 0], inside[window])
 
 
+def test_heights_of_some_points_alone_do_not_matter(tmp_path):
+    ring = [[1, 2, 9.0], [5, 2], [5, 7, None], [1, 2]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    content = {"type": "FeatureCollection", "features": [feature | {"properties": {}}]}
+    (tmp_path / "a.geojson").write_text(json.dumps(content))
+    (found,) = vector_files.read(tmp_path / "a.geojson", vector_files.Wanted()).polygons
+    assert list(found.exterior.coords) == [(1, 2), (5, 2), (5, 7), (1, 2)]
+
+
 def test_metres_are_those_on_the_ground(tmp_path):
     """Web Mercator's are twice as long at 60 degrees north; those of UTM are taken as they are."""
     from tvjax.data import scenes

@@ -251,15 +251,27 @@ def _text(value: Any) -> str | None:
 
 def _geometry(file: Path, name: Any, geometry: Any) -> Any:
     import shapely
-    from shapely.geometry import shape
 
     try:
         if isinstance(geometry, dict):
-            return shape(geometry)
+            return _shape(geometry)
         return shapely.from_wkb(geometry) if isinstance(geometry, bytes) else geometry
     except Exception as error:  # shapely raises almost anything of malformed ones
         reason = str(error).partition("\n")[0][:160]
         raise UserError(f"{file}: {name} has a malformed geometry ({reason})") from error
+
+
+def _shape(geometry: dict[str, Any]) -> Any:
+    """A geometry of GeoJSON; of points of which some alone have a height, without heights."""
+    from shapely.geometry import shape
+
+    def flat(x: list[Any]) -> list[Any]:
+        return [flat(inner) for inner in x] if isinstance(x[0], list) else x[:2]
+
+    try:
+        return shape(geometry)
+    except (ValueError, TypeError):
+        return shape(geometry | {"coordinates": flat(geometry["coordinates"])})
 
 
 def _read_json(file: Path) -> dict[str, Any]:
