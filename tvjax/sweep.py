@@ -29,6 +29,7 @@ from tvjax import errors, fields, files, interruption, program, provenance
 from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
+from tvjax.fields import TINY
 from tvjax.training import interrupt, learned, loop, members, parallel, pretrained, rundir
 from tvjax.training.feeds import check_batches, schedule
 from tvjax.training.resident import take
@@ -80,8 +81,8 @@ def pairs(lambdas: Sequence[str], seeds: Sequence[str], config: Config) -> list[
                 good = 0 <= kind(value) < 2**31 and NUMBER.fullmatch(value.strip())
             except ValueError:
                 good = False
-            if good and kind(value) == 0 and re.search("[1-9]", re.split("[eE]", value)[0]):
-                raise UserError(f"--{name}: {value!r} is too small for a number of 64 bits")
+            if good and kind(value) < TINY and re.search("[1-9]", re.split("[eE]", value)[0]):
+                raise UserError(f"--{name}: {value!r} must be 0 or at least {TINY:.3g}")
             if not good:
                 raise UserError(f"--{name}: {value!r} must be a number in [0, 2^31)")
         if not values:
@@ -430,12 +431,16 @@ def _are_alike(config: Config, how: str) -> bool:
     Raises:
       UserError: they cannot, and `--train` asks for it.
     """
-    are_alike = learned.names(config) == ("lambda",) and not config.train.patience
-    if how == "together" and not are_alike:
-        raise UserError(
-            "--train=together needs hypergrad.learn=('lambda',) and train.patience=0; take singly"
-        )
-    return are_alike
+    needed = {
+        "hypergrad.learn=('lambda',)": learned.names(config) == ("lambda",),
+        "train.patience=0": not config.train.patience,
+        "denoise.weights=()": not config.denoise.weights,
+        "hypergrad.guard other than 'hold'": config.hypergrad.guard != "hold",
+    }
+    lacking = [condition for condition, holds in needed.items() if not holds]
+    if how == "together" and lacking:
+        raise UserError(f"--train=together needs {lacking[0]}; take --train=singly")
+    return not lacking
 
 
 def _train(config: Config, todo: list[Pair], workdir: Path, args: Any):

@@ -199,6 +199,15 @@ def test_any_size(name, size):
     assert shapes(name, "sigmoid", size) == [(2, *size, 1), (2, *size, 1)]
 
 
+@pytest.mark.parametrize("name", ["unet", "segnet", "segformer"])
+def test_what_is_no_number_stays_none(name):
+    """Images that are none are marked by NaN, which no pooling may lose."""
+    net = model(name)[0]
+    image = jnp.zeros((1, 16, 16, 3))
+    variables = net.init(jax.random.key(0), image, train=False)
+    assert jnp.isnan(net.apply(variables, image * jnp.nan, train=False)).all()
+
+
 def test_any_head():
     for head in ("softmax", "tv_softmax"):
         for name in ("segnet", "segformer"):

@@ -73,6 +73,24 @@ def test_the_same_command_goes_on(tiles, tmp_path, monkeypatch, capsys, args):
     assert "0.001" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("train.patience", 1),
+        ("denoise.weights", (0.3,)),
+        ("hypergrad.guard", "hold"),
+        ("hypergrad.learn", ("lambda", "decay")),
+    ],
+)
+def test_what_one_program_does_not_know_is_trained_one_by_one(field, value):
+    config = lunet_bilevel.get_config()
+    assert sweep._are_alike(config, "together")
+    config.update_from_flattened_dict({field: value})
+    assert not sweep._are_alike(config, "auto")
+    with pytest.raises(UserError, match=rf"^--train=together needs {field}"):
+        sweep._are_alike(config, "together")
+
+
 def test_figure_names_lambdas_and_no_power_at_the_place_of_0(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
@@ -134,6 +152,7 @@ def test_a_damaged_line_is_one_line(tmp_path, changes, message):
     [
         (["1e-6", "x"], ["0"], "loss", "--lambdas: 'x' must be a number"),
         (["-1"], ["0"], "loss", "--lambdas: '-1' must be a number in"),
+        (["1e-40"], ["0"], "loss", "--lambdas: '1e-40' must be 0 or at least 1.18e-38"),
         (["nan"], ["0"], "loss", "--lambdas: 'nan'"),
         ([], ["0"], "loss", "--lambdas must be given"),
         (["1"], ["0.5"], "loss", "--seeds: '0.5'"),

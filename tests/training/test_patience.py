@@ -1,14 +1,11 @@
 """Early stopping: when it ends a training, what is its result, and that it resumes."""
 
-from types import SimpleNamespace
-
 import devices  # noqa: F401  its net, which compiles in a moment
 import pytest
 
 from configs import base
-from tvjax import sweep
 from tvjax.errors import UserError
-from tvjax.training import loop, restore
+from tvjax.training import interrupt, loop, restore
 from tvjax.training.logs import read_metrics
 
 SCORES = {2: 0.3, 4: 0.5, 6: 0.4, 8: 0.5, 10: 0.2, 12: 0.9}
@@ -60,6 +57,28 @@ def test_a_run_in_parts_ends_where_the_whole_one_does(tiles, tmp_path):
     assert summary["steps"] == 4 and summary["patience"] == {"trained": 10, "ended": True}
 
 
+def test_an_interruption_makes_no_other_step_the_best(tiles, tmp_path, monkeypatch):
+    """Step 8 scores as high as the best, and is saved for the interruption alone."""
+    evaluated, asked = [], []
+
+    def evaluate(session, state, step):
+        evaluated.append(step)
+        return SCORES.get(step, 0.0)
+
+    def is_asked(stop):
+        asked.extend([stop] * (evaluated[-1:] == [6]))
+        return len(asked) == 2
+
+    config = config_of(tiles, 3)
+    monkeypatch.setattr(loop._Session, "_evaluate", evaluate)
+    with monkeypatch.context() as patched, pytest.raises(interrupt.Interrupted):
+        patched.setattr(interrupt.Stop, "asked", is_asked)
+        loop.run(config, tmp_path / "run")
+    assert restore.open_net(tmp_path / "run")[2].step == 8
+    assert restore.open_net(tmp_path / "run", "best")[2].step == 4
+    assert loop.run(config, tmp_path / "run")["steps"] == 4
+
+
 @pytest.mark.usefixtures("scored")
 def test_with_enough_patience_the_best_is_the_result(tiles, tmp_path):
     summary = loop.run(config_of(tiles, 4), tmp_path / "run")
@@ -76,9 +95,3 @@ def test_a_kill_after_the_end_and_before_the_scores_changes_nothing(tiles, tmp_p
         loop.run(config_of(tiles, 3), tmp_path / "run")
     summary = loop.run(config_of(tiles, 3), tmp_path / "run")
     assert summary["steps"] == 4 and summary["patience"] == {"trained": 10, "ended": True}
-
-
-def test_runs_in_one_program_cannot_end_early(tiles, tmp_path):
-    flags = SimpleNamespace(train="together", group=2)
-    with pytest.raises(UserError, match=r"train\.patience=0; take singly"):
-        sweep._train(config_of(tiles, 3), [sweep.Pair(1.0, 0)], tmp_path, flags)

@@ -76,7 +76,8 @@ def max_pool_with_indices(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), "edge")
     windows = x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c)
     fixed = lax.stop_gradient(windows)
-    largest = fixed == fixed.max(axis=(2, 4), keepdims=True)
+    # A NaN equals nothing, and must not be lost: it marks what is no image.
+    largest = (fixed == fixed.max(axis=(2, 4), keepdims=True)) | jnp.isnan(fixed)
     indices = jnp.where(largest, _window_positions(), 4).min(axis=(2, 4)).astype(jnp.uint8)
     return jnp.sum(jnp.where(_chosen(indices), windows, 0), axis=(2, 4)), indices
 

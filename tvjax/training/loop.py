@@ -323,8 +323,8 @@ class _Session:
             before, step = dispatch.before, dispatch.after
             done, asked = step == config.train.steps, stop.asked()
             evaluates = done or passes(before, step, config.evaluation.every)
-            saves = done or asked or passes(before, step, config.checkpoint.every)
-            if evaluates or saves:
+            saves = waits = done or passes(before, step, config.checkpoint.every)
+            if evaluates or saves or asked:
                 self._log(*pending)
                 pending = None
                 self._check(state, step)
@@ -335,9 +335,11 @@ class _Session:
             if val_iou is not None:
                 self.worse = 0 if best else self.worse + 1
                 self.best = max(self.best, val_iou)
-            if saves or (best and (config.checkpoint.keep_best or config.train.patience)):
-                # Were steps taken meanwhile, a kill would cost more than an interval.
-                self._save(state, step, val_iou, wait=saves)
+            saves |= best and bool(config.checkpoint.keep_best or config.train.patience)
+            if saves or asked:
+                # What is saved for an interruption alone has no score: it would compete for the
+                # best. Were steps taken meanwhile, a kill would cost more than an interval.
+                self._save(state, step, val_iou if saves else None, wait=waits or asked)
             if asked:
                 raise Interrupted(step)
             if held or self.ends_early:
