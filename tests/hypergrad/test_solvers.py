@@ -370,6 +370,12 @@ def test_a_batch_is_wanted_for_each_step_and_each_term():
     (hypergrad.f2sa, {"sigma": 1, "steps": 1.5}, r"steps must be an integer, got 1\.5"),
     (hypergrad.bome, {"eta": 0, "scale": 1}, "eta must be positive, got 0"),
     (hypergrad.bome, {"eta": 1, "scale": 0}, "scale must be positive, got 0"),
+    (hypergrad.scaled_identity, {"scale": -1.0}, "scale must be positive, got -1"),
+    (hypergrad.adam_scaling, {"b2": 2.0}, r"b2 must be a number, below 1 .* got 2\.0"),
+    (hypergrad.adam_scaling, {"eps": -1.0}, "eps must be a number, finite"),
+    (hypergrad.hoag_tolerance, {"first": -1.0}, "first must be a number, finite"),
+    (hypergrad.hoag_tolerance, {"rate": 2}, "rate must be a number, below 1"),
+    (hypergrad.cg, {"iterations": 5, "loop": "x"}, "loop must be one of"),
 ])  # fmt: skip
 def test_arguments_that_cannot_be_are_named(make, options, message):
     with pytest.raises(ValueError, match=message):

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tvjax.hypergrad.checks import check_within
+from tvjax.hypergrad.checks import check_not_negative, check_within
 from tvjax.types import PyTree
 
 
@@ -144,7 +144,12 @@ def adam_scaling(*, b2: float = 0.999, eps: float = 1e-8) -> Callable[[PyTree], 
     Args:
       b2: the optimiser's decay of the second moment.
       eps: the optimiser's eps.
+
+    Raises:
+      ValueError: they are no numbers in [0, 1) and of at least 0.
     """
+    check_within(0, 1, b2=b2)
+    check_not_negative(eps=eps)
 
     def scaling(opt_state):
         states = _adam_states(opt_state)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tvjax.hypergrad.checks import check_least, check_not_negative
+from tvjax.hypergrad.checks import check_least, check_not_negative, check_within
 from tvjax.hypergrad.implicit import damped, implicit, widened
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Estimator
@@ -98,5 +98,11 @@ def cg(
 
 
 def hoag_tolerance(first: float = 0.1, *, rate: float = 0.9) -> Callable[[jax.Array], Any]:
-    """HOAG's exponentially decreasing tolerance, `first * rate^calls` (as in its experiments)."""
+    """HOAG's exponentially decreasing tolerance, `first * rate^calls` (as in its experiments).
+
+    Raises:
+      ValueError: `first` is not at least 0, or `rate` not in [0, 1).
+    """
+    check_not_negative(first=first)
+    check_within(0, 1, rate=rate)
     return lambda calls: first * rate**calls

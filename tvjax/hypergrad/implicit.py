@@ -59,7 +59,11 @@ def scaled_identity(scale: float, *, steps: int = 1, loop: Loop | None = None) -
       scale: stands for A^{-1}; 1 / the largest eigenvalue is the first term of `neumann`.
       steps: inner steps before the estimate, >= 1.
       loop: how to run them; None: what suits the backend.
+
+    Raises:
+      ValueError: `scale` is not positive: the sign would be the other one.
     """
+    check_positive(scale=scale)
 
     def solve(product, b, carry):
         return optax.tree.scale(scale, b), carry

@@ -83,5 +83,11 @@ _BACKENDS = Loop(
 
 
 def chosen(loop: Loop | None) -> Loop:
-    """`loop`, or the one that suits the backend where it is None."""
+    """`loop`, or the one that suits the backend where it is None.
+
+    Raises:
+      ValueError: it is no function.
+    """
+    if not (loop is None or callable(loop)):
+        raise ValueError(f"loop must be one of tvjax.hypergrad.loops or None, got {loop!r}")
     return _BACKENDS if loop is None else loop
