@@ -88,6 +88,6 @@ def chosen(loop: Loop | None) -> Loop:
     Raises:
       ValueError: it is no function.
     """
-    if not (loop is None or callable(loop)):
+    if not (loop is None or isinstance(loop, Loop)):
         raise ValueError(f"loop must be one of tvjax.hypergrad.loops or None, got {loop!r}")
     return _BACKENDS if loop is None else loop
