@@ -21,6 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments import kept
 from tvjax import program
 from tvjax.errors import UserError
 
@@ -52,6 +53,9 @@ def main(argv: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if _PIECE.value is not None:
         sys.exit(0 if run_piece(_PIECE.value, out) else 1)
+    for name in names:
+        of = {"piece": name, "scale": _SCALE.value}
+        kept.lines(out / f"{name}.json", of, "found", dict.items)
     began = time.perf_counter()
     data = Path(_DATA.value).absolute() if _DATA.value else draw_tiles(out)
     states = {}

@@ -6,7 +6,6 @@ prints a table for the last snapshot and writes all of them as JSON: config, com
 hardware, seed, and `records`. Without `--problem` the figure is drawn from the JSON alone.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from tqdm import tqdm
 
 from experiments import kept, problems
 from experiments.problems.setting import Setting
-from tvjax import hypergrad, program, provenance
+from tvjax import files, hypergrad, interruption, program, provenance
+from tvjax.hypergrad.audit import Record
 from tvjax.types import PyTree
 
 ONLINE = "forward_online"
@@ -24,9 +24,7 @@ ONLINE = "forward_online"
 
 def define_flags() -> None:
     flags.DEFINE_enum("problem", None, list(problems.PROBLEMS), "What to audit.")
-    flags.DEFINE_string(
-        "json", None, "JSON file of results, written or read, e.g. ridge.json.", required=True
-    )
+    kept.json_flag(new=False)
     flags.DEFINE_string(
         "figure", None, "PNG of errors and values over the training, e.g. ridge.png."
     )
@@ -43,13 +41,16 @@ def main(argv) -> None:
     del argv
     args = flags.FLAGS
     file = Path(args.json)
+    if args.figure:
+        files.check_file("figure", Path(args.figure))
     if args.problem:
+        kept.check_new(file)
         # A reference is worth its digits only in float64.
         jax.config.update("jax_enable_x64", True)
         results = run(args.problem, args.seed, args.snapshots, args.data)
         kept.write(file, results, allow_nan=False, indent=1)
     if args.figure:
-        draw(json.loads(file.read_text()), Path(args.figure))
+        draw(kept.load(file, _read, "json"), Path(args.figure))
 
 
 def run(name: str, seed: int, snapshots: int | None = None, data: str | None = None) -> dict:
@@ -62,6 +63,7 @@ def run(name: str, seed: int, snapshots: int | None = None, data: str | None = N
 
         def progress(names, step=step):
             for estimator in names:
+                interruption.check()
                 bar.set_postfix_str(f"step {step}, {estimator}")
                 yield estimator
                 bar.update()
@@ -143,6 +145,13 @@ def draw(results: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _read(results: dict) -> None:
+    """What is drawn."""
+    _ = results["config"]["problem"], results["config"]["reference"]
+    for record in results["records"]:
+        Record(**record)
 
 
 def _or_nan(x: float | None) -> float:

@@ -42,6 +42,7 @@ SHARE = 0.05
 """Share of the tiles whose mask is made wrong."""
 SECTIONS = "model", "optimizer", "schedule", "loss", "augmentation", "train"
 """What is kept of the config."""
+FIGURE = "label_faults.png"
 STYLES = {
     "training_loss": ("#4c78a8", "training loss"), "out_of_fold": ("#f58518", "out of fold"),
     "hypergradient": ("#e45756", "hypergradient"),
@@ -239,9 +240,26 @@ def interval(values: list[float]) -> list[float]:
     return [round(float(x), 3) for x in (mean.value, *ends)]
 
 
+def read_all(out: Path) -> dict[str, dict[str, Any]]:
+    """The results in a folder by their names.
+
+    Raises:
+      UserError: a JSON file there is damaged or none of them, or the figure is not theirs.
+    """
+
+    def read(result: dict[str, Any]) -> None:
+        summarise(result["lines"])
+        _ = result["lines"][0]["seed"], result["config"]["tiles"]
+
+    found = {p.stem: kept.load(p, read, "out") for p in sorted(out.glob("*.json"))}
+    if not found:
+        files.check_replaced("out", out, (FIGURE,), "there is no result of this program")
+    return found
+
+
 def draw(out: Path) -> None:
     """The precision of each ranker over k, a panel per set, from the files in a folder."""
-    results = {path.stem: files.read_object(path) for path in sorted(out.glob("*.json"))}
+    results = read_all(out)
     figure, axes = plt.subplots(
         1, len(results), figsize=(4.4 * len(results), 3.4), squeeze=False, sharey=True,
         layout="constrained",
@@ -261,15 +279,15 @@ def draw(out: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("share of wrong labels among them")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    figures.save(figure, out / "label_faults.png")
+    figures.save(figure, out / FIGURE)
 
 
-def describe(args: Any) -> dict[str, Any]:
+def describe(args: Any, splits: dict[str, Split]) -> dict[str, Any]:
     """What lines of one file have in common."""
     config = json.loads(config_of(args, 0).to_json())
     config = {name: config[name] for name in SECTIONS}
     return {"set": args.name, "tiles": args.tiles, "pixels_shifted": PIXELS, "share": SHARE,
-            "net": config}  # fmt: skip
+            "net": config, kept.DIGEST: sets.identify(splits, args.data)["sha256"]}  # fmt: skip
 
 
 def main(argv) -> None:
@@ -277,19 +295,22 @@ def main(argv) -> None:
     args: Any = flags.FLAGS
     out, config = Path(args.out), config_of(args, 0)
     files.check_folder("out", out)
-    path = out / f"{args.name}.json"
-    lines = kept.lines(path, describe(args), "lines", summarise)
+    path, workdir = out / f"{args.name}.json", Path(args.workdir) / args.name
+    read_all(out)
     with interrupt.Stop() as stop:
         program.cache_compilations(Path(config.data.cache) / "compiled")
         splits = sets.open_section(config.data)
+        made_of = describe(args, splits)
+        lines = kept.lines(path, made_of, "lines", summarise)
+        kept.claim(workdir / "made_of.json", made_of, "workdir")
         done = {(line["seed"], line["ranker"]) for line in lines}
         for seed, name, ranker in todo(args):
             if (seed, name) not in done:
                 faulty, planted = open_seed(args, splits, seed)
                 lines.append(rank(args, faulty, planted, seed, name, ranker, stop))
-                write(path, args, lines)
+                write(path, made_of, lines)
                 print(f"{name}, seed {seed}: {at(lines[-1], 1.0):.2f}", flush=True)
-    write(path, args, lines)
+    write(path, made_of, lines)
     draw(out)
     print(json.dumps(summarise(lines), indent=1))
 
@@ -302,9 +323,9 @@ def todo(args: Any) -> Iterator[tuple[int, str, Ranker]]:
         )
 
 
-def write(path: Path, args: Any, lines: list[dict[str, Any]]) -> None:
+def write(path: Path, made_of: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     """Writes what is known by now."""
-    content = {"config": describe(args), **provenance.describe(0), "lines": lines,
+    content = {"config": made_of, **provenance.describe(0), "lines": lines,
                "summary": summarise(lines)}  # fmt: skip
     kept.write(path, content, indent=1)
 

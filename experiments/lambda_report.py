@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import lambda_figures
+from experiments import kept, lambda_figures
 from experiments import lambda_tables as tables
 from experiments.lambda_claims import Study, read_pieces
 from tvjax import program
 from tvjax.errors import UserError
+
+TITLE = "Which estimator finds lambda"
 
 
 def define_flags() -> None:
@@ -47,7 +49,7 @@ def report(pieces: dict[str, dict]) -> tuple[str, list[Study]]:
     names = dict.fromkeys(name.split("_")[1] for name in pieces if name.startswith("curve_"))
     studies = [Study(pieces, name) for name in names]
     studies.sort(key=lambda study: -len(study.pieces))  # what was studied most comes first
-    text = ["# Which estimator finds lambda", "", *origin(pieces), ""]
+    text = [f"# {TITLE}", "", *origin(pieces), ""]
     for study in studies:
         rng = np.random.default_rng(0)
         parts = {
@@ -73,6 +75,8 @@ def main(argv) -> None:
     pieces = read_pieces(Path(args.results))
     if not any(name.startswith("curve_") for name in pieces):
         raise UserError(f"--results={args.results} holds no curve_*.json of lambda_study")
+    written = ("lambda_study.md", "lambda_study.png", "lambda_slopes.png")
+    kept.check_report("out", out, written, TITLE)
     out.mkdir(parents=True, exist_ok=True)
     text, studies = report(pieces)
     (out / "lambda_study.md").write_text(text)

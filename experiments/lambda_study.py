@@ -42,11 +42,12 @@ from absl import flags
 from configs import lunet
 from experiments import kept, pack
 from experiments.results import DIGEST
-from tvjax import files, hypergrad, program, provenance
+from tvjax import hypergrad, interruption, program, provenance
 from tvjax.data import identity
 from tvjax.errors import UserError
 from tvjax.hypergrad.trees import floats, merge
 from tvjax.training import members, resident, steps
+from tvjax.training.interrupt import INTERRUPTED
 from tvjax.training.setup import make_functions
 from tvjax.types import Batch, Config
 
@@ -289,10 +290,10 @@ class Lab:
             keys.append(("slope", count))
         return [self._program(key) for key in keys]
 
-    def close(self) -> None:
-        """Ends the process at once if time is up, whatever is still being compiled."""
-        if self.left() < 0:
-            os._exit(0)
+    def close(self, status: int = 0) -> None:
+        """Ends the process at once if time is up or status is not 0, whatever still compiles."""
+        if self.left() < 0 or status:
+            os._exit(status)
 
     def _program(self, key) -> Future:
         if key not in self.programs:
@@ -387,6 +388,7 @@ class Lab:
         began, logs = time.perf_counter(), []
         size = self.scale.chunk if self.scale.together else 1
         for start in range(0, total, size):
+            interruption.check()
             part = jax.tree.map(lambda x: x[start : start + size], plan)  # noqa: B023
             if not self.scale.together:
                 part = jax.tree.map(lambda x: x[0], part)
@@ -619,18 +621,21 @@ def run(lab: Lab, out: Path, *, only: str = "*", commit: str | None = None) -> N
     wanted = pieces(lab.scale, list(lab.sets))
     there = [p for p in wanted if _file(out, p).exists()]
     for piece in there:
-        _check_kept(lab, _file(out, piece), piece.set if isinstance(piece, Piece) else piece[1])
+        path, data = _file(out, piece), piece.set if isinstance(piece, Piece) else piece[1]
+        made_of = _config(lab, path.stem) | {DIGEST: lab.digests[data]}
+        kept.lines(path, made_of, "members", len)
     out.mkdir(parents=True, exist_ok=True)
     todo = [p for p in wanted if p not in there]
     todo = [p for p in todo if fnmatch.fnmatch(_file(out, p).stem, only)]
     lab.say(f"{len(todo)} pieces to run, convolutions {lab.convolutions}")
     needed = {id(piece): lab.prepare(*_program_of(lab.scale, piece)) for piece in todo}
     while todo and lab.left() > 0:
+        interruption.check()
         # The first whose programs are there, so that none waits for another's compilation.
         ready = [p for p in todo if all(future.done() for future in needed[id(p)])]
         if not ready:
             missing = [f for future in needed.values() for f in future if not f.done()]
-            wait(missing, timeout=min(10, max(0, lab.left())), return_when=FIRST_COMPLETED)
+            wait(missing, timeout=min(1, max(0, lab.left())), return_when=FIRST_COMPLETED)
             continue
         todo.remove(ready[0])
         _try_piece(lab, out, ready[0], commit)
@@ -641,12 +646,6 @@ def run(lab: Lab, out: Path, *, only: str = "*", commit: str | None = None) -> N
 def _config(lab: Lab, name: str) -> dict[str, Any]:
     """What a result file says of its piece: every field that differs is said by the members."""
     return {**lab.scale._asdict(), "convolutions": lab.convolutions, "piece": name}
-
-
-def _check_kept(lab: Lab, path: Path, data: str) -> None:
-    kept.lines(path, _config(lab, path.stem), "members", len)
-    if files.read_object(path).get(DIGEST) not in (None, lab.digests[data]):  # of old: None
-        raise UserError(f"{path} is of other tiles than --data gives as {data}; name another --out")
 
 
 def _program_of(scale: Scale, piece: Any) -> tuple[str, int]:
@@ -746,7 +745,11 @@ def main(argv) -> None:
         raise UserError("--data is empty: give NAME=FILE.npz")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
     lab = Lab(scale, sets, minutes=args.minutes)
-    run(lab, Path(args.out), only=args.only, commit=args.commit)
+    try:
+        run(lab, Path(args.out), only=args.only, commit=args.commit)
+    except KeyboardInterrupt:
+        lab.say("interrupted; run the same command again")
+        lab.close(INTERRUPTED)
     lab.say("done: " + ", ".join(f"{k} {1e3 * v:.2f} ms" for k, v in lab.cost.items())
             + " a step of one member")  # fmt: skip
     lab.close()
@@ -754,4 +757,4 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    program.run(main, interrupted=75)
+    program.run(main, interrupted=INTERRUPTED)

@@ -26,7 +26,7 @@ from configs import unet
 from experiments import kept, twins
 from experiments.trainer import Trainer, summary
 from tvjax import files, interruption, program, provenance
-from tvjax.data import arrangement, duplicates, sets, splits
+from tvjax.data import arrangement, duplicates, identity, sets, splits
 from tvjax.errors import UserError
 from tvjax.scoring import methods
 from tvjax.training import figures
@@ -55,7 +55,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "planted", None, "Share of tiles that get a twin, 0 to 1, e.g. 0.3; default: 0 or 0.5."
     )
-    flags.DEFINE_integer("draws", 50, "Number of splits over which shares are averaged.")
+    flags.DEFINE_integer("draws", 50, "Number of splits over which shares are averaged.", 1)
     flags.DEFINE_integer("seeds", 5, "Number of trainings of each way.")
     flags.DEFINE_integer("steps", 800, "Steps of a training.")
     flags.DEFINE_integer("width", 8, "Filters of the net's first block.")
@@ -241,6 +241,8 @@ def main(argv) -> None:
     known = know(images, masks, labels, args.planted)
     result = describe(known, args, config)
     lines = kept.lines(out / "result.json", result["config"], "scores", differences)
+    if not (out / "result.json").exists():
+        files.check_replaced("out", out, ("pairs.png",), "there is no result.json")
     print(json.dumps(result["share"]))
     out.mkdir(parents=True, exist_ok=True)
     if known.tiles.kind.any() or len(known.pairs):
@@ -254,11 +256,13 @@ def main(argv) -> None:
 def describe(known: Known, args: Any, config: Config) -> dict[str, Any]:
     """What `result.json` has before anything is trained."""
     number, side = known.tiles.image.shape[:2]
+    pairs = zip(known.tiles.image, known.tiles.mask, strict=True)
     fields = {
         "data": "embedded" if args.data is None else Path(args.data).name, "tiles": number,
         "planted": int(np.sum(known.tiles.kind != "")), "side": side, "draws": args.draws,
         "splits_counted": FRACTIONS, "splits_trained": TRAINED,
-        "net": json.loads(config.to_json()),
+        "net": json.loads(config.to_json()), kept.DIGEST: identity.digest({"all": pairs}),
+        "clusters": len(np.unique(known.together)),
     }  # fmt: skip
     return {
         "config": json.loads(json.dumps(fields)), **provenance.describe(0),

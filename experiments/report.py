@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import charts, claims, results, runs, tables
+from experiments import charts, claims, kept, results, runs, tables
 from experiments.document import Block, Heading, Picture, Table, Text, markdown, page
 from experiments.findings import Findings
 from experiments.lambda_claims import Study, read_pieces
@@ -368,6 +368,7 @@ def main(argv: list[str]) -> None:
     f = Findings(place, runs.SCALES[name], name)
     if not f.files:
         raise UserError(f"--results={place} holds nothing of --scale={name}")
+    kept.check_report("out", out, ("REPORT.md", "report.html"), TITLE)
     blocks = build(f, others, out / "report")
     files.write_text(out / "REPORT.md", markdown(blocks, out))
     files.write_text(out / "report.html", page(blocks, TITLE))

@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from configs import unet
+from experiments import kept
 from tvjax import files, interruption, program, provenance
 from tvjax.data import builder
 from tvjax.data.embedded import ground, synthetic
@@ -136,6 +137,9 @@ def main(argv: list[str]) -> None:
     """Draws, prepares, trains and scores."""
     del argv
     out, given = Path(flags.FLAGS.out), flags.FLAGS
+    files.check_folder("out", out)
+    config = {"steps": given.steps, "boundaries": given.boundaries}
+    kept.claim(out / "result.json", config)
     for seed, (name, number) in enumerate(NUMBERS.items()):
         write(out / name, number, seed)
     train = out / "train"
@@ -152,9 +156,7 @@ def main(argv: list[str]) -> None:
                 found["parted"].append(score(out, workdir, contact=True))
             kind = "components" if boundaries else "without"
             found[kind].append(score(out, workdir, contact=False))
-        content = {"steps": given.steps, "boundaries": given.boundaries, **found}
-        content |= provenance.describe(0)
-        files.write_text(out / "result.json", json.dumps(content, indent=2) + "\n")
+        kept.write(out / "result.json", {"config": config, **found, **provenance.describe(0)})
     print(json.dumps({kind: [row["ap"] for row in rows] for kind, rows in found.items()}))
 
 

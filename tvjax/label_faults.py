@@ -123,9 +123,8 @@ def check_same(out: Path, own: dict[str, Any]) -> dict[str, Any]:
     try:
         kept = files.read_object(out / KEPT)
     except FileNotFoundError:
-        files.check_replaced(
-            "out", out, ("labels.csv", "worst.csv", "worst.png"), f"there is no {KEPT}"
-        )
+        written = "labels.csv", "worst.csv", "worst.png", "runs"
+        files.check_replaced("out", out, written, f"there is no {KEPT}")
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{out / KEPT} cannot be read ({error}); name another --out") from error

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
+from experiments import kept
 from tvjax import files, program
-from tvjax.errors import UserError
 
 PROGRAMS: dict[str, str] = {
     "steps_w16": "steps --width=16",
@@ -140,10 +140,7 @@ def main(argv: list[str]) -> None:
     """Makes what is missing and writes the table, or checks."""
     del argv
     known = CHECKS if _CHECK.value else PROGRAMS
-    names = list(known) if _ONLY.value is None else _ONLY.value
-    unknown = sorted(set(names) - known.keys())
-    if unknown:
-        raise UserError(f"--only={unknown[0]}: choose among {', '.join(known)}")
+    names = kept.chosen(_ONLY.value, known)
     if _CHECK.value:
         sys.exit(0 if check(names) else 1)
     folder = Path(_RESULTS.value)

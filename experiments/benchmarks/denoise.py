@@ -30,7 +30,7 @@ from skimage.restoration import denoise_tv_chambolle
 from skimage.transform import resize
 
 from experiments import kept
-from tvjax import program, provenance
+from tvjax import interruption, program, provenance
 from tvjax.tv import dual, solvers
 from tvjax.tv.rof import denoise_tv
 from tvjax.tv.variation import total_variation
@@ -213,6 +213,7 @@ def main(argv) -> None:
     for case in _CASES.value:
         size, number = map(int, case.split("x"))
         for row in measure(size, number):
+            interruption.check()
             print(json.dumps(row), flush=True)
             report["rows"].append(row)
             kept.write(_JSON.value, report, indent=1)  # what is known is kept

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from experiments import kept
 from experiments.benchmarks import workload
-from tvjax import hypergrad, program, provenance
+from tvjax import hypergrad, interruption, program, provenance
 from tvjax.types import PyTree
 
 _JSON = kept.json_flag()
@@ -38,6 +38,7 @@ def main(argv):
     for horizon in tqdm(HORIZONS, "compiling"):
         row: dict[str, int] = {"horizon": horizon}
         for name, make in makers.items():
+            interruption.check()
             row[name] = reserved(make(horizon), problem, state, batch, val)
         rows.append(row)
     result = {

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from configs import base
 from experiments import kept
-from tvjax import program, provenance
+from tvjax import interruption, program, provenance
 from tvjax.data import pipeline
 from tvjax.data.sets import open_section
 from tvjax.training import parallel, resident
@@ -65,6 +65,7 @@ def memory_while_streaming(split, *, records: int, batch_size: int, points: int 
     batches = pipeline.train_batches(source, batch_size=batch_size, seed=0)
     steps, held = records // batch_size, []
     for step in tqdm(range(1, steps + 1), "streaming", mininterval=5):
+        interruption.check()
         jax.block_until_ready(layout.shard(next(batches)))
         if step * points // steps > len(held):
             held.append(resident_bytes())

@@ -48,7 +48,7 @@ from tvjax.inference.predictor import Predictor
 from tvjax.training import parallel
 from tvjax.training.net import make_net
 
-_JSON = flags.DEFINE_string("json", None, "JSON file of the result, e.g. predict.json.")
+_JSON = kept.json_flag(required=False)
 _SIZES = flags.DEFINE_list("sizes", ["2000", "5000"], "Sides of the rasters, in pixels.")
 _PICTURES = flags.DEFINE_integer("pictures", 50, "Number of the pictures.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Filters of the U-Net's first block.")

@@ -32,7 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments import kept
-from tvjax import program, provenance
+from tvjax import interruption, program, provenance
 from tvjax.data import area, builder, duplicates
 from tvjax.data.origins import Images
 from tvjax.data.splits import by_first, edges, join
@@ -150,6 +150,7 @@ def by_turns(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in tqdm(range(repeats), " and ".join(works)):
         for name, work in works.items():
+            interruption.check()
             time.sleep(0.2)  # threads of the one before spin for a while
             found[name].append(timed(work))
     return {name: np.array(times) for name, times in found.items()}

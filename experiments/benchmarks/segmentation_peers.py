@@ -30,14 +30,14 @@ from absl import flags
 from scipy import special
 
 from experiments import kept
-from tvjax import program, provenance
-from tvjax.data.sets import open_prepared
+from tvjax import files, interruption, program, provenance
+from tvjax.data.sets import identify, open_prepared
 from tvjax.models.encoders import weights
 from tvjax.scoring.mask_scores import summarise
 from tvjax.training.evaluation import add_up, image_scores, sums
 
 _DATA = flags.DEFINE_string("data", None, "Folder of prepared tiles, e.g. TILES.", required=True)
-_JSON = kept.json_flag()
+_JSON = kept.json_flag(new=False)
 _MINUTES = flags.DEFINE_float("minutes", 6.0, "Minutes of one training, without compilation.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Trainings of each method.")
 _ONLY = flags.DEFINE_list("only", None, "Methods to run, e.g. scratch,smp; default: all.")
@@ -64,13 +64,13 @@ SCORES = "iou", "pooled_iou", "boundary_iou"
 def main(argv: list[str]) -> None:
     """Finds the steps of each method, trains what is missing, and prints the table."""
     del argv
-    path = Path(_JSON.value)
-    found = json.loads(path.read_text()) if path.exists() else {"steps": {}, "runs": []}
-    methods = [*OURS, PEER] if _ONLY.value is None else _ONLY.value
+    path, methods = Path(_JSON.value), kept.chosen(_ONLY.value, [*OURS, PEER])
+    files.check_file("json", path)
+    found = begun(path, config := describe())
     for method in methods:
         if method not in found["steps"]:
             found["steps"][method] = round(60 * _MINUTES.value / seconds_per_step(method))
-            keep(path, found)
+            keep(path, config, found)
     done = {(run["method"], run["seed"]) for run in found["runs"]}
     for seed in range(_SEEDS.value):
         for method in methods:
@@ -79,13 +79,29 @@ def main(argv: list[str]) -> None:
                 scores = train(method, seed, found["steps"][method])
                 seconds = time.perf_counter() - began
                 found["runs"].append({"method": method, "seed": seed, **scores, "seconds": seconds})
-                keep(path, found)
+                keep(path, config, found)
     print(table(found))
 
 
-def keep(path: Path, found: dict[str, Any]) -> None:
+def describe() -> dict[str, Any]:
+    """What the trainings of one file have in common."""
+    data = Path(_DATA.value)
+    found = {"minutes": _MINUTES.value, "batch": BATCH, "data": data.name}
+    return found | {kept.DIGEST: identify(open_prepared(data), _DATA.value)["sha256"]}
+
+
+def begun(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The steps and trainings that the file has."""
+    runs = kept.lines(
+        path, config, "runs", lambda runs: table({"steps": dict.fromkeys(OURS, 0), "runs": runs}),
+        "json",
+    )  # fmt: skip
+    steps = dict(kept.lines(path, config, "steps", dict.items, "json"))
+    return {"steps": steps, "runs": runs}
+
+
+def keep(path: Path, config: dict[str, Any], found: dict[str, Any]) -> None:
     """Writes the file, with what it was made by."""
-    config = {"minutes": _MINUTES.value, "batch": BATCH, "data": _DATA.value.rsplit("/", 1)[-1]}
     content = {"benchmark": "segmentation_peers", "config": config, **found}
     kept.write(path, content | provenance.describe(seed=0))
 
@@ -118,7 +134,9 @@ def ours(method: str, seed: int, steps: int) -> dict[str, Any]:
             "--config.schedule.warmup=5" if steps < 100 else "--config.schedule.warmup=20",
             f"--config.evaluation.every={steps}", f"--config.checkpoint.every={steps}",
         ]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        interruption.check()  # which the run was told of too
+        done.check_returncode()
         return json.loads((Path(folder) / "summary.json").read_text())
 
 
@@ -134,6 +152,7 @@ def torch_training(seed: int, steps: int, *, score: bool) -> dict[str, float]:
     loss_of = torch.nn.BCEWithLogitsLoss()
     times = []
     for images, masks in batches(splits["train"], seed, steps):
+        interruption.check()
         began = time.perf_counter()
         loss = loss_of(net(images), masks)
         optimizer.zero_grad()

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from tvjax import hypergrad
+from tvjax import hypergrad, interruption
 from tvjax.hypergrad import Bilevel
 from tvjax.models import make_model
 from tvjax.training import parallel, state, steps
@@ -94,6 +94,7 @@ def seconds_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict
     seconds = {name: [] for name in calls}
     for _ in tqdm(range(rounds), "timing rounds"):
         for name, call in calls.items():
+            interruption.check()
             began = time.perf_counter()
             jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - began)

@@ -24,14 +24,14 @@ from experiments import kept
 from experiments.bilevel import figure, runs
 from experiments.bilevel.known import Known
 from experiments.bilevel.solvers import SOLVERS
-from tvjax import interruption, program, provenance
+from tvjax import files, interruption, program, provenance
 
 PROBLEMS = "quadratic", "logistic", "cleaning"
 
 
 def define_flags() -> None:
     flags.DEFINE_enum("problem", None, list(PROBLEMS), "What to solve.")
-    flags.DEFINE_string("json", None, "JSON file of results, e.g. result.json.", required=True)
+    kept.json_flag(new=False)
     flags.DEFINE_string("figure", None, "PNG of the courses, e.g. result.png.")
     flags.DEFINE_integer("seeds", 5, "Runs of each solver, once it is tuned.")
     flags.DEFINE_list("only", None, "Solvers to run, e.g. soba,amigo; default: all.")
@@ -40,11 +40,14 @@ def define_flags() -> None:
 def main(argv) -> None:
     del argv
     args = flags.FLAGS
-    file = Path(args.json)
+    file, only = Path(args.json), kept.chosen(args.only, SOLVERS)
+    if args.figure:
+        files.check_file("figure", Path(args.figure))
     if args.problem:
+        files.check_file("json", file)
         jax.config.update("jax_enable_x64", True)
-        run(args.problem, args.seeds, args.only or list(SOLVERS), file)
-    results = json.loads(file.read_text())
+        run(args.problem, args.seeds, only, file)
+    results = kept.load(file, table, "json")
     print(table(results))
     if args.figure:
         figure.draw(results, Path(args.figure))
@@ -78,19 +81,19 @@ def _begun(name: str, known: Known, seeds: int, file: Path) -> dict[str, Any]:
         "tolerance": runs.TOLERANCE,
         "samples_in_a_pass": 64,
     }  # fmt: skip
-    config = json.loads(json.dumps(config))
-    if file.exists():
-        results = json.loads(file.read_text())
-        if results["config"] == config:
-            return results
+
+    def read(solvers: dict[str, Any]) -> str:
+        return table({"best_value": float(h[1]), "solvers": solvers})
+
+    solvers = kept.lines(file, config, "solvers", read, "json")
     return {
         "benchmark": "bilevel",
-        "config": config,
+        "config": json.loads(json.dumps(config)),
         "first_value": float(h[0]),
         "best_value": float(h[1]),
         "best_is": "the optimum" if known.is_optimum else "the least that L-BFGS found",
         **provenance.describe(seed=0),
-        "solvers": {},
+        "solvers": dict(solvers),
     }
 
 

@@ -11,6 +11,7 @@ from experiments.bilevel import __main__ as program
 from experiments.bilevel import figure, quadratic, runs
 from experiments.bilevel.known import by_newton, projected_norm
 from experiments.bilevel.solvers import SOLVERS
+from tvjax.errors import UserError
 
 
 @pytest.fixture
@@ -61,6 +62,12 @@ def test_results_go_on_where_they_stopped_and_are_drawn(known, tmp_path, monkeyp
     first = json.loads(file.read_text())
     program.run("quadratic", 1, ["soba", "exact"], file)
     second = json.loads(file.read_text())
+    for other, text in ((("quadratic", 2), None), (("quadratic", 1), '{"a": 1}')):
+        file.write_text(text or file.read_text())
+        before = file.read_bytes()
+        with pytest.raises(UserError, match=r"found.json is .*seeds=1, and now it is 2|damaged"):
+            program.run(*other, ["exact"], file)
+        assert file.read_bytes() == before
     soba, exact = second["solvers"]["soba"], second["solvers"]["exact"]
     assert first["solvers"] == {"soba": soba}
     assert soba["grid"] == [{"rate": 0.3, "move": 0.1, "gap": soba["grid"][0]["gap"]}]

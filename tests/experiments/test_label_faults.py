@@ -1,5 +1,7 @@
 """Planted faults: what they are, and how rankings of them are counted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from experiments import label_faults
 from tvjax.data import records
 from tvjax.data.records import Split
 from tvjax.errors import UserError
+from tvjax.training import rankers
 
 
 @pytest.fixture
@@ -82,3 +85,50 @@ def test_precision_is_the_share_of_wrong_ones_among_the_first():
     mean, half = (0.75 + 0.8) / 2, 12.7062 * 0.05 / 2
     np.testing.assert_allclose(found["at_faults"], [mean, mean - half, 1], atol=1e-3)
     assert found["seeds"] == 2 and found["of_each"] == 2 and found["at_half"] == [0.75, 0, 1]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the program's `main` in this process, with a ranker that trains nothing."""
+    chance = {
+        "chance": lambda work: rankers.Ranking(np.arange(40.0), np.zeros(40), [], np.zeros(40, int))
+    }
+
+    def made(**changes):
+        args = {"name": "x", "workdir": str(tmp_path / "w"), "size": 16, "tiles": 40, "seeds": 1,
+                "steps": 1, "width": 2, "rate": 0.1, "variants": 0} | changes  # fmt: skip
+        monkeypatch.setattr(label_faults, "flags", SimpleNamespace(FLAGS=SimpleNamespace(**args)))
+        label_faults.main([])
+
+    monkeypatch.setattr(label_faults.plant, "__defaults__", (0.2,))
+    monkeypatch.setattr(label_faults, "LEAST", 0.0)
+    monkeypatch.setattr(label_faults.label_faults, "RANKERS", chance)
+    return made
+
+
+def test_results_and_trainings_are_of_one_set_and_config(tiles, other_tiles, tmp_path, run):
+    one, other, out = str(tiles), str(other_tiles), tmp_path / "out"
+    run(data=one, out=str(out))
+    kept = (out / "x.json").read_bytes()
+    for changes, words in (
+        ({"data": other}, "out/x.json is of another config: tiles_sha256="),
+        ({"rate": 0.2}, "out/x.json is of another config: net.optimizer.learning_rate=0.1"),
+        ({"data": other, "out": "b"}, "w/x/made_of.json is of another config: tiles_sha256="),
+        ({"tiles": 44, "out": "b"}, "w/x/made_of.json is of another config: tiles=40, and now it"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(**{"data": one, "out": str(out)} | changes)
+    run(data=one, out=str(out), seeds=2)
+    assert len((out / "x.json").read_bytes()) > len(kept)
+
+
+def test_foreign_files_are_refused_before_the_work(tiles, tmp_path, run):
+    for name, words in (
+        ("label_faults.png", "holds label_faults.png, which is of something else"),
+        ("y.json", "y.json is damaged or of something else"),
+    ):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(UserError, match=words):
+            run(data=str(tiles), out=str(tmp_path))
+        assert not (tmp_path / "w").exists()
+        (tmp_path / name).unlink()

@@ -1,6 +1,8 @@
 """The study of lambda: its derivative of a whole run, its schedules, and a piece of it."""
 
 import json
+import os
+import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import lambda_study as study
-from tvjax import hypergrad
+from tvjax import hypergrad, interruption
 from tvjax.errors import UserError
 from tvjax.training import members
 from tvjax.training.setup import make_functions
@@ -118,7 +120,7 @@ def test_pieces_of_other_sizes_or_tiles_are_not_gone_on_with(tmp_path):
     for content, words in (
         (good, None),
         ({k: v for k, v in good.items() if k != "tiles_sha256"}, None),  # of earlier versions
-        (good | {"tiles_sha256": "b"}, "of other tiles than --data gives as embedded"),
+        (good | {"tiles_sha256": "b"}, "of another config: tiles_sha256='b', and now it is 'a'"),
         (good | {"config": config | {"width": 3}}, "of another config"),
         ([], "is damaged"),
     ):
@@ -137,3 +139,13 @@ def test_a_result_file_keeps_the_course_of_what_moves():
     assert held["hypergradient"]["late_mean"] == 34.5
     moved = study._summary(log | {"lambda": 1e-6 * (1 + steps)}, np.ones(40, bool))
     assert len(moved["lambda_path"]) == 40
+
+
+def test_a_signal_ends_the_study_before_its_next_piece(tmp_path):
+    lab = SimpleNamespace(scale=SCALE, sets={"embedded": SETS}, digests={}, convolutions="direct",
+                          say=print, left=lambda: 1.0, prepare=lambda *_: [])  # fmt: skip
+    with interruption.noted(75):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            study.run(lab, tmp_path)
+    assert not list(tmp_path.iterdir())

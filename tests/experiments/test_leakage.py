@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,33 @@ def test_clusters_of_prepared_tiles_are_read(tiles, tmp_path):
     (tmp_path / "splits.csv").write_text("id,file,split,cluster\n1,a,train,x\n")
     with pytest.raises(UserError, match=r"splits.csv: cannot be read"):
         arrangement.read_clusters(tmp_path)
+
+
+def run(monkeypatch, **changes):
+    """Runs the program's `main` in this process."""
+    args = {"size": 16, "limit": 20, "planted": None, "draws": 3, "seeds": 0, "steps": 1,
+            "width": 2, "batch_size": 8} | changes  # fmt: skip
+    monkeypatch.setattr(leakage, "flags", SimpleNamespace(FLAGS=SimpleNamespace(**args)))
+    leakage.main([])
+
+
+def test_other_tiles_of_the_same_name_and_a_foreign_picture_are_refused(
+    tiles, other_tiles, tmp_path, monkeypatch
+):
+    for k, source in enumerate((tiles, other_tiles)):
+        (tmp_path / str(k)).mkdir()
+        (tmp_path / str(k) / "T").symlink_to(source)
+    out, first, second = (tmp_path / name for name in ("out", "0/T", "1/T"))
+    out.mkdir()
+    (out / "pairs.png").write_text("mine")
+    with pytest.raises(UserError, match=r"holds pairs.png, which is of something else"):
+        run(monkeypatch, data=str(first), out=str(out))
+    assert (out / "pairs.png").read_text() == "mine"
+    (out / "pairs.png").unlink()
+    run(monkeypatch, data=str(first), out=str(out))
+    run(monkeypatch, data=str(first), out=str(out))
+    with pytest.raises(UserError, match=r"result.json is of another config: tiles_sha256="):
+        run(monkeypatch, data=str(second), out=str(out))
 
 
 @pytest.mark.slow

@@ -189,3 +189,21 @@ def test_an_edited_list_is_not_written_over(tmp_path, capsys):
     assert "worst.csv was edited, and stays as it is" in capsys.readouterr().err
     path.unlink()
     assert label_faults.write(tmp_path, split, ranking, order, 3, second) == first
+
+
+def test_links_and_foreign_trainings_in_its_folder_are_refused(work, tmp_path):
+    foreign, out = tmp_path / "foreign", tmp_path / "out"
+    (foreign / "on_all").mkdir(parents=True)
+    out.mkdir()
+    (out / "runs").symlink_to(foreign)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "on_all").symlink_to(foreign / "on_all")
+    for folder in ("out/runs", "runs"):
+        with pytest.raises(UserError, match=r"runs(/on_all)? is a link"):
+            work(folder)
+    (out / "runs").unlink()
+    (out / "runs").mkdir()
+    with pytest.raises(
+        UserError, match=r"holds runs, which is of something else \(there is no rank"
+    ):
+        label_faults.check_same(out, {})

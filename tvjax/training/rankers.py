@@ -17,7 +17,7 @@ from tvjax.data import arrangement
 from tvjax.data.records import Split
 from tvjax.errors import UserError
 from tvjax.fields import TINY
-from tvjax.training import feeds, loop, slopes
+from tvjax.training import feeds, loop, rundir, slopes
 from tvjax.training.evaluation import tile_scores
 from tvjax.training.interrupt import Stop
 from tvjax.training.setup import Functions, Setup, check_sizes, make_setup
@@ -69,8 +69,11 @@ def make_work(config: Config, splits: dict[str, Split], folder: Path, stop: Stop
     The tiles of `splits["train"]` are ranked; `folder` is where trainings are kept.
 
     Raises:
-      UserError: naming the field that cannot be so.
+      UserError: naming the field that cannot be so, or a link in the folder or in its place.
     """
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, and trainings have a folder of their own; remove it")
+    rundir.check_links(folder, "")
     config = config.copy_and_resolve_references()
     config.hypergrad.method = "none"
     config.evaluation.every = config.train.steps or 1

@@ -200,18 +200,20 @@ def _is_foreign(workdir: Path) -> bool:
         return not ((workdir / _LOCK).exists() or _holds_run(workdir) or _holds_sweep(workdir))
 
 
-def check_links(workdir: Path) -> None:
+def check_links(workdir: Path, within: str = "checkpoints") -> None:
     """Refuses links among a run's checkpoints, which would lead to what is read and removed, and
     what is no file there or beside them: to open a pipe waits for who writes into it.
+
+    Those of several runs lie within their folder itself, "".
 
     Raises:
       UserError: naming the first one.
     """
-    for folder, folders, names in os.walk(workdir / "checkpoints"):
+    for folder, folders, names in os.walk(workdir / within):
         for name in sorted(folders + names):
             if os.path.islink(place := os.path.join(folder, name)):
                 raise UserError(
-                    f"{place} is a link, and a run's checkpoints are its own; remove it, or put "
+                    f"{place} is a link, and a run's files are its own; remove it, or put "
                     "what it leads to in its place"
                 )
             if name in names:
