@@ -1,6 +1,7 @@
 """Folders of the user, `~/...`, where there is no home too."""
 
 import os
+import re
 from pathlib import Path
 
 from tvjax.errors import UserError
@@ -12,12 +13,11 @@ def expanded(place: str | Path) -> Path:
     Raises:
       UserError: there is none: HOME is not set in some containers and jobs.
     """
-    try:
-        if str(place).startswith("~") and os.environ.get("HOME") == "":
-            raise RuntimeError
-        return Path(place).expanduser()
-    except RuntimeError as error:
+    found = os.path.expanduser(place)  # `~name` stays where there is no such user, as in shells
+    has_none = os.environ.get("HOME") == "" or found.startswith("~")
+    if re.match("~(/|$)", str(place)) and has_none:
         raise UserError(
             f"{place}: there is no home directory here (HOME is not set); set HOME, or name "
             f"another folder (data.cache is given by --config.data.cache=DIR)"
-        ) from error
+        )
+    return Path(found)

@@ -45,7 +45,8 @@ def noted(status: int) -> Iterator[None]:
 
     def note(*_) -> None:
         if _Noted.came:
-            os.write(2, b"\ninterrupted at once\n")
+            with contextlib.suppress(OSError):
+                os.write(2, b"\ninterrupted at once\n")
             os._exit(status)
         _Noted.came = True
         if sys.stderr.isatty():

@@ -6,6 +6,8 @@ line and status 130 (75 where the same command resumes).
 
 import contextlib
 import difflib
+import io
+import itertools
 import logging as python_logging
 import os
 import re
@@ -20,12 +22,19 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tvjax import fields, interruption, usage
-from tvjax.errors import Outage, UserError, exit_with_one_line
+from tvjax.errors import Outage, UserError, exit_with_one_line, short
 from tvjax.home import expanded
 from tvjax.types import Config
 
 CACHE = "~/.cache/tvjax"
 """Where programs keep what they may make again, unless a config of the user says otherwise."""
+
+PATHS = (
+    "against", "annotations", "config", "data", "extent", "figure", "images", "json", "labels",
+    "leave_out", "masks", "nets", "onnx", "others", "out", "readme", "results", "split_file",
+    "workdir",
+)  # fmt: skip
+"""Flags that name files and folders."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it, and after SIGTERM."""
@@ -71,38 +80,28 @@ def run(
       words: how many arguments that are no flags it takes.
     """
 
+    @_told(unread=1)
     def guarded(argv: list[str]) -> Any:
-        for name in ("stdout", "stderr"):  # closed ones' numbers would be those of files
-            if getattr(sys, name) is None:
-                setattr(sys, name, open(os.devnull, "w"))
         # Orbax and tfds log what they do, and errors with tracebacks that are told of here anyway.
         logging.set_verbosity(logging.FATAL)
         python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
         # A file's name need not be text; it must not end the program that prints it.
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore
+        _leave_x64()
         try:
             with interruption.noted(interrupted):
-                try:
-                    return main(argv)
-                finally:
-                    sys.stdout.flush()
-        except OSError as error:  # of what was not foreseen: the system says why, and of which file
-            if error.strerror is None:
-                raise
-            if error.filename is None:  # perhaps of stdout, which is flushed once more at the end
-                _leave_stdout()
-            if isinstance(error, BrokenPipeError):
-                sys.exit(1)  # whoever read it has read enough
-            where = "" if error.filename is None else f"{error.filename}: "
-            raise Outage(f"{where}{error.strerror}") from error
+                return main(argv)
+        except (RuntimeError, AssertionError):
+            _check_devices()
+            raise
         except KeyboardInterrupt as interrupt:
             what = f": {interrupt}" if str(interrupt) else ""
             print(f"\ninterrupted{what}; run the same command again", file=sys.stderr)
             sys.exit(interrupted)
 
-    app.run(
-        exit_with_one_line(guarded), flags_parser=exit_with_one_line(partial(_parse, words=words))
-    )
+    _mend_streams()
+    parse = _told(unread=0)(partial(_parse, words=words))
+    app.run(exit_with_one_line(guarded), flags_parser=exit_with_one_line(parse))
 
 
 def cache_compilations(directory: str | Path) -> None:
@@ -117,15 +116,82 @@ def cache_compilations(directory: str | Path) -> None:
             jax.config.update("jax_compilation_cache_dir", str(expanded(directory)))
 
 
+class _Heedless(io.FileIO):
+    """The file of stderr, of which a full disk takes nothing: what is said there ends no work."""
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(data) or 0
+        return memoryview(data).nbytes
+
+
+def _mend_streams() -> None:
+    """Opens what is closed, whose number would be that of a file, and makes stderr heedless."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+    with contextlib.suppress(OSError, ValueError):  # of a notebook or a test it has no number
+        told = sys.stderr
+        file = _Heedless(told.fileno(), "wb", closefd=False)
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(file), told.encoding, "backslashreplace", line_buffering=True
+        )
+
+
+@contextlib.contextmanager
+def _told(unread: int) -> Iterator[None]:
+    """Ends in one line what the system refuses and was not foreseen, stdout's last words included.
+
+    `unread` is the exit status where whoever read stdout has read enough.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:  # the system says why, and of which file
+        if error.strerror is None:
+            raise
+        if error.filename is None:  # perhaps of stdout, which is flushed once more at the end
+            _leave_stdout()
+        if isinstance(error, BrokenPipeError):
+            sys.exit(unread)
+        where = "" if error.filename is None else f"{error.filename}: "
+        raise Outage(f"{where}{error.strerror}") from error
+
+
+def _leave_x64() -> None:
+    """Computes in 32 bits where JAX would in 64: runs and their checkpoints are of 32."""
+    jax = sys.modules.get("jax")  # programs that prepare data do without it
+    if jax is not None and jax.config.jax_enable_x64:
+        print("note: JAX_ENABLE_X64 is set; this program computes in float32", file=sys.stderr)
+        jax.config.update("jax_enable_x64", False)
+
+
+def _check_devices() -> None:
+    """Looks, after an error, whether JAX finds no device at all, in which all would end.
+
+    Raises:
+      UserError: it finds none.
+    """
+    jax = sys.modules.get("jax")
+    try:
+        if jax is not None:
+            jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms if jax is not None else None
+        reason = f" ({short(str(error))})" if str(error) else ""
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: JAX finds no such device here{reason}; leave it unset, or "
+            "set it to cpu"
+        ) from error
+
+
 def _parse(argv: list[str], words: int = 0) -> list[str]:
     if usage.ASKS.intersection(argv[1:]):
-        try:
-            print(usage.text(), flush=True)
-        except OSError as error:
-            _leave_stdout()
-            if not isinstance(error, BrokenPipeError):  # else whoever read it has read enough
-                raise Outage(f"{error.strerror}") from error
+        print(usage.text())
         sys.exit(0)
+    argv = _at_home(argv)
     if [name for name, _ in _typed(argv)].count("config") > 1:
         raise UserError("--config is given twice; give one file, and its fields by --config.FIELD")
     file = dict(_typed(argv)).get("config", "").partition(":")[0]
@@ -153,6 +219,28 @@ def _parse(argv: list[str], words: int = 0) -> list[str]:
             f"unexpected argument {rest[1 + words]!r}; {kinds}, see --help (a glob needs quotes)"
         )
     return rest
+
+
+def _at_home(argv: list[str]) -> list[str]:
+    """The arguments with the home directory for `~` in paths: after a `=` shells leave it as it is.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = argv[:1]
+    for before, argument in itertools.pairwise(argv):
+        name, equals, value = argument.partition("=")
+        if not equals:
+            name, value = before, argument
+        if name.startswith("-") and name.lstrip("-") in PATHS:
+            value = ",".join(map(_expanded, value.split(",")))
+            argument = f"{name}={value}" if equals else value
+        found.append(argument)
+    return found
+
+
+def _expanded(path: str) -> str:
+    return str(expanded(path)) if path.startswith("~") else path
 
 
 def _leave_stdout() -> None:
