@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Sequence
@@ -81,6 +82,32 @@ def unwritable(message: str, error: OSError) -> UserError:
     kind = Outage if error.errno in _MAY_PASS else UserError
     before, _, after = message.rpartition("{}")  # names before it may hold braces
     return kind(f"{before}{error.strerror or error.__cause__ or error}{after}")
+
+
+_SHORT_OF = (
+    "can't start new thread",
+    *map(os.strerror, (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)),
+)
+"""What errors say where the process, or its machine, has no more of something."""
+
+
+def shortage(error: BaseException) -> str | None:
+    """What this process lacks, if an error tells of it: no file is damaged then.
+
+    Args:
+      error: what a library raised, which may hide the reason in its cause.
+
+    Returns:
+      Words that end a line and say what to do; None where nothing is lacking.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        said = [words for words in _SHORT_OF if words in str(found)]
+        if said or isinstance(found, MemoryError):
+            lacking = said[0] if said else os.strerror(errno.ENOMEM)
+            return f"{lacking}; give this process more memory, threads or open files (ulimit -a)"
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def exit_with_one_line(main: Callable[..., object]) -> Callable[..., object]:

@@ -163,13 +163,16 @@ def check_replaced(flag: str, folder: Path, names: Iterable[str], why: str) -> N
 
 
 def check_name(path: Path) -> None:
-    """Refuses a path whose bytes are no UTF-8, which array_record and GDAL do not take.
+    """Refuses a path whose bytes are no UTF-8, which array_record, GDAL and orbax do not take.
 
     Raises:
       UserError: it is such a one.
     """
     if os.fsencode(path).decode(errors="ignore") != str(path):
-        raise UserError(f"{path}: the bytes of its name are no UTF-8; rename it")
+        raise UserError(
+            f"{path}: the bytes of its name are no UTF-8 (or LC_ALL says that names are none); "
+            "rename it"
+        )
 
 
 def check_file(flag: str, path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tvjax import files
 from tvjax.data import manifest, splits, touching
-from tvjax.errors import UserError, short
+from tvjax.errors import Outage, UserError, short, shortage
 
 CLASSES = frozenset(
     f"tensorflow_datasets.core.features.{name}"
@@ -63,6 +63,7 @@ class Split:
         try:
             return [_plain(record) for record in self._source.__getitems__(rows)]
         except Exception as error:  # array_record and its decoder raise almost anything
+            _check_shortage(self.directory, error)
             raise UserError(
                 f"{self.directory}: a record of the split '{self.name}' cannot be read; "
                 f"prepare the tiles anew ({error})"
@@ -91,6 +92,7 @@ def open_split(directory: str | Path, split: str, *, boundaries: bool = False) -
     import tensorflow_datasets as tfds  # tiles that come from elsewhere do without it
 
     directory = Path(directory)
+    files.check_name(directory.absolute())
     if split not in splits.NAMES:
         raise ValueError(f"split={split!r}: one of {', '.join(splits.NAMES)} is needed")
     content = manifest.read(directory)
@@ -113,12 +115,18 @@ def open_split(directory: str | Path, split: str, *, boundaries: bool = False) -
         source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
         len(source)
     except Exception as error:  # tfds raises almost anything of its JSON files
+        _check_shortage(folder, error)
         first = str(error).strip().partition("\n")[0][:160]
         raise UserError(
             f"{folder}: dataset_info.json or features.json is damaged ({type(error).__name__}: "
             f"{first}); copy them again or prepare the tiles anew"
         ) from error
     return Split(directory, split, source, boundaries=boundaries)
+
+
+def _check_shortage(folder: Path, error: Exception) -> None:
+    if lacking := shortage(error):
+        raise Outage(f"{folder} cannot be read: {lacking}") from error
 
 
 def _check_described(folder: Path, size: list[int]) -> None:

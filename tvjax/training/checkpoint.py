@@ -23,7 +23,8 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as keeping
 
-from tvjax.errors import Outage, UserError, short
+from tvjax import files
+from tvjax.errors import Outage, UserError, short, shortage
 from tvjax.training import checksums, parallel
 from tvjax.training.state import TrainState
 
@@ -51,6 +52,7 @@ class Checkpoints:
         Of the checkpoints the newest `keep` are kept, and `keep_best` besides, of those with the
         best validation IoU. With `read_only` everything is left as it is: a run may be writing.
         """
+        files.check_name(directory.absolute())
         self._directory = directory.absolute()  # orbax takes no other
         self._read_only = read_only
         if not read_only:
@@ -266,7 +268,9 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # a damaged file can raise almost anything in tensorstore
-            reason = _reason(error)
+            lacking, reason = shortage(error), _reason(error)
+            if lacking:
+                raise Outage(f"{self._directory / str(step)} cannot be read: {lacking}") from error
         gc.collect()  # its tasks, and its other threads end meanwhile, unheard
         time.sleep(0.2)
         return None, reason

@@ -1,12 +1,16 @@
 """The pictures of a run: learning curves, lambda over time, and predictions beside the truth."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# A training job has no screen; and a notebook's backend, which may not be here, ends the import.
+os.environ["MPLBACKEND"] = "agg"
+
 import matplotlib
 
-matplotlib.use("Agg")  # a training job has no screen
+matplotlib.use("Agg")  # where it was imported before
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -53,7 +53,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
       UserError: for a config, data or workdir that cannot be so; an `Outage` for a full disk.
     """
     fields.check(config)
-    with outages(workdir), Stop() as stop, contextlib.ExitStack() as held:
+    # Checkpoints are of float32, also where the caller computes in float64.
+    with jax.enable_x64(False), outages(workdir), Stop() as stop, contextlib.ExitStack() as held:
         config = pretrained.pinned(placed(config), rundir.recorded(workdir))
         rundir.check(workdir, config)
         finished = _finished(config, workdir)

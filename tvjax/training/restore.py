@@ -96,10 +96,11 @@ def open_net(workdir: Path, checkpoint: str | int = "newest") -> tuple[Config, N
     config = read_config(workdir)
     program.cache_compilations(Path(program.CACHE) / "compiled")  # never the run's folder
     tiles = (rundir.read_data(workdir) or {}).get("train_tiles")
-    net = make_net(config, tiles=tiles)
-    create = functools.partial(net.create, image_shape=ANY_SHAPE)
-    shapes = jax.eval_shape(create, config.seed, net.hyper)
-    return config, net, open_state(workdir, shapes, checkpoint)
+    with jax.enable_x64(False):  # as it was trained, also where the caller computes in float64
+        net = make_net(config, tiles=tiles)
+        create = functools.partial(net.create, image_shape=ANY_SHAPE)
+        shapes = jax.eval_shape(create, config.seed, net.hyper)
+        return config, net, open_state(workdir, shapes, checkpoint)
 
 
 def open_state(workdir: Path, like: TrainState, checkpoint: str | int = "newest") -> TrainState:

@@ -177,6 +177,7 @@ def method_of(config: Config) -> dict[str, Any]:
 
 
 def _check_place(workdir: Path) -> None:
+    files.check_name(workdir.absolute())
     if files.held_by(workdir) == "prepared tiles":
         raise UserError(f"--workdir={workdir} holds prepared tiles; use another --workdir")
     for place in (workdir / name for name in files.INNER):
