@@ -25,8 +25,8 @@ from tvjax.training.checkpoint import Checkpoints
 
 def run(script, **environment):
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=os.environ | environment,
+        [sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, capture_output=True,
+        text=True, env=os.environ | environment,
     )  # fmt: skip
 
 
