@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tvjax import fields, interruption, usage
-from tvjax.errors import Outage, UserError, exit_with_one_line, short
+from tvjax.errors import Outage, UserError, exit_with_one_line
 from tvjax.home import expanded
 from tvjax.types import Config
 
@@ -91,8 +91,8 @@ def run(
         try:
             with interruption.noted(interrupted):
                 return main(argv)
-        except (RuntimeError, AssertionError):
-            _check_devices()
+        except (RuntimeError, AssertionError) as error:
+            _check_devices(error)
             raise
         except KeyboardInterrupt as interrupt:
             what = f": {interrupt}" if str(interrupt) else ""
@@ -168,23 +168,24 @@ def _leave_x64() -> None:
         jax.config.update("jax_enable_x64", False)
 
 
-def _check_devices() -> None:
-    """Looks, after an error, whether JAX finds no device at all, in which all would end.
+def _check_devices(error: Exception) -> None:
+    """Looks whether an error came of devices that are not there: any program would end in it.
 
     Raises:
-      UserError: it finds none.
+      UserError: it did.
     """
     jax = sys.modules.get("jax")
-    try:
-        if jax is not None:
+    if jax is None:
+        return
+    with contextlib.suppress(RuntimeError, AssertionError):
+        if not str(error).startswith("Unable to initialize backend"):
             jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        asked = jax.config.jax_platforms if jax is not None else None
-        reason = f" ({short(str(error))})" if str(error) else ""
-        raise UserError(
-            f"JAX_PLATFORMS={asked}: JAX finds no such device here{reason}; leave it unset, or "
-            "set it to cpu"
-        ) from error
+            return
+    reason = f" ({str(error).partition(' (set JAX')[0].rstrip('.')[:200]})" if str(error) else ""
+    raise UserError(
+        f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such device here{reason}; leave "
+        "it unset, or set it to cpu"
+    ) from error
 
 
 def _parse(argv: list[str], words: int = 0) -> list[str]:

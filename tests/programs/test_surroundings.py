@@ -97,7 +97,7 @@ program.run(lambda argv: jax.numpy.zeros(3))
 """
 
 
-@pytest.mark.parametrize("name", ["odd", "cuda"])
+@pytest.mark.parametrize("name", ["cpu,odd", "cuda"])
 def test_a_device_that_is_not_there_is_one_line(name):
     if name == "cuda" and any(device.platform == "gpu" for device in jax.devices()):
         pytest.skip("it is there")
