@@ -9,7 +9,6 @@ scores: disjoint draws of the plain U-Nets of different seeds in `--results`, wh
 the same test tiles.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from absl import flags
 from scipy import stats
 from tqdm import tqdm
 
+from experiments.lambda_claims import read_pieces
 from tvjax import program
 from tvjax.errors import UserError
 from tvjax.scoring import methods
@@ -141,11 +141,11 @@ def read(results: Path) -> np.ndarray:
     """Test IoUs of the plain U-Nets of the embedded set, of one seed each.
 
     Raises:
-      UserError: there are fewer than 20.
+      UserError: there are fewer than 20, or a file is damaged.
     """
     found: dict[int, float] = {}
-    for path in sorted(results.glob("*_embedded*.json")):
-        members = json.loads(path.read_text()).get("members", [])
+    for name, piece in read_pieces(results).items():
+        members = piece["members"] if "_embedded" in name else []
         plain = (m for m in members if m.get("lam") == 0 and m.get("estimator") == "plain")
         found |= {m["seed"]: m["test"]["iou"] for m in plain if m["rate"] == 0}
     if len(found) < 20:

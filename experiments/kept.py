@@ -22,9 +22,8 @@ from tvjax.fields import flat
 
 def json_flag(*, new: bool = True, required: bool = True) -> flags.FlagHolder[Any]:
     """`--json`, of the programs that measure; a file that is there is refused if it must be new."""
-    flag = flags.DEFINE_string(
-        "json", None, "JSON file of the result, e.g. result.json.", required=required
-    )
+    words = f"JSON file of the result, e.g. result.json{'; a new one' * new}."
+    flag = flags.DEFINE_string("json", None, words, required=required)
     if new:
         flags.register_validator(flag, lambda path: path is None or check_new(Path(path)))
     return flag
@@ -101,7 +100,7 @@ def lines(
     if not os.path.lexists(path):
         return []
     found = load(path, lambda content: read(content[name]), flag)
-    _check_same(path, found, config, flag)
+    check_same(path, found, config, flag)
     return found[name]
 
 
@@ -112,7 +111,7 @@ def claim(path: Path, config: dict[str, Any], flag: str = "out") -> None:
       UserError: the folder is of another config, or holds something and no such file.
     """
     if os.path.lexists(path):
-        _check_same(path, load(path, len, flag), config, flag)
+        check_same(path, load(path, len, flag), config, flag)
         return
     there = sorted(os.listdir(path.parent)) if path.parent.exists() else []
     files.check_replaced(flag, path.parent, there, f"there is no {path.name}")
@@ -130,25 +129,30 @@ def load(path: Path, read: Callable[[dict[str, Any]], Any], flag: str) -> dict[s
         found = files.read_object(path)
         read(found)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(
-            f"{path} is damaged or of something else ({error}); name another --{flag}, or move it "
+            f"{path} is damaged or of something else ({why}); name another --{flag}, or move it "
             "away"
         ) from error
     return found
 
 
-def _check_same(path: Path, found: dict[str, Any], config: dict[str, Any], flag: str) -> None:
-    """Refuses other results. Fields that one of both lacks, of another version, bind nobody."""
+def check_same(path: Path, found: dict[str, Any], config: dict[str, Any], flag: str) -> None:
+    """Refuses results of another config. Fields that one of both lacks, of another version, bind
+    nobody; those of old stand beside the results.
+
+    Raises:
+      UserError: naming the file, the field and both values.
+    """
     now = dict(flat(json.loads(json.dumps(config))))
     own = found.get("config")
-    then = dict(flat(found | (own if isinstance(own, dict) else {})))  # of old: beside the results
+    then = dict(flat(found | (own if isinstance(own, dict) else {})))
     do = f"name another --{flag}, or move it away"
     if not now.keys() & then.keys():
         raise UserError(f"{path} is of something else (it lacks {next(iter(now))}); {do}")
     for name in (name for name in now if then.get(name, now[name]) != now[name]):
         raise UserError(
-            f"{path} is of another config: {name}={short(then[name])}, and now it is "
-            f"{short(now[name])}; {do}"
+            f"{path} is of another config: {name}={short(then[name])}, not {short(now[name])}; {do}"
         )
     if DIGEST in now.keys() - then.keys():
         print(f"note: {path} does not tell its tiles; these are taken for them", file=sys.stderr)

@@ -58,7 +58,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", "runs/label_faults", "Folder of the trainings.")
     flags.DEFINE_integer("size", 32, "Side, in pixels, of tiles that are prepared here.")
     flags.DEFINE_integer("tiles", 240, "Training tiles that are drawn, of which some get faults.")
-    flags.DEFINE_integer("seeds", 5, "Number of draws, each with trainings of its own.")
+    flags.DEFINE_integer("seeds", 5, "Number of draws, each with trainings of its own.", 1)
     flags.DEFINE_integer("steps", 200, "Steps of a training.")
     flags.DEFINE_integer("width", 8, "Filters of the net's first block.")
     flags.DEFINE_float("rate", 1e-2, "Learning rate of Adam.")

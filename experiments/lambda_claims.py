@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special, stats
 
-from experiments import results
+from experiments import kept, results
 
 DRAWS = 4000
 """Draws of a bootstrap over seeds."""
@@ -45,10 +45,17 @@ def read_pieces(folder: Path) -> dict[str, dict]:
     """The result files of `experiments.lambda_study` in a folder, by name.
 
     Raises:
-      UserError: one is damaged.
+      UserError: one is damaged, or of other sizes than the first, or of other tiles of its set.
     """
-    paths = [path for path in sorted(folder.glob("*.json")) if PIECE.fullmatch(path.stem)]
-    return {path.stem: _read_piece(path) for path in paths}
+    pieces, sizes, tiles = {}, {}, {}
+    for path in (path for path in sorted(folder.glob("*.json")) if PIECE.fullmatch(path.stem)):
+        piece, data = _read_piece(path), path.stem.split("_")[1]
+        sizes = {k: v for k, v in piece["config"].items() if k != "piece"} | sizes
+        if results.DIGEST in piece:
+            tiles.setdefault(data, {results.DIGEST: piece[results.DIGEST]})
+        kept.check_same(path, piece, sizes | tiles.get(data, {}), "results")
+        pieces[path.stem] = piece
+    return pieces
 
 
 PIECE = re.compile("(curve|select|single)_[^_]+(_.+)?|(learn|slope|whole)_[^_]+_.+")

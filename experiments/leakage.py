@@ -234,6 +234,8 @@ def main(argv) -> None:
     args: Any = flags.FLAGS
     out, config = Path(args.out), config_of(args)
     files.check_folder("out", out)
+    if not (out / "result.json").exists():
+        files.check_replaced("out", out, ("pairs.png",), "there is no result.json")
     if args.planted is not None and not 0 <= args.planted <= 1:
         raise UserError(f"--planted={args.planted} must be a share in [0, 1]")
     program.cache_compilations(Path(config.data.cache) / "compiled")
@@ -241,8 +243,6 @@ def main(argv) -> None:
     known = know(images, masks, labels, args.planted)
     result = describe(known, args, config)
     lines = kept.lines(out / "result.json", result["config"], "scores", differences)
-    if not (out / "result.json").exists():
-        files.check_replaced("out", out, ("pairs.png",), "there is no result.json")
     print(json.dumps(result["share"]))
     out.mkdir(parents=True, exist_ok=True)
     if known.tiles.kind.any() or len(known.pairs):

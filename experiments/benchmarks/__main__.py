@@ -130,6 +130,8 @@ CHECKS: dict[str, tuple[str, dict[str, float]]] = {
 """What `--check` runs, small, and its bounds by the beginnings of the aims' texts. They are wider
 than the aims: other sizes have other ratios, and a busy machine disturbs them."""
 
+TITLE = "Benchmarks: what was aimed at, and what was measured"
+
 _ONLY = flags.DEFINE_list("only", None, "Results to make, e.g. steps_w16,denoise; default: all.")
 _RESULTS = flags.DEFINE_string("results", "results/benchmarks", "Folder of the results.")
 _TABLE = flags.DEFINE_string("table", "docs/benchmarks.md", "File of the table.")
@@ -143,13 +145,14 @@ def main(argv: list[str]) -> None:
     names = kept.chosen(_ONLY.value, known)
     if _CHECK.value:
         sys.exit(0 if check(names) else 1)
-    folder = Path(_RESULTS.value)
+    folder, page = Path(_RESULTS.value), Path(_TABLE.value)
+    kept.check_report("table", page.parent, [page.name], TITLE)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         path = result(folder, name)
         if not path.exists():
             measure(PROGRAMS[name], path)
-    files.write_text(Path(_TABLE.value), table(folder))
+    files.write_text(page, table(folder))
     print(f"table: {_TABLE.value}")
 
 
@@ -211,7 +214,7 @@ def bounded(name: str, bounds: dict[str, float]) -> Iterator[Aim]:
 def table(folder: Path) -> str:
     """The page: every aim with its figure, and every result with its command."""
     lines = [
-        "# Benchmarks: what was aimed at, and what was measured", "",
+        f"# {TITLE}", "",
         "`python -m experiments.benchmarks` makes results that are missing and writes this page;",
         "`make bench-check` holds small cases to their bounds. Figures are ratios of things that",
         "ran by turns in one process, medians of the rounds: they compare programs, not machines.",
@@ -219,7 +222,7 @@ def table(folder: Path) -> str:
     ]  # fmt: skip
     for aim in AIMS:
         path = result(folder, aim.name)
-        value = aim.figure(json.loads(path.read_text())) if path.exists() else None
+        value = aim.figure(kept.load(path, aim.figure, "results")) if path.exists() else None
         shown = "not measured" if value is None else f"{value:.2f}"
         met = "" if value is None else "yes" if aim.met(value) else "**no**"
         lines.append(f"| {aim.text} | {shown} | {aim.says()} | {met} | `{aim.name}` |")
@@ -229,10 +232,11 @@ def table(folder: Path) -> str:
     ]  # fmt: skip
     for name, words in PROGRAMS.items():
         path = result(folder, name)
-        commit = json.loads(path.read_text())["commit"] if path.exists() else "not made"
+        found = kept.load(path, operator.itemgetter("commit"), "results") if path.exists() else {}
+        commit = found.get("commit", "not made")
         lines.append(f"| `{name}` | `{words}` | {commit} |")
     path = result(folder, "predict_peers")
-    lines += beside_pytorch(json.loads(path.read_text())) if path.exists() else []
+    lines += beside_pytorch(kept.load(path, beside_pytorch, "results")) if path.exists() else []
     notes = folder / "notes.md"
     return "\n".join(lines) + "\n" + (f"\n{notes.read_text()}" if notes.exists() else "")
 

@@ -114,7 +114,7 @@ def test_results_and_trainings_are_of_one_set_and_config(tiles, other_tiles, tmp
         ({"data": other}, "out/x.json is of another config: tiles_sha256="),
         ({"rate": 0.2}, "out/x.json is of another config: net.optimizer.learning_rate=0.1"),
         ({"data": other, "out": "b"}, "w/x/made_of.json is of another config: tiles_sha256="),
-        ({"tiles": 44, "out": "b"}, "w/x/made_of.json is of another config: tiles=40, and now it"),
+        ({"tiles": 44, "out": "b"}, "w/x/made_of.json is of another config: tiles=40, not 4"),
     ):
         with pytest.raises(UserError, match=words):
             run(**{"data": one, "out": str(out)} | changes)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import false_claims, lambda_figures, lambda_report
 from experiments import lambda_claims as claims
-from experiments import lambda_figures, lambda_report
+from tvjax.errors import UserError
 
 
 def test_the_best_of_seven_normal_runs_is_1_35_deviations_above_the_mean():
@@ -168,3 +169,19 @@ def test_the_committed_tables_are_those_of_the_committed_files():
     folder = Path(__file__).parents[2] / "results" / "lambda"
     files = {f.stem: json.loads(f.read_text()) for f in sorted(folder.glob("*_*.json"))}
     assert lambda_report.report(files)[0] == (folder / "lambda_study.md").read_text()
+
+
+def test_pieces_of_other_sizes_or_tiles_are_not_put_together(tmp_path):
+    made = study_files()
+    for name, piece in made.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(piece | {"tiles_sha256": "a"}))
+    assert claims.read_pieces(tmp_path).keys() == made.keys()
+    path, piece = tmp_path / "select_toy.json", made["select_toy"]
+    for other in ({"tiles_sha256": "b"}, {"config": piece["config"] | {"steps": 5}}):
+        path.write_text(json.dumps(piece | other))
+        with pytest.raises(UserError, match=r"select_toy.json is of another config: .*, not "):
+            claims.read_pieces(tmp_path)
+    committed = Path(__file__).parents[2] / "results"
+    found = claims.read_pieces(committed / "lambda")
+    assert len(found) == len(list((committed / "lambda").glob("*_*.json")))
+    assert len(false_claims.read(committed / "lambda")) >= 20

@@ -120,7 +120,7 @@ def test_pieces_of_other_sizes_or_tiles_are_not_gone_on_with(tmp_path):
     for content, words in (
         (good, None),
         ({k: v for k, v in good.items() if k != "tiles_sha256"}, None),  # of earlier versions
-        (good | {"tiles_sha256": "b"}, "of another config: tiles_sha256='b', and now it is 'a'"),
+        (good | {"tiles_sha256": "b"}, "of another config: tiles_sha256='b', not 'a'"),
         (good | {"config": config | {"width": 3}}, "of another config"),
         ([], "is damaged"),
     ):
