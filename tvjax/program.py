@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tvjax import fields, interruption, usage
-from tvjax.errors import Outage, UserError, exit_with_one_line
+from tvjax.errors import Outage, UserError, exit_with_one_line, shortage
 from tvjax.home import expanded
 from tvjax.types import Config
 
@@ -91,7 +91,9 @@ def run(
         try:
             with interruption.noted(interrupted):
                 return main(argv)
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, MemoryError) as error:
+            if lacking := shortage(error):
+                raise Outage(lacking) from error
             _check_devices(error)
             raise
         except KeyboardInterrupt as interrupt:

@@ -177,6 +177,14 @@ def test_what_a_process_lacks_is_no_damage(a_run, tiles, monkeypatch):
     assert (a_run / "checkpoints" / "4").is_dir()
 
 
+def test_a_program_without_memory_ends_in_one_line():
+    script = "from tvjax import program\nprogram.run(lambda argv: bytearray(2**60))"
+    done = run(script)
+    told = "error: Cannot allocate memory; give this process more"
+    assert done.returncode == 74 and done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
+
+
 def test_pictures_are_drawn_whatever_backend_the_environment_names():
     done = run("import tvjax.training.figures", MPLBACKEND="of_a_notebook")
     assert done.returncode == 0, done.stderr
