@@ -22,8 +22,9 @@ from tvjax.fields import flat
 
 def json_flag(*, new: bool = True, required: bool = True) -> flags.FlagHolder[Any]:
     """`--json`, of the programs that measure; a file that is there is refused if it must be new."""
-    words = f"JSON file of the result, e.g. result.json{'; a new one' * new}."
-    flag = flags.DEFINE_string("json", None, words, required=required)
+    flag = flags.DEFINE_string(
+        "json", None, "JSON file of the result, e.g. result.json.", required=required
+    )
     if new:
         flags.register_validator(flag, lambda path: path is None or check_new(Path(path)))
     return flag

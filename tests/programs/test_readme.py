@@ -64,7 +64,7 @@ def flags_of(module):
         files += [ROOT / "tvjax/program.py"]
     if module in ("tvjax.main", "tvjax.sweep"):
         files += [ROOT / "tvjax/training/cluster.py"]
-    if "kept.json_flag()" in files[0].read_text():
+    if "kept.json_flag(" in files[0].read_text():
         files += [ROOT / "experiments/kept.py"]
     if "workload.size_flags()" in files[0].read_text():
         files += [ROOT / "experiments/benchmarks/workload.py"]
