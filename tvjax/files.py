@@ -170,8 +170,8 @@ def check_name(path: Path) -> None:
     """
     if os.fsencode(path).decode(errors="ignore") != str(path):
         raise UserError(
-            f"{path}: the bytes of its name are no UTF-8 (or LC_ALL says that names are none); "
-            "rename it"
+            f"{path}: the bytes of its name are no UTF-8; rename it, or set LC_ALL=C.UTF-8 if only "
+            "this terminal's language has no such letters"
         )
 
 
