@@ -29,6 +29,7 @@ def scored(monkeypatch):
         return SCORES.get(step, 0.0)
 
     monkeypatch.setattr(loop._Session, "_evaluate", evaluate)
+    monkeypatch.setattr(loop._Session, "_draw", lambda *_: None)
 
 
 @pytest.mark.usefixtures("scored")
@@ -71,6 +72,7 @@ def test_an_interruption_makes_no_other_step_the_best(tiles, tmp_path, monkeypat
 
     config = config_of(tiles, 3)
     monkeypatch.setattr(loop._Session, "_evaluate", evaluate)
+    monkeypatch.setattr(loop._Session, "_draw", lambda *_: None)
     with monkeypatch.context() as patched, pytest.raises(interrupt.Interrupted):
         patched.setattr(interrupt.Stop, "asked", is_asked)
         loop.run(config, tmp_path / "run")
@@ -95,3 +97,15 @@ def test_a_kill_after_the_end_and_before_the_scores_changes_nothing(tiles, tmp_p
         loop.run(config_of(tiles, 3), tmp_path / "run")
     summary = loop.run(config_of(tiles, 3), tmp_path / "run")
     assert summary["steps"] == 4 and summary["patience"] == {"trained": 10, "ended": True}
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_steps(tiles, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyError("font")
+
+    config = config_of(tiles, 0, steps=6)
+    config.checkpoint.every = config.evaluation.every = 4
+    monkeypatch.setattr(loop._Session, "_draw", fail)
+    with pytest.raises(KeyError, match="font"):
+        loop.run(config, tmp_path / "run")
+    assert restore.open_net(tmp_path / "run")[2].step == 4

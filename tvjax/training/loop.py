@@ -341,6 +341,8 @@ class _Session:
                 # What is saved for an interruption alone has no score: it would compete for the
                 # best. Were steps taken meanwhile, a kill would cost more than an interval.
                 self._save(state, step, val_iou if saves else None, wait=waits or asked)
+            if evaluates and parallel.is_first():
+                self._draw(state, step)  # after it: what fails here costs no steps
             if asked:
                 raise Interrupted(step)
             if held or self.ends_early:
@@ -390,8 +392,6 @@ class _Session:
         if watch.said and not self.watch.said:
             self.logs.say(watch.said)
         self.watch = watch
-        if parallel.is_first() and step:  # of an untrained net there is nothing to see
-            self._draw(state, step)
         return score
 
     def _draw(self, state: TrainState, step: int) -> None:
