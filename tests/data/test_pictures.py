@@ -313,7 +313,7 @@ def by_prediction(path, folder):
         return skipped[0], None
     (written,) = (folder / "out").glob("*_mask.*")
     with rasterio.open(written) as file:
-        return seen[0], file.read(1) > 0
+        return seen[0][: file.height, : file.width], file.read(1) > 0
 
 
 def windows(path):
