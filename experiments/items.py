@@ -168,8 +168,11 @@ def figure7(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
 
 
 def outlines(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
-    """Trains to the end, and draws outlines of truth and prediction, without imagery."""
+    """Trains to the end, and draws outlines of truth and prediction of the first seed, without
+    imagery."""
     found = train(lab, run, folder)
+    if run.seed:
+        return found
     trainer, programs, state, _ = _net(lab, run, kind="long")
     tiles = trainer.tiles["test"]
     probabilities = trainer.predict(programs, state, tiles.image)

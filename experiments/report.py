@@ -245,9 +245,12 @@ def real(f: Findings) -> list[Block]:
     if table is None:
         return []
     longs = f.of("long", f.scale.real)
-    shown = [Picture(f.folder / m["picture"],
-                     "Real test tiles: outlines of truth (blue) and prediction (red), "
-                     f"{f.scale.long_epochs} epochs") for m in longs[:1]]  # fmt: skip
+    names = {"unet": "U-Net", "exact": "LU-Net with learned lambda"}
+    shown = [
+        Picture(f.folder / m["picture"], "Real test tiles: outlines of truth (blue) and of "
+                f"{names[m['run']['method']]} (red), {f.scale.long_epochs} epochs")
+        for m in longs if m.get("picture")
+    ]  # fmt: skip
     tiles = next(iter(f.of("train", f.scale.real) + longs))["tiles"]
     text = (
         f"`{f.scale.real}`: {tiles['train']} / {tiles['val']} / {tiles['test']} real tiles; "

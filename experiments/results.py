@@ -92,7 +92,7 @@ COMMON = {
 }  # fmt: skip
 FIELDS = {
     "train": TRAINED,
-    "long": TRAINED | {"picture": TEXT},
+    "long": TRAINED | {"picture": MAYBE_TEXT},
     "denoise": SCORED
     | {"weights": NUMBERS, "best": NUMBER}
     | {f"iou.{split}": SHARES for split in SPLITS},
@@ -150,7 +150,7 @@ def read(path: Path) -> Member:
     if member["run"]["method"] == "lunet" and kind == "train":
         fields |= {"lambda_per_pixel": NUMBER}
     check(path, member, fields)
-    if "picture" in member and not (path.parent / member["picture"]).is_file():
+    if member.get("picture") and not (path.parent / member["picture"]).is_file():
         raise UserError(f"{path}: its picture {member['picture']} is not there; move the file away")
     lengths = {len(value(member, name)) for name in SAME_LENGTH.get(kind, ())}
     if len(lengths) > 1:
