@@ -125,6 +125,16 @@ def test_subset_is_drawn_by_seed(source, tmp_path):
     assert sum(len(split) for split in first.values()) == 12
 
 
+def test_a_limit_beyond_the_images_that_are_there_says_what_is_wrong_with_the_others(
+    source, tmp_path
+):
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UserError, match="24 of 24 images cannot be used: .*has no such file"):
+        builder.build(
+            source / "annotation.json", tmp_path / "elsewhere", tmp_path / "out", size=10, limit=8
+        )
+
+
 def test_rerun_does_nothing_and_never_overwrites(source, tmp_path):
     out = tmp_path / "out"
     content = build(source, out)

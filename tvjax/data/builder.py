@@ -191,6 +191,8 @@ def build_from(
     )  # fmt: skip
     total = len(found) + len(faults.reasons)
     kept = found if leave_out is None else _kept(found, origin, Path(leave_out), faults)
+    if limit is not None and limit > len(kept) and not skip_bad:
+        faults.check(total)  # why there are so few
     tiles = _check_sizes(_subset(kept, limit, seed, origin.labels), size, faults)
     if not tiles:
         faults.check(total)
@@ -302,7 +304,10 @@ def _subset(tiles: list[Tile], limit: int | None, seed: int, annotations: Path) 
     if limit is None:
         return tiles
     if not 0 < limit <= len(tiles):
-        raise UserError(f"limit={limit}: {annotations} has {len(tiles)} images; ask for 1 to all")
+        raise UserError(
+            f"limit={limit}: {annotations} has {len(tiles)} images that can be used; "
+            "ask for 1 to all"
+        )
     chosen = np.random.default_rng(seed).permutation(len(tiles))[:limit]
     return [tiles[k] for k in sorted(chosen)]
 
