@@ -129,7 +129,7 @@ def test_a_limit_beyond_the_images_that_are_there_says_what_is_wrong_with_the_ot
     source, tmp_path
 ):
     (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(UserError, match="24 of 24 images cannot be used: .*has no such file"):
+    with pytest.raises(UserError, match=r"24 of 24 images cannot be used: .*has no such file"):
         builder.build(
             source / "annotation.json", tmp_path / "elsewhere", tmp_path / "out", size=10, limit=8
         )
