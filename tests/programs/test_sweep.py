@@ -65,8 +65,12 @@ def test_the_same_command_goes_on(tiles, tmp_path, monkeypatch, capsys, args):
         sweep, "_train", lambda config, todo, *rest: iter([[x | {"lambda": p.lam, "seed": p.seed}]
         for x, p in zip(first, todo, strict=True) if trained.append(p) is None])
     )  # fmt: skip
-    flags = dict(config=config, workdir=str(tmp_path), lambdas=["1e-4", "1e-3"], seeds=["0", "1"])
-    monkeypatch.setattr(sweep.flags, "FLAGS", type("Flags", (), flags))
+    for name, value in {
+        "config": config, "workdir": str(tmp_path), "lambdas": ["1e-4", "1e-3"],
+        "seeds": ["0", "1"],
+    }.items():  # fmt: skip
+        monkeypatch.setattr(args, name, value, raising=False)
+    monkeypatch.setattr(sweep.flags, "FLAGS", args)
     sweep.main([])
     assert [tuple(p) for p in trained] == [(1e-3, 0), (1e-3, 1)]
     assert len(sweep.read(tmp_path)) == 4 and (tmp_path / "sweep.png").stat().st_size > 5_000
