@@ -9,6 +9,7 @@ from PIL import Image
 from programs import use
 
 from tvjax.data import builder, origins, records, splits, yolo
+from tvjax.data.faults import Faults
 from tvjax.errors import UserError
 
 HEIGHT, WIDTH = 24, 32
@@ -90,7 +91,7 @@ def test_program(source):
     assert result.returncode == 2 and "1 changed (masks/train/02.txt)" in result.stderr
 
 
-def test_images_and_labels_side_by_side_in_the_folders_of_splits(source):
+def test_images_and_labels_side_by_side_in_the_folders_of_splits(source, capsys):
     """The layout train/images, train/labels, beside files that are no labels."""
     tiles = yolo.read(source / "images", source / "labels", categories=[3])
     expected = [tile.load().mask for tile in tiles]
@@ -106,8 +107,20 @@ def test_images_and_labels_side_by_side_in_the_folders_of_splits(source):
     assert names == sorted(names) and names[0] == "train/images/00.png"
     for mask, tile in zip(expected, found, strict=True):
         np.testing.assert_array_equal(mask, tile.load().mask)
+    (both / "train" / "more").mkdir()
+    (both / "train" / "images" / "00.png").rename(both / "train" / "more" / "00.png")
+    yolo.read(both, both, categories=[3], faults=Faults())
+    assert "1 of 12 images lie in no folder named images" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is a/b without the folder images, and so is"):
+        yolo._within({"images/a/b": both, "a/images/b": both}, "images")
     assert yolo._within({"a/images/images/b": both}, "images") == {"a/images/b": both}
     assert yolo._within({"images": both, "a/b": both}, "images") == {}
+
+
+@pytest.mark.parametrize("place", ["{}/images", "images/{}", "export/{}/images"])
+def test_folders_of_splits_are_found_wherever_they_stand(place):
+    names = [f"{place.format(name)}/{k}.png" for name in ("train", "valid", "test") for k in (0, 1)]
+    assert list(yolo.splits_of(names).values()) == [0, 0, 1, 1, 2, 2]
 
 
 MISTAKES = {

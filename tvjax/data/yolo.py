@@ -64,7 +64,10 @@ def read(
     texts = listing.by_name(labels, "labels", (SUFFIX,), below=True)
     texts = {name: file for name, file in texts.items() if file.name != NO_LABELS}
     if not texts.keys() & files.keys():
-        files, texts = _within(files, "images"), _within(texts, "labels")
+        total, files, texts = len(files), _within(files, "images"), _within(texts, "labels")
+        if len(files) < total:
+            left = f"{total - len(files)} of {total} images"
+            print(f"note: {left} lie in no folder named images and are left out", file=sys.stderr)
     if not texts.keys() & files.keys():
         raise UserError(
             f"{labels}: none of its files has the name of an image in {images}; the labels of "
@@ -96,13 +99,23 @@ def read(
 
 
 def _within(files: dict[str, Path], folder: str) -> dict[str, Path]:
-    """Chooses the files that lie in a folder of this name, which their own names then lack."""
+    """Chooses the files that lie in a folder of this name, which their own names then lack.
+
+    Raises:
+      UserError: two of them have one name then.
+    """
     found: dict[str, Path] = {}
     for name, file in files.items():
         parts = name.split("/")
         if folder in parts[:-1]:
             last = len(parts) - 2 - parts[-2::-1].index(folder)
-            found["/".join(parts[:last] + parts[last + 1 :])] = file
+            inner = "/".join(parts[:last] + parts[last + 1 :])
+            if inner in found:
+                raise UserError(
+                    f"{file}: is {escaped(inner)} without the folder {folder}, and so is "
+                    f"{found[inner]}; rename one of them"
+                )
+            found[inner] = file
     return found
 
 
@@ -115,9 +128,10 @@ def splits_of(names: Sequence[str]) -> dict[str, int] | None:
     Returns:
       Indices in `splits.NAMES` by name; None: not all lie in such folders, or one has none.
     """
-    first = [name.partition("/")[0] for name in names]
+    parts = [name.split("/")[:-1] for name in names]
+    first = [next((f for f in above if f.lower() in FOLDERS), "") for above in parts]
     splits = [FOLDERS.get(folder.lower(), -1) for folder in first]
-    found, folders = set(splits), ", ".join(sorted(f for f in set(first) if f.lower() in FOLDERS))
+    found, folders = set(splits), ", ".join(sorted(set(first) - {""}))
     if found == {0, 1, 2}:
         print(f"note: the folders {folders} are the splits (--split_file: others)", file=sys.stderr)
         return dict(zip(names, splits, strict=True))
