@@ -217,7 +217,7 @@ def _open_examples(opened: list[Opened]) -> tuple[Examples, dict[str, Any], dict
         reading = _reading([Path(one.run.workdir) for one in opened])
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value, reading)
         if not flags.FLAGS["scale"].present:
-            _note_scale(Path(opened[0].run.workdir), examples)
+            _note_scale(Path(opened[0].run.workdir), examples, Path(_IMAGES.value))
         return examples, {"annotations": _ANNOTATIONS.value}, {}
     first = opened[0]
     splits, data = restore.open_data(first.config, _DATA.value)
@@ -227,12 +227,12 @@ def _open_examples(opened: list[Opened]) -> tuple[Examples, dict[str, Any], dict
     return Examples.of_split(split), {"split": _SPLIT.value, "data": data}, clusters
 
 
-def _note_scale(workdir: Path, examples: Examples) -> None:
+def _note_scale(workdir: Path, examples: Examples, images: Path) -> None:
     """Tells of images that may be of another scale than the run's tiles."""
     shrunk, (reading, resolution) = rundir.read_scale_of(workdir), rundir.read_images_of(workdir)
     if resolution is not None and examples.sizes:
         first = examples.get(0).name
-        with pictures.open_raster(Path(_IMAGES.value) / first, reading) as raster:
+        with pictures.open_raster(images / first, reading) as raster:
             scale = writing.Options(resolution=resolution).scale_of(raster)
         if scale != 1:
             print(

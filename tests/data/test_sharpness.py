@@ -1,7 +1,6 @@
 """What tiles know of how sharp their images were, and what prediction makes of it."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,18 +108,17 @@ def test_a_note_gives_the_scale_of_shrunk_tiles(tmp_path, capsys):
     assert "0.3333" in sharpness.advise((1 / 3, 1 / 3))
 
 
-def test_scoring_tells_by_what_scale_prediction_would_go(tmp_path, monkeypatch, capsys):
+def test_scoring_tells_by_what_scale_prediction_would_go(tmp_path, capsys):
     pytest.importorskip("rasterio")
     from rasterio import Affine
 
     place = {"crs": "EPSG:32633", "transform": Affine(0.3, 0, 5e5, 0, -0.3, 5.4e6)}
     write_set(tmp_path / "a", sides=(24,), **place)
     examples = Examples.of_coco(tmp_path / "a" / "a.json", tmp_path / "a" / "images")
-    monkeypatch.setattr(evaluate, "_IMAGES", SimpleNamespace(value=str(tmp_path / "a" / "images")))
     for metres, told in ((0.9, "predict would take --scale=0.3333 for it"), (0.3, "")):
         (tmp_path / "tiles.json").write_text(
             json.dumps({"sha256": "0", "directory": None, "resolution": metres})
         )
-        evaluate._note_scale(tmp_path, examples)
+        evaluate._note_scale(tmp_path, examples, tmp_path / "a" / "images")
         found = capsys.readouterr().err
         assert told in found and bool(found) == bool(told)
