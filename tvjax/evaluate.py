@@ -36,14 +36,14 @@ import numpy as np
 from absl import flags
 
 from tvjax import files, interruption, program
-from tvjax.data import arrangement, coco, pictures, scaling, sharpness, workspace
+from tvjax.data import arrangement, coco, scaling, workspace
 from tvjax.data.reading import Reading
 from tvjax.errors import UserError
-from tvjax.inference import separation, tiles, writing
+from tvjax.inference import separation, tiles
 from tvjax.inference.predictor import Predictor
 from tvjax.scoring import claims, mask_scores, neighbours, scores, sides
 from tvjax.scoring.comparison import describe_run
-from tvjax.scoring.examples import Examples
+from tvjax.scoring.examples import Examples, note_scale
 from tvjax.training import restore, rundir
 from tvjax.types import Config
 
@@ -217,7 +217,7 @@ def _open_examples(opened: list[Opened]) -> tuple[Examples, dict[str, Any], dict
         reading = _reading([Path(one.run.workdir) for one in opened])
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value, reading)
         if not flags.FLAGS["scale"].present:
-            _note_scale(Path(opened[0].run.workdir), examples, Path(_IMAGES.value))
+            note_scale(Path(opened[0].run.workdir), examples, Path(_IMAGES.value))
         return examples, {"annotations": _ANNOTATIONS.value}, {}
     first = opened[0]
     splits, data = restore.open_data(first.config, _DATA.value)
@@ -225,24 +225,6 @@ def _open_examples(opened: list[Opened]) -> tuple[Examples, dict[str, Any], dict
     split = splits[_SPLIT.value]
     clusters = arrangement.read_clusters(split.directory)
     return Examples.of_split(split), {"split": _SPLIT.value, "data": data}, clusters
-
-
-def _note_scale(workdir: Path, examples: Examples, images: Path) -> None:
-    """Tells of images that may be of another scale than the run's tiles."""
-    shrunk, (reading, resolution) = rundir.read_scale_of(workdir), rundir.read_images_of(workdir)
-    if resolution is not None and examples.sizes:
-        first = examples.get(0).name
-        with pictures.open_raster(images / first, reading) as raster:
-            scale = writing.Options(resolution=resolution).scale_of(raster)
-        if scale != 1:
-            print(
-                f"note: the run's tiles have {resolution:.3g} metres per pixel, and {first} is "
-                f"scored as it is; predict would take --scale={scale:.4g} for it: give that too",
-                file=sys.stderr,
-            )
-            return
-    if shrunk is not None:
-        print(f"note: {sharpness.advise(shrunk)}", file=sys.stderr)
 
 
 def _reading(workdirs: list[Path]) -> Reading:

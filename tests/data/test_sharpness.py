@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tvjax import evaluate
 from tvjax.data import builder, manifest, origins, sets, sharpness
 from tvjax.errors import UserError
 from tvjax.inference import writing
-from tvjax.scoring.examples import Examples
+from tvjax.scoring.examples import Examples, note_scale
 from tvjax.training import rundir
 
 
@@ -119,6 +118,6 @@ def test_scoring_tells_by_what_scale_prediction_would_go(tmp_path, capsys):
         (tmp_path / "tiles.json").write_text(
             json.dumps({"sha256": "0", "directory": None, "resolution": metres})
         )
-        evaluate._note_scale(tmp_path, examples, tmp_path / "a" / "images")
+        note_scale(tmp_path, examples, tmp_path / "a" / "images")
         found = capsys.readouterr().err
         assert told in found and bool(found) == bool(told)

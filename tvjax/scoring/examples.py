@@ -1,16 +1,18 @@
 """Images with their truth, of a split or a COCO file, one at a time."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data import coco
+from tvjax.data import coco, pictures, sharpness
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.records import Split
-from tvjax.inference import polygons, separation
+from tvjax.inference import polygons, separation, writing
+from tvjax.training import rundir
 
 
 class Example(NamedTuple):
@@ -82,3 +84,21 @@ class Examples(NamedTuple):
             )
 
         return cls([(tile.height, tile.width) for tile in found], get)
+
+
+def note_scale(workdir: Path, examples: Examples, images: Path) -> None:
+    """Tells of images that may be of another scale than the run's tiles."""
+    shrunk, (reading, resolution) = rundir.read_scale_of(workdir), rundir.read_images_of(workdir)
+    if resolution is not None and examples.sizes:
+        first = examples.get(0).name
+        with pictures.open_raster(images / first, reading) as raster:
+            scale = writing.Options(resolution=resolution).scale_of(raster)
+        if scale != 1:
+            print(
+                f"note: the run's tiles have {resolution:.3g} metres per pixel, and {first} is "
+                f"scored as it is; predict would take --scale={scale:.4g} for it: give that too",
+                file=sys.stderr,
+            )
+            return
+    if shrunk is not None:
+        print(f"note: {sharpness.advise(shrunk)}", file=sys.stderr)
