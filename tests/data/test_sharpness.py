@@ -121,3 +121,8 @@ def test_scoring_tells_by_what_scale_prediction_would_go(tmp_path, capsys):
         note_scale(tmp_path, examples, tmp_path / "a" / "images")
         found = capsys.readouterr().err
         assert told in found and bool(found) == bool(told)
+    off_the_map = {"crs": "EPSG:32633", "transform": Affine(0.3, 0, 1e9, 0, -0.3, 1e9)}
+    write_set(tmp_path / "b", sides=(24,), **off_the_map)
+    examples = Examples.of_coco(tmp_path / "b" / "a.json", tmp_path / "b" / "images")
+    note_scale(tmp_path, examples, tmp_path / "b" / "images")  # a note refuses nothing
+    assert not capsys.readouterr().err

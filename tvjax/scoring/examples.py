@@ -1,5 +1,6 @@
 """Images with their truth, of a split or a COCO file, one at a time."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from tvjax.data import coco, pictures, sharpness
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.records import Split
+from tvjax.errors import UserError
 from tvjax.inference import polygons, separation, writing
 from tvjax.training import rundir
 
@@ -90,8 +92,12 @@ def note_scale(workdir: Path, examples: Examples, images: Path) -> None:
     """Tells of images that may be of another scale than the run's tiles."""
     shrunk, (reading, resolution) = rundir.read_scale_of(workdir), rundir.read_images_of(workdir)
     if resolution is not None and examples.sizes:
-        first = examples.get(0).name
-        with pictures.open_raster(images / first, reading) as raster:
+        first, scale = examples.get(0).name, 1.0
+        # Of an image that lies nowhere on the earth there is nothing to tell; it is scored.
+        with (
+            contextlib.suppress(UserError),
+            pictures.open_raster(images / first, reading) as raster,
+        ):
             scale = writing.Options(resolution=resolution).scale_of(raster)
         if scale != 1:
             print(
