@@ -127,9 +127,10 @@ def score(out: Path, workdir: Path, *, contact: bool) -> dict[str, Any]:
     """What is kept of the scores of a run on the test tiles."""
     net = Predictor.load(workdir, contact=contact)
     examples = Examples.of_coco(out / "test" / "annotation.json", out / "test" / "images")
-    sizes = scores.scaled_sizes(examples, SCALE)
+    scales = [SCALE] * len(examples.sizes)
+    sizes = scores.scaled_sizes(examples, scales)
     tiling = tiles.choose_tiling(sizes, net, whole=rundir.read_size(workdir))
-    summary = scores.score(examples, net, tiling, scale=SCALE).summary
+    summary = scores.score(examples, net, tiling, scales=scales).summary
     return {name: round(summary[name], 4) for name in KEPT}
 
 

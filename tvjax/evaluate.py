@@ -8,8 +8,9 @@ split, or the images of any COCO file in their own size:
 
     python -m tvjax.evaluate --workdir=DIR --annotations=A.json --images=DIR --scale=0.3333
 
-(`--scale` as in `tvjax.predict`). `--out=DIR` keeps `scores.json`, `per_image.csv`, `results.json`
-(COCO results) and `grid.png`, the images of best, median and worst IoU.
+(`--scale`, and what holds without it, as in `tvjax.predict`). `--out=DIR` keeps `scores.json`,
+`per_image.csv`, `results.json` (COCO results) and `grid.png`, the images of best, median and worst
+IoU.
 
 Two methods are compared by several runs of each, which differ in their seeds, on the same images:
 
@@ -41,9 +42,10 @@ from tvjax.data.reading import Reading
 from tvjax.errors import UserError
 from tvjax.inference import separation, tiles
 from tvjax.inference.predictor import Predictor
+from tvjax.inference.scales import Scales
 from tvjax.scoring import claims, mask_scores, neighbours, scores, sides
 from tvjax.scoring.comparison import describe_run
-from tvjax.scoring.examples import Examples, note_scale
+from tvjax.scoring.examples import Examples
 from tvjax.training import restore, rundir
 from tvjax.types import Config
 
@@ -76,7 +78,10 @@ _CATEGORY = flags.DEFINE_multi_integer(
     "default: the only one. results.json has the first.",
 )  # fmt: skip
 _SCALE = flags.DEFINE_float(
-    "scale", 1.0, "The net's pixels per pixel of the COCO file's images, by side, e.g. 0.3333."
+    "scale",
+    None,
+    "The net's pixels per pixel of the COCO file's images, by side, e.g. 0.3333; default: images "
+    "on a map as the run's tiles, others 1.",
 )
 _DENOISE = flags.DEFINE_float(
     "denoise",
@@ -94,6 +99,8 @@ class Opened(NamedTuple):
     run: sides.Run
     net: Predictor
     config: Config
+    scales: Scales
+    """How the images are scaled for it."""
     out: Path | None
     """Where its scores go."""
 
@@ -115,7 +122,11 @@ def main(argv: list[str]) -> None:
     runs = [one.run for one in opened]
     sides.check(runs[: len(first)], runs[len(first) :])
     examples, source, clusters = _open_examples(opened)
-    found = [_score(one, examples, source, category) for one in opened]
+    scales = _scale(opened, examples)
+    found = [
+        _score(one, examples, scaled, source, category)
+        for one, scaled in zip(opened, scales, strict=True)
+    ]
     reports = [report for report, _ in found]
     if not second:
         print(describe_run(reports[0]), file=sys.stderr)  # stdout is the JSON object alone
@@ -134,7 +145,7 @@ def main(argv: list[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     print(claims.describe(compared, reports))
     result = {
-        "runs": reports[: len(first)], "against": reports[len(first) :], **_settings(None),
+        "runs": reports[: len(first)], "against": reports[len(first) :], **_settings(),
         "comparison": compared, "warnings": warnings,
     }  # fmt: skip
     print(json.dumps(result))
@@ -165,13 +176,14 @@ def _check_flags(first: list[str], second: list[str]) -> None:
     sides.check_folders(first, second)
     if bool(_ANNOTATIONS.value) != bool(_IMAGES.value):
         raise UserError("--annotations and --images belong together: a COCO file and its folder")
-    scaling.check_scale(_SCALE.value)
+    if _SCALE.value is not None:
+        scaling.check_scale(_SCALE.value)
     is_file = bool(_ANNOTATIONS.value)
     useless = {
         f"split={_SPLIT.value}": is_file and flags.FLAGS["split"].present,
         f"data={_DATA.value}": is_file and _DATA.value,
         f"category={next(iter(_CATEGORY.value), None)}": not is_file and _CATEGORY.value,
-        f"scale={_SCALE.value}": not is_file and _SCALE.value != 1,
+        f"scale={_SCALE.value}": not is_file and _SCALE.value not in (None, 1),
     }
     why = "prepared tiles, and --annotations scores the images of a COCO file; leave one out"
     if not is_file:
@@ -195,9 +207,9 @@ def _open(workdir: str, out: Path | None) -> Opened:
     for leaf in jax.tree.leaves(net.state):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     method, data = rundir.method_of(config), rundir.read_data(Path(workdir))
-    return Opened(
-        sides.Run(workdir, config.seed, method, digest.hexdigest(), data), net, config, out
-    )
+    scales = rundir.read_scales(Path(workdir), _SCALE.value) if _ANNOTATIONS.value else Scales()
+    run = sides.Run(workdir, config.seed, method, digest.hexdigest(), data)
+    return Opened(run, net, config, scales, out)
 
 
 def open_net(workdir: Path) -> tuple[Predictor, Config]:
@@ -216,8 +228,6 @@ def _open_examples(opened: list[Opened]) -> tuple[Examples, dict[str, Any], dict
     if _ANNOTATIONS.value and _IMAGES.value:
         reading = _reading([Path(one.run.workdir) for one in opened])
         examples = Examples.of_coco(_ANNOTATIONS.value, _IMAGES.value, _CATEGORY.value, reading)
-        if not flags.FLAGS["scale"].present:
-            note_scale(Path(opened[0].run.workdir), examples, Path(_IMAGES.value))
         return examples, {"annotations": _ANNOTATIONS.value}, {}
     first = opened[0]
     splits, data = restore.open_data(first.config, _DATA.value)
@@ -239,17 +249,35 @@ def _reading(workdirs: list[Path]) -> Reading:
     return first
 
 
-def _settings(net: Predictor | None) -> dict[str, Any]:
-    """How runs are scored: as the flags say, or a net's own denoising."""
-    denoise = _DENOISE.value if net is None else net.denoise or 0.0
+def _scale(opened: list[Opened], examples: Examples) -> list[list[float]]:
+    """The scales of all images for each run; says once what is to be told of them."""
+    found = {scales: examples.scales(scales) for scales in dict.fromkeys(o.scales for o in opened)}
+    for words in dict.fromkeys(words for _, told in found.values() for words in told):
+        print(f"note: {words}", file=sys.stderr)
+    return [found[one.scales][0] for one in opened]
+
+
+def _settings() -> dict[str, Any]:
+    """How runs are scored, as the flags say."""
     return {
-        "scale": _SCALE.value, "denoise": denoise, "checkpoint": _CHECKPOINT.value,
+        "scale": _SCALE.value, "denoise": _DENOISE.value, "checkpoint": _CHECKPOINT.value,
         "augment": _AUGMENT.value,
     }  # fmt: skip
 
 
+def _own_settings(one: Opened, scales: Sequence[float]) -> dict[str, Any]:
+    """How a run is scored: its own denoising, and the scale, or the least and the greatest one."""
+    ends = [min(scales, default=1.0), max(scales, default=1.0)]
+    scale = ends[0] if ends[0] == ends[1] else ends
+    return _settings() | {"scale": scale, "denoise": one.net.denoise or 0.0}
+
+
 def _score(
-    one: Opened, examples: Examples, source: dict[str, Any], category: int
+    one: Opened,
+    examples: Examples,
+    scales: Sequence[float],
+    source: dict[str, Any],
+    category: int,
 ) -> tuple[dict[str, Any], scores.Scores]:
     """The report of a run and its scores, which are written if they are to be kept."""
     interruption.check()
@@ -257,16 +285,16 @@ def _score(
     whole = (
         next(iter(examples.sizes), None) if is_split else rundir.read_size(Path(one.run.workdir))
     )
-    sizes = scores.scaled_sizes(examples, _SCALE.value)
+    sizes = scores.scaled_sizes(examples, scales)
     tiling = tiles.choose_tiling(sizes, one.net, whole=whole)
-    result = scores.score(examples, one.net, tiling, scale=_SCALE.value, category=category)
+    result = scores.score(examples, one.net, tiling, scales=scales, category=category)
     report = {
-        "workdir": one.run.workdir, "seed": one.run.seed, **source, **_settings(one.net),
+        "workdir": one.run.workdir, "seed": one.run.seed, **source, **_own_settings(one, scales),
         "step": int(one.net.state.step), "score": one.config.evaluation.score, **result.summary,
     }  # fmt: skip
     if one.out:
         with workspace.beside(one.out / "scores.json") as work, files.writing("out", one.out):
-            keep(work, examples, one.net, tiling, result, report)
+            keep(work, examples, scales, one.net, tiling, result, report)
             interruption.check()
             for name in KEPT:
                 (work / name).replace(one.out / name)
@@ -290,6 +318,7 @@ def check_data(workdir: Path, data: dict[str, Any]) -> None:
 def keep(
     out: Path,
     examples: Examples,
+    scales: Sequence[float],
     net: Predictor,
     tiling: tiles.Tiling,
     result: scores.Scores,
@@ -302,12 +331,12 @@ def keep(
     (out / "results.json").write_text(json.dumps(result.results) + "\n")
     scores.write_csv(result.images, out / "per_image.csv")
     chosen = [(name, k) for name, ks in scores.extremes(result.images).items() for k in ks]
-    shown = [examples.get(k) for _, k in chosen]
+    shown = [(examples.get(k), scales[k]) for _, k in chosen]
     figures.save(
         figures.predictions(
-            [example.image for example in shown],
-            [example.mask for example in shown],
-            [scores.probabilities(e, net, tiling, scale=_SCALE.value)[..., :1] for e in shown],
+            [example.image for example, _ in shown],
+            [example.mask for example, _ in shown],
+            [scores.probabilities(e, net, tiling, scale=scale)[..., :1] for e, scale in shown],
             labels=[f"{name}: IoU {result.images[k]['iou']:.3f}" for name, k in chosen],
         ),
         out / "grid.png",

@@ -140,14 +140,13 @@ def main(argv: list[str]) -> None:
         workdir, denoise=_DENOISE.value, checkpoint=_CHECKPOINT.value, augment=_AUGMENT.value,
         contact=True,
     )  # fmt: skip
-    reading, resolution = rundir.read_images_of(Path(workdir))
+    reading, _ = rundir.read_images_of(Path(workdir))
     if _WHITE.value is not None:
         reading = reading._replace(white=(_WHITE.value,))
     options = writing.Options(
-        _SCALE.value or 1.0, _THRESHOLD.value, _PROBABILITIES.value, _SIMPLIFY.value,
-        _MIN_AREA.value, coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value),
-        reading, resolution if _SCALE.value is None else None,
-        _REGULARIZE.value, rundir.read_scale_of(Path(workdir)) if _SCALE.value is None else None,
+        rundir.read_scales(Path(workdir), _SCALE.value), _THRESHOLD.value, _PROBABILITIES.value,
+        _SIMPLIFY.value, _MIN_AREA.value,
+        coco.choose_category(_ANNOTATIONS.value, _CATEGORY.value), reading, _REGULARIZE.value,
     )  # fmt: skip
     try:
         objects, skipped = writing.predict_images(

@@ -9,7 +9,8 @@ from PIL import Image
 from tvjax.data import builder, manifest, origins, sets, sharpness
 from tvjax.errors import UserError
 from tvjax.inference import writing
-from tvjax.scoring.examples import Examples, note_scale
+from tvjax.inference.scales import Scales
+from tvjax.scoring.examples import Examples
 from tvjax.training import rundir
 
 
@@ -95,34 +96,62 @@ def test_a_note_gives_the_scale_of_shrunk_tiles(tmp_path, capsys):
         return np.asarray(images)[..., :1]
 
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
-    for options, words in (
-        (writing.Options(shrunk=(64 / 300, 64 / 300)), ["give --scale=0.2133 "]),
-        (writing.Options(shrunk=(0.25, 0.5)), ["give --scale=0.25 to 0.5 "]),
-        (writing.Options(shrunk=(0.5, 0.5), resolution=0.6), ["0.6 metres", "give --scale=0.5 "]),
-        (writing.Options(), []),
+    for scales, words in (
+        (Scales(shrunk=(64 / 300, 64 / 300)), ["give --scale=0.2133 "]),
+        (Scales(shrunk=(0.25, 0.5)), ["give --scale=0.25 to 0.5 "]),
+        (Scales(resolution=0.6, shrunk=(0.5, 0.5)), ["0.6 metres", "give --scale=0.5 "]),
+        (Scales(), []),
     ):
-        writing.predict_images([(1, tmp_path / "a.png")], tmp_path / "out", red, options=options)
+        writing.predict_images(
+            [(1, tmp_path / "a.png")], tmp_path / "out", red, options=writing.Options(scales)
+        )
         told = capsys.readouterr().err
         assert all(word in told for word in words) and told.count("note: ") == len(words)
     assert "0.3333" in sharpness.advise((1 / 3, 1 / 3))
 
 
-def test_scoring_tells_by_what_scale_prediction_would_go(tmp_path, capsys):
+def test_scoring_scales_each_image_as_prediction_does(tmp_path):
+    """The images of one file may have different metres per pixel, and runs other resolutions."""
     pytest.importorskip("rasterio")
     from rasterio import Affine
 
-    place = {"crs": "EPSG:32633", "transform": Affine(0.3, 0, 5e5, 0, -0.3, 5.4e6)}
-    write_set(tmp_path / "a", sides=(24,), **place)
-    examples = Examples.of_coco(tmp_path / "a" / "a.json", tmp_path / "a" / "images")
-    for metres, told in ((0.9, "predict would take --scale=0.3333 for it"), (0.3, "")):
-        (tmp_path / "tiles.json").write_text(
-            json.dumps({"sha256": "0", "directory": None, "resolution": metres})
+    for folder, metres in (("a", 0.3), ("b", 0.6), ("c", None)):
+        place = (
+            {"crs": "EPSG:32633", "transform": Affine(metres, 0, 5e5, 0, -metres, 5.4e6)}
+            if (metres)
+            else {}
         )
-        note_scale(tmp_path, examples, tmp_path / "a" / "images")
-        found = capsys.readouterr().err
-        assert told in found and bool(found) == bool(told)
-    off_the_map = {"crs": "EPSG:32633", "transform": Affine(0.3, 0, 1e9, 0, -0.3, 1e9)}
-    write_set(tmp_path / "b", sides=(24,), **off_the_map)
-    examples = Examples.of_coco(tmp_path / "b" / "a.json", tmp_path / "b" / "images")
-    note_scale(tmp_path, examples, tmp_path / "b" / "images")  # a note refuses nothing
-    assert not capsys.readouterr().err
+        write_set(tmp_path / folder, sides=(24,), **place)
+    (tmp_path / "images").mkdir()
+    names = [next((tmp_path / f / "images").iterdir()) for f in "abc"]
+    records = []
+    for k, name in enumerate(names):
+        (tmp_path / "images" / f"{k}{name.suffix}").write_bytes(name.read_bytes())
+        records.append({"id": k, "file_name": f"{k}{name.suffix}", "height": 24, "width": 24})
+    (tmp_path / "a.json").write_text(json.dumps({"images": records, "annotations": []}))
+    examples = Examples.of_coco(tmp_path / "a.json", tmp_path / "images")
+    for metres, expected in ((0.9, [1 / 3, 2 / 3, 1]), (0.3, [1, 2, 1])):
+        scales, told = examples.scales(Scales(resolution=metres))
+        assert scales == pytest.approx(expected)
+        assert [words.partition(" has no place")[0] for words in told] == ["1 image"]
+    assert examples.scales(Scales(0.5)) == ([0.5] * 3, [])
+
+
+@pytest.mark.parametrize("place", [1e9, 5e5])
+def test_an_image_that_cannot_be_scaled_is_named_with_what_to_do(tmp_path, place, capsys):
+    rasterio = pytest.importorskip("rasterio")
+
+    metres = 0.3 if place > 1e6 else 300.0
+    where = {"crs": "EPSG:32633", "transform": rasterio.Affine(metres, 0, place, 0, -metres, place)}
+    write_set(tmp_path, sides=(24,), **where)
+    options = writing.Options(Scales(resolution=0.6))
+    path = tmp_path / "images" / "0.tif"
+    _, skipped = writing.predict_images(
+        [(1, path)], tmp_path / "out", lambda images: images[..., :1], options=options
+    )
+    words = "its coordinates cannot be converted" if place > 1e6 else "has 300 metres per pixel"
+    assert skipped[0].startswith(f"{path}: {words}"), skipped
+    assert skipped[0] in capsys.readouterr().err
+    examples = Examples.of_coco(tmp_path / "a.json", tmp_path / "images")
+    with pytest.raises(UserError, match=words):
+        examples.scales(Scales(resolution=0.6))

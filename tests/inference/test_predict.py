@@ -24,6 +24,7 @@ from tvjax.data import area, coco, pictures, scaling
 from tvjax.data.reading import Reading
 from tvjax.errors import UserError
 from tvjax.inference import polygons, resample, tiles, writing
+from tvjax.inference.scales import Scales
 
 rasterio = pytest.importorskip("rasterio")
 geopandas = pytest.importorskip("geopandas")
@@ -92,7 +93,7 @@ def test_there_are_no_roofs_where_there_is_no_data(tmp_path, how):
     for scale in (1.0, 0.5):
         objects, skipped = writing.predict_images(
             [(1, tmp_path / "a.tif")], tmp_path / "out", lambda x: np.ones_like(x[..., :1]),
-            options=everything._replace(scale=scale),
+            options=everything._replace(scales=Scales(scale)),
         )  # fmt: skip
         assert (objects, skipped) == (1, [])
         for name, one in (("mask", 255), ("probability", 1)):
@@ -155,7 +156,7 @@ def test_memory_grows_neither_with_the_height_nor_with_the_width(tmp_path, shape
         mask = np.zeros((height, width), bool)
         mask[20:40, 30:60] = True
         write_raster(tmp_path / "a.tif", mask)
-        options = writing.Options(scale=0.5, probabilities=True)
+        options = writing.Options(Scales(0.5), probabilities=True)
         tracemalloc.start()
         try:
             images = [(1, tmp_path / "a.tif")]
@@ -295,7 +296,7 @@ def test_the_scale_shrinks_as_training_does_and_masks_keep_the_image_s_size(tmp_
         mask = np.zeros((300, 300), bool)
         mask[60:150, 90:240] = True
         write_raster(tmp_path / "a.tif", mask)
-        options = writing.Options(scale=scale)
+        options = writing.Options(Scales(scale))
         writing.predict_images([(1, tmp_path / "a.tif")], tmp_path / "out", red, options=options)
         with rasterio.open(tmp_path / "out" / "a_mask.tif") as file:
             # Interpolation rounds the corners.

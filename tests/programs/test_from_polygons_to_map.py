@@ -12,6 +12,7 @@ rasterio = pytest.importorskip("rasterio")
 import towns  # noqa: E402
 
 from tvjax.inference import writing  # noqa: E402
+from tvjax.inference.scales import Scales  # noqa: E402
 
 HEIGHT, WIDTH, WHITE = 480, 640, 10_000
 
@@ -103,7 +104,7 @@ def test_a_perfect_net_s_footprints_line_up_within_a_pixel(town, run, tmp_path, 
     folder, shapes = town
     reading, metres = rundir.read_images_of(run)
     assert metres == 0.6
-    options = writing.Options(reading=reading, resolution=resolution)
+    options = writing.Options(Scales(resolution=resolution), reading=reading)
     images = [(1, folder / "town.tif")]
     assert writing.predict_images(images, tmp_path, red, options=options, tile=128)[1] == []
     found = geopandas.read_file(tmp_path / "town.geojson")

@@ -50,7 +50,7 @@ def write_coco(folder):
 
 def test_a_coco_file_is_scored_by_image_and_by_object(tmp_path):
     examples = write_coco(tmp_path)
-    tiling = tiles.choose_tiling(scores.scaled_sizes(examples, 1.0), red)
+    tiling = tiles.choose_tiling(scores.scaled_sizes(examples, [1.0] * 3), red)
     assert tiling.fit(40, 40).tile == (64, 64)
     result = scores.score(examples, red, tiling)
     assert [row["iou"] for row in result.images] == pytest.approx([1, 0.5, 1])

@@ -221,7 +221,10 @@ def metres_per_pixel(raster: Raster | Scene) -> float:
 
     middle = np.array([raster.width / 2, raster.height / 2])
     corners = middle + np.array([[0, 0], [1, 0], [0, 1]])
-    points = convert(apply(raster.transform, corners), raster.crs, CRS.from_epsg(4326))
+    try:
+        points = convert(apply(raster.transform, corners), raster.crs, CRS.from_epsg(4326))
+    except UserError as error:
+        raise UserError(f"{raster.path}: its {error}") from error
     lon, lat = np.radians(points).T
     east = (lon[1:] - lon[0] + np.pi) % (2 * np.pi) - np.pi  # a step over the antimeridian, too
     across = np.stack([east * np.cos(lat[0]), lat[1:] - lat[0]]) * EARTH

@@ -17,23 +17,21 @@ import numpy as np
 from tqdm import tqdm
 
 from tvjax import files, interruption
-from tvjax.data import coco, mosaic, scenes, sharpness, workspace
+from tvjax.data import coco, mosaic, scenes, workspace
 from tvjax.data.mosaic import Place, open_place, path_of
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.scaling import scaled
 from tvjax.errors import UserError, escaped, require, short
 from tvjax.inference import polygons, regularize, separation, shared, tiles, writer
-
-NEAR = 0.05
-"""Share by which an image's metres per pixel may differ from the tiles' where it is taken as it is:
-nets do not mind, and resizing would only blur it."""
+from tvjax.inference.scales import Scales
 
 
 class Options(NamedTuple):
     """What is written, and how."""
 
-    scale: float = 1.0
+    scales: Scales = Scales()
+    """How images are scaled for the net."""
     threshold: float = 0.5
     probabilities: bool = False
     simplify: float = 0.0
@@ -42,19 +40,8 @@ class Options(NamedTuple):
     """Category of all objects in the COCO results."""
     reading: Reading = AS_NAMED
     """How images are read."""
-    resolution: float | None = None
-    """Metres per pixel of what the net sees, of images on a map, in place of the scale."""
     regularize: bool = False
     """Whether polygons get right angles, see `tvjax.inference.regularize`."""
-    shrunk: Sequence[float] | None = None
-    """Scales of the run's tiles, see `tvjax.data.sharpness`, where no scale was chosen."""
-
-    def scale_of(self, raster: Raster) -> float:
-        """The net's pixels per pixel of an image."""
-        if self.resolution is None or raster.transform is None or not raster.crs:
-            return self.scale
-        scale = scenes.scale(raster, self.resolution)
-        return 1.0 if abs(scale - 1) < NEAR else scale
 
     def draw(self, group: list[polygons.Polygon], aspect: float) -> list[polygons.Polygon]:
         """Outlines as they are written, of objects that share walls, for pixels of an aspect."""
@@ -416,20 +403,21 @@ def _plan(
     skipped: list[str],
 ) -> tuple[tiles.Tiling, list[tuple[tuple[int, Place], tuple[int, int]]]]:
     """The tiling, and the images that can be predicted, with their sizes as the net sees them."""
-    sizes, written, on_map = [], [], []
+    sizes, written, by_map = [], [], []
     for image in images:
         interruption.check()
         path = path_of(image[1])
         with _skipping(path, skipped), open_place(image[1], options.reading) as raster:
             _check_name(path)
-            small = scaled(raster, options.scale_of(raster))
+            small = scaled(raster, options.scales.of(raster))
             if not raster.is_plain:
                 require("rasterio", f"{path}: {NEEDS_RASTERIO}")
             sizes.append((image, (small.height, small.width)))
             written.append((raster.height, raster.width))
-            on_map.append(raster.transform is not None and bool(raster.crs))
+            by_map.append(options.scales.by_map(raster))
     tiling = tiles.choose_tiling({size for _, size in sizes}, net, *how)
-    _note_scale(options, on_map)
+    for words in options.scales.describe(by_map):
+        _note(words)
     kept = []
     for (image, size), full in zip(sizes, written, strict=True):
         path = path_of(image[1])
@@ -438,19 +426,6 @@ def _plan(
             tiles.check_size(path, full, tiling)
             kept.append((image, size))
     return tiling, kept
-
-
-def _note_scale(options: Options, on_map: list[bool]) -> None:
-    """Tells of images that may be of another scale than the run's tiles."""
-    number = len(on_map) if options.resolution is None else on_map.count(False)
-    if number and options.resolution is not None:
-        _note(
-            f"{number} image{'s have' if number > 1 else ' has'} no place on a map: taken at "
-            f"--scale={options.scale:g}, and not at the {options.resolution:g} metres per pixel "
-            "of the run's tiles"
-        )
-    if number and options.shrunk is not None:
-        _note(sharpness.advise(options.shrunk))
 
 
 def _collect(
@@ -508,7 +483,7 @@ def predict_raster(
         def written() -> Iterator[np.ndarray]:
             counted, share = _counting(raster)
             for strip in tiles.probabilities(
-                counted, net, tiling, options.scale_of(raster), progress
+                counted, net, tiling, options.scales.of(raster), progress
             ):
                 values = strip[..., 0]
                 masks.write(np.where(values > options.threshold, 255, 0).astype(np.uint8))

@@ -2,19 +2,19 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data import coco, pictures, sharpness
+from tvjax import interruption
+from tvjax.data import coco, pictures
+from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.data.records import Split
-from tvjax.errors import UserError
-from tvjax.inference import polygons, separation, writing
-from tvjax.training import rundir
+from tvjax.inference import polygons, separation
+from tvjax.inference.scales import Scales
 
 
 class Example(NamedTuple):
@@ -43,6 +43,8 @@ class Examples(NamedTuple):
     sizes: Sequence[tuple[int, int]]
     """Heights and widths."""
     get: Callable[[int], Example]
+    open: Callable[[int], contextlib.AbstractContextManager[Raster]] | None = None
+    """Opens the file of an image; None: they are tiles, which nets see as they are."""
 
     @classmethod
     def of_split(cls, split: Split) -> "Examples":
@@ -85,26 +87,21 @@ class Examples(NamedTuple):
                 *names, loaded.image, mask, tile.segmentations, tile.crowds, loaded.valid
             )
 
-        return cls([(tile.height, tile.width) for tile in found], get)
+        sizes = [(tile.height, tile.width) for tile in found]
+        return cls(sizes, get, lambda k: pictures.open_raster(found[k].file, reading))
 
+    def scales(self, scaling: Scales) -> tuple[list[float], list[str]]:
+        """The scale of each image for a net, and what to tell of them, see `Scales.describe`.
 
-def note_scale(workdir: Path, examples: Examples, images: Path) -> None:
-    """Tells of images that may be of another scale than the run's tiles."""
-    shrunk, (reading, resolution) = rundir.read_scale_of(workdir), rundir.read_images_of(workdir)
-    if resolution is not None and examples.sizes:
-        first, scale = examples.get(0).name, 1.0
-        # Of an image that lies nowhere on the earth there is nothing to tell; it is scored.
-        with (
-            contextlib.suppress(UserError),
-            pictures.open_raster(images / first, reading) as raster,
-        ):
-            scale = writing.Options(resolution=resolution).scale_of(raster)
-        if scale != 1:
-            print(
-                f"note: the run's tiles have {resolution:.3g} metres per pixel, and {first} is "
-                f"scored as it is; predict would take --scale={scale:.4g} for it: give that too",
-                file=sys.stderr,
-            )
-            return
-    if shrunk is not None:
-        print(f"note: {sharpness.advise(shrunk)}", file=sys.stderr)
+        Raises:
+          UserError: see `Scales.of`.
+        """
+        if self.open is None:
+            return [scaling.scale] * len(self.sizes), []
+        scales, by_map = [], []
+        for k in range(len(self.sizes)):
+            interruption.check()
+            with self.open(k) as raster:
+                scales.append(scaling.of(raster))
+                by_map.append(scaling.by_map(raster))
+        return scales, scaling.describe(by_map)

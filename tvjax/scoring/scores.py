@@ -60,7 +60,7 @@ def score(
     net: tiles.Net,
     tiling: tiles.Tiling,
     *,
-    scale: float = 1.0,
+    scales: Sequence[float] | None = None,
     category: int = 1,
 ) -> Scores:
     """Scores a net at p > 0.5.
@@ -69,7 +69,8 @@ def score(
       examples: the images.
       net: tiles to probabilities; a `Predictor`.
       tiling: a tiling that suits the images.
-      scale: scale of the images for the net; what is scored has their own size.
+      scales: scale of each image for the net, see `Examples.scales`; None: 1. What is scored has
+        the image's own size.
       category: category of the objects in the results.
 
     Raises:
@@ -81,7 +82,7 @@ def score(
     for k in tqdm(range(len(examples.sizes)), "evaluating", leave=False, delay=3):
         interruption.check()
         example = examples.get(k)
-        found = probabilities(example, net, tiling, scale=scale)
+        found = probabilities(example, net, tiling, scale=1.0 if scales is None else scales[k])
         height, width = size = example.mask.shape[:2]
         mask, pixels = example.mask[..., 0] > 0, boundary_pixels(height, width)
         values = of_images(found[None, ..., 0] > 0.5, mask[None])
@@ -96,11 +97,11 @@ def score(
     return Scores(rows, results, average_precision(truth, results))
 
 
-def scaled_sizes(examples: Examples, scale: float) -> set[tuple[int, int]]:
+def scaled_sizes(examples: Examples, scales: Sequence[float]) -> set[tuple[int, int]]:
     """The sizes at which a net sees the images."""
     return {
         (Axis.scaled(height, scale).new, Axis.scaled(width, scale).new)
-        for height, width in examples.sizes
+        for (height, width), scale in zip(examples.sizes, scales, strict=True)
     }
 
 

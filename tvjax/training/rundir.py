@@ -14,6 +14,7 @@ from tvjax.data import local, reading
 from tvjax.data.reading import Reading
 from tvjax.errors import UserError, short
 from tvjax.fields import flat
+from tvjax.inference.scales import Scales
 from tvjax.scoring.mask_scores import describe_band
 from tvjax.training import parallel
 from tvjax.types import Config
@@ -331,6 +332,17 @@ def read_scale_of(workdir: Path) -> tuple[float, float] | None:
         path = workdir / "tiles.json"
         raise UserError(f"{path} is damaged (scale={short(found)}); mend it")
     return found[0], found[1]
+
+
+def read_scales(workdir: Path, chosen: float | None) -> Scales:
+    """How images are scaled for the net of a run: by a chosen scale; None: as its tiles were.
+
+    Raises:
+      UserError: `tiles.json` is damaged.
+    """
+    if chosen is not None:
+        return Scales(chosen)
+    return Scales(resolution=read_images_of(workdir)[1], shrunk=read_scale_of(workdir))
 
 
 def write_data(workdir: Path, data: dict[str, Any]) -> None:
