@@ -144,6 +144,9 @@ def get_config() -> Config:
             method="none",
             # K of reverse, forward, amigo, stocbio and f2sa; each update then takes K steps at once
             steps=1,
+            # How much of the memory of forward_online stays from step to step: below 1 it sees some
+            # 1 / (1 - decay) steps.
+            decay=1.0,
             solver=dict(  # of soba, amigo and stocbio, but for sigma
                 # Size of a step on the linear system; below 2 / the largest eigenvalue of the
                 # training loss's Hessian, which is indefinite, plus `damping`.

@@ -166,6 +166,9 @@ def learning(f: Findings, studies: dict[str, Study], others: Path) -> list[Block
     solvers = tables.solvers(f)
     if len(solvers.rows) > 2:
         blocks += [Heading("By the solvers of the field", 3), Text(SOLVERS), solvers]
+    settings = tables.settings(f)
+    if len(settings.rows) > 2:
+        blocks += [Heading("By other settings", 3), Text(SETTINGS), settings]
     if "embedded" in studies and "exact" in studies["embedded"].learned():
         blocks += [Heading("Which estimator finds lambda", 3), Text(_study(studies["embedded"]))]
     shown = {
@@ -181,6 +184,15 @@ SOLVERS = (
     "solvers' settings as `configs/base.py` has them (`f2sa`: both trainings from the first step "
     "on, 4 steps in an update). Validation loss is the cross-entropy of the whole split. Times are "
     "those of steps in turn, see Cost."
+)
+
+SETTINGS = (
+    "`exact` moves lambda at every fourth step at a rate of 0.05. The others differ in the rate "
+    "(`slow` 0.01, `fast` 0.2), in how often lambda is moved (`every_1`), in how many steps an "
+    "update looks through (`forward_5`, `forward_20`; `online`: all since the warm-up; "
+    "`online_0.9`: with a memory that fades), and in what moves lambda (`gated`: "
+    "`hypergrad.significance=2`; `training_loss`: no validation tiles). Where updates are rarer or "
+    "more frequent the rate is such that lambda may go as far in a training."
 )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.runs import METHODS, Run
+from experiments.runs import LEARNING, METHODS, Run
 from tvjax import errors, files
 from tvjax.errors import UserError
 
@@ -124,11 +124,12 @@ FREE = [
     f"config.{name}"
     for name in (
         "name", "seed", "regularizer.weight", "regularizer.place", "model.head", "data.cache",
-        "hypergrad.method", "hypergrad.steps", "hypergrad.warmup",
+        "hypergrad.method",
     )
 ]  # fmt: skip
-"""Fields of the configs in which methods, seeds, weights and machines differ."""
-SETTINGS = "config", "tiles", "weights", "sigmas"
+"""Fields of the configs in which methods, seeds, weights and machines differ; ways to learn lambda
+also in those that they set, see `runs.LEARNING`."""
+SHARED = "config", "tiles", "weights", "sigmas"
 """What runs of a kind on a set have in common."""
 
 
@@ -212,9 +213,10 @@ def check_alike(members: dict[Path, Member]) -> None:
 def _settings(member: Member, kind: str, data: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     if member.get(DIGEST):
         yield (data, DIGEST), member[DIGEST]
-    for section in (name for name in SETTINGS if name in member):
+    free = {*FREE, *(f"config.{name}" for name in LEARNING.get(member["run"]["method"], ()))}
+    for section in (name for name in SHARED if name in member):
         for name, found in _flat(member[section], (section,)):
-            if name not in FREE:
+            if name not in free:
                 yield (kind, data, name), found
     if "test_iou_permille" in member:  # by which tiles are paired
         yield (data, "number of test_iou_permille"), len(member["test_iou_permille"])

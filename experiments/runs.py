@@ -26,9 +26,38 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "f2sa": {"hypergrad.warmup": 0, "hypergrad.steps": 4},  # its second training never pauses
 }
 """Methods that learn lambda by `hypergrad.method` of this name, and the fields that each needs."""
-METHODS |= dict.fromkeys(SOLVERS, "lunet_bilevel")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "slow": {"hypergrad.learning_rate": 0.01},
+    "fast": {"hypergrad.learning_rate": 0.2},
+    "every_1": {"hypergrad.every": 1, "hypergrad.learning_rate": 0.0125},
+    "forward_5": {
+        "hypergrad.method": "forward", "hypergrad.steps": 5, "hypergrad.every": 5,
+        "hypergrad.learning_rate": 0.0625,
+    },
+    "forward_20": {
+        "hypergrad.method": "forward", "hypergrad.steps": 20, "hypergrad.every": 20,
+        "hypergrad.learning_rate": 0.25,
+    },
+    "online": {
+        "hypergrad.method": "forward_online", "hypergrad.every": 1,
+        "hypergrad.learning_rate": 0.0125,
+    },
+    "online_0.9": {
+        "hypergrad.method": "forward_online", "hypergrad.every": 1, "hypergrad.decay": 0.9,
+        "hypergrad.learning_rate": 0.0125,
+    },
+    "gated": {"hypergrad.significance": 2.0},
+    "training_loss": {"hypergrad.method": "training_loss"},
+}  # fmt: skip
+"""Ways to learn lambda that differ from `exact` in these fields. Where updates are rarer or more
+frequent the rate is such that lambda may go as far in a training."""
+LEARNING = {k: {"hypergrad.method": k, **fields} for k, fields in SOLVERS.items()} | SETTINGS
+"""What each of them sets in `configs/lunet_bilevel.py`."""
+METHODS |= dict.fromkeys(LEARNING, "lunet_bilevel")
 PAPER_LAMBDA = 1e-6
 """Lambda of RU-Net and LU-Net in Table 1; where learning begins."""
+HIGH_LAMBDA = 1e-5
+"""A lambda at which TV harms, from which learning by each of `SETTINGS` begins too."""
 LAMBDAS = 1e-8, 5e-8, 1e-7, 5e-7, 1e-6, 5e-6, 1e-5
 """The paper's Lambda_2 and Lambda_3."""
 ACTIVE = 0.01, 0.1, 1.0
@@ -69,6 +98,9 @@ class Scale(NamedTuple):
     """Training tiles of which final scores are taken."""
     solver_seeds: int = 0
     """Seeds of each of `SOLVERS`."""
+    setting_seeds: int = 0
+    """Seeds of each of `settings`, from either start."""
+    settings: tuple[str, ...] = tuple(SETTINGS)
     rounds: int = 10
     """Rounds in which the methods' steps are timed in turn."""
 
@@ -78,7 +110,8 @@ SCALES = {
     "smoke": Scale(
         main="tiny", real=None, preset=None, epochs=2, seeds=2, more_seeds=6, real_seeds=0,
         long_epochs=0, lambdas=(1e-6, 1e-5), active=(0.1,), weights=(0.05, 0.1), sigmas=(0.0, 0.04),
-        noise_seeds=2, noise_tiles=6, train_scored=6, solver_seeds=1, rounds=2,
+        noise_seeds=2, noise_tiles=6, train_scored=6, solver_seeds=1, setting_seeds=1,
+        settings=("forward_5",), rounds=2,
         fields={
             "data.size": 16, "model.width": 2, "model.depth": 1, "train.batch_size": 4,
             "hypergrad.batch_size": 4, "hypergrad.warmup": 2, "evaluation.batch_size": 4,
@@ -87,7 +120,7 @@ SCALES = {
     "cpu": Scale(
         main="embedded", real="buildings", preset=None, epochs=10, seeds=5, more_seeds=7,
         real_seeds=5, long_epochs=30, fields=SMALL, lambdas=(1e-8, 1e-7, 1e-6, 1e-5),
-        solver_seeds=3,
+        solver_seeds=3, setting_seeds=5,
     ),
     "paper": Scale(
         main=None, real=None, preset="paper", epochs=30, seeds=5, more_seeds=7, real_seeds=0,
@@ -125,9 +158,7 @@ def config_of(run: Run, scale: Scale, steps: int) -> Config:
     config.seed, config.train.steps = run.seed, steps
     if run.lam is not None:
         config.regularizer.weight = run.lam
-    if run.method in SOLVERS:
-        config.hypergrad.method = run.method
-    for name, value in (scale.fields | SOLVERS.get(run.method, {})).items():
+    for name, value in (scale.fields | LEARNING.get(run.method, {})).items():
         config.update_from_flattened_dict({name: value})
     return config
 
@@ -163,6 +194,10 @@ def _ordered(scale: Scale, main: str) -> Iterator[Run]:
     for seed in range(scale.solver_seeds):
         for method in SOLVERS:
             yield training(scale, main, method, PAPER_LAMBDA, seed)
+    for seed in range(scale.setting_seeds):
+        for lam in (HIGH_LAMBDA, PAPER_LAMBDA):
+            for method in ("exact", *scale.settings):
+                yield training(scale, main, method, lam, seed)
     if scale.real is not None:
         yield from on_real_tiles(scale, scale.real)
 

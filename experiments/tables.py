@@ -17,7 +17,7 @@ from experiments.claims import (
 from experiments.document import Table
 from experiments.findings import Findings, Member, average, difference, of_score
 from experiments.lambda_claims import Mean, mean
-from experiments.runs import PAPER_LAMBDA, SOLVERS
+from experiments.runs import HIGH_LAMBDA, PAPER_LAMBDA, SOLVERS
 from experiments.runs import readings as readings_of
 
 PAPER = {
@@ -198,10 +198,9 @@ def learned(f: Findings) -> Table:
         members = f.rows(method, PAPER_LAMBDA)
         if not members:
             continue
-        ends = [m["final_lambda"] for m in members]
         loss = of_score(f.rows("unet"), members, "bce", "val")
         rows.append([
-            name, f"{np.median(ends):.2g} [{min(ends):.2g}, {max(ends):.2g}]", points(loss, 4),
+            name, _ends(members), points(loss, 4),
             points(difference(f.rows("unet"), members)), points(difference(f.swept(), members)),
             str(len(members)),
         ])  # fmt: skip
@@ -233,6 +232,38 @@ def solvers(f: Findings) -> Table:
     header = ["lambda", "its end, seed by seed", "validation loss", "less held",
               "test IoU, pooled", "less held", "time over held's", "seeds"]  # fmt: skip
     return Table(header, rows)
+
+
+def settings(f: Findings) -> Table:
+    """What lambda and the validation loss became by each way to learn it, from two starts."""
+    rows, unets = [], f.rows("unet")
+    held = f.rows("lunet", HIGH_LAMBDA)
+    for method in ("lunet", "exact", *f.scale.settings):
+        low, high = (f.rows(method, lam) for lam in (PAPER_LAMBDA, HIGH_LAMBDA))
+        if not (low and high):
+            continue
+        low, high = low[: f.scale.setting_seeds], high[: f.scale.setting_seeds]
+        is_held = method == "lunet"
+        rows.append([
+            "held" if is_held else f"`{method}`", _ends(low),
+            points(of_score(unets, low, "bce", "val"), 3), _ends(high),
+            points(of_score(unets, high, "bce", "val"), 3),
+            "" if is_held else points(of_score(held, high, "bce", "val"), 3),
+            "" if is_held else points(difference(held, high)), str(len(high)),
+        ])  # fmt: skip
+    starts = [f"from {lam:g}: its end" for lam in (PAPER_LAMBDA, HIGH_LAMBDA)]
+    header = ["lambda", starts[0], "validation loss, less U-Net", starts[1],
+              "validation loss, less U-Net", "less held", "test IoU, less held",
+              "seeds"]  # fmt: skip
+    return Table(header, rows)
+
+
+def _ends(members: Sequence[Member]) -> str:
+    """What lambda was at the end: `1.5e-06 [8.6e-07, 3.6e-06]`, median, least and most."""
+    ends = [m["final_lambda"] for m in members]
+    if min(ends) == max(ends):
+        return f"{ends[0]:.2g}"
+    return f"{np.median(ends):.2g} [{min(ends):.2g}, {max(ends):.2g}]"
 
 
 def _trainings(f: Findings, member: Member) -> str:

@@ -145,6 +145,7 @@ FIELDS = {
     "hypergrad.solver.damping": AT_LEAST_0,
     "hypergrad.solver.terms": whole(1, 1000),
     "hypergrad.solver.sigma": POSITIVE,
+    "hypergrad.decay": real(0, 1),
     "hypergrad.learn": many(
         one_of("lambda", "learning_rate", "weight_decay", "loss_mix", "tile_weights")
     ),

@@ -63,6 +63,7 @@ def test_a_mistyped_field_of_a_config_is_refused(name):
         (lambda: plan(method="forward_online", every=2), "every=2"),
         (lambda: plan(warmup=0), "hypergrad.warmup=0 must be at least 1"),
         (lambda: plan("sgd", method="preconditioned"), "optimizer.name='sgd'"),
+        (lambda: plan("adam", method="exact", decay=0.9), "hypergrad.decay=0.9"),
         (
             lambda: make_regularizer(1, **regularizer(blocks=2, place="head")),
             "regularizer.blocks=2",

@@ -41,6 +41,7 @@ def make_hyper_plan(
     *,
     method: str,
     steps: int,
+    decay: float,
     solver: Mapping[str, Any],
     learning_rate: float,
     warmup: int,
@@ -67,6 +68,11 @@ def make_hyper_plan(
             f"hypergrad.every={every} must be 1 with forward_online: its tangent rides through "
             f"every step"
         )
+    if method != "forward_online" and decay != 1:
+        raise UserError(
+            f"hypergrad.decay={decay} is of forward_online, and hypergrad.method={method!r}; leave "
+            "it at 1"
+        )
     if method == "preconditioned" and not is_adam:
         raise UserError(
             f"hypergrad.method='preconditioned' takes Adam's running scale, which "
@@ -84,7 +90,7 @@ def make_hyper_plan(
             f"of at most hypergrad.steps={steps} (not {every}): its second training moves in "
             "updates only, and would fall behind the first"
         )
-    estimator = _estimator(method, steps, solver, inner_optimizer)
+    estimator = _estimator(method, steps, decay, solver, inner_optimizer)
     is_of_one_step = estimator is not None and estimator.through_steps and estimator.steps == 1
     if is_adam and warmup == 0 and is_of_one_step:
         raise UserError(
@@ -98,7 +104,11 @@ def make_hyper_plan(
 
 
 def _estimator(
-    method: str, steps: int, solver: Mapping[str, Any], inner_optimizer: Mapping[str, Any]
+    method: str,
+    steps: int,
+    decay: float,
+    solver: Mapping[str, Any],
+    inner_optimizer: Mapping[str, Any],
 ) -> Estimator | None:
     rate = inner_optimizer["learning_rate"]
     scale, damping, terms = (solver[name] for name in ("scale", "damping", "terms"))
@@ -112,7 +122,7 @@ def _estimator(
         "darts": lambda: hypergrad.darts(rate),
         "reverse": lambda: hypergrad.reverse(steps),
         "forward": lambda: hypergrad.forward(steps),
-        "forward_online": hypergrad.forward_online,
+        "forward_online": lambda: hypergrad.forward_online(decay=decay),
         "training_loss": hypergrad.training_loss,
         "soba": lambda: hypergrad.soba(scale, damping=damping),
         "amigo": lambda: hypergrad.amigo(terms, scale, damping=damping, steps=steps),

@@ -51,6 +51,7 @@ _ADDED = {
     "hypergrad": {
         "learn": ["lambda"],
         "block": 1,
+        "decay": 1.0,
         "solver": dict(scale=0.01, damping=0.1, terms=5, sigma=10.0),
         "guard": "warn",
         "rates": dict(learning_rate=0.01, weight_decay=0.05, loss_mix=0.05, tile_weights=0.1),
