@@ -60,6 +60,20 @@ def test_simplified_polygons_stay_near_and_keep_holes():
     assert shape.exterior.is_ccw
 
 
+@pytest.mark.parametrize("tolerance", [1.0, 2.0, 5.0])
+def test_simpler_outlines_are_as_near_as_was_asked(tolerance):
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        waves = ndimage.gaussian_filter(rng.normal(size=(64, 64)), 1.5)
+        for polygon in polygons.trace([(waves > 0).astype(float)], min_area=10):
+            simple = polygons.simplify(polygon, tolerance)
+            assert shapely.Polygon(simple.shell, simple.holes).is_valid
+            for old, new in zip(polygon.rings, simple.rings, strict=True):
+                one, two = shapely.LinearRing(old), shapely.LinearRing(new)
+                far = shapely.hausdorff_distance(one, two, densify=0.1)
+                assert far <= tolerance + 1e-6, (seed, old.tolist())
+
+
 def test_small_objects_are_left_out_on_request():
     mask = np.zeros((9, 9))
     mask[1, 1] = mask[4:7, 4:7] = 1

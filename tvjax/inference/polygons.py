@@ -286,10 +286,30 @@ def simplify(polygon: Polygon, tolerance: float) -> Polygon:
     Douglas and Peucker's algorithm in the form that keeps every ring and the polygon valid; needs
     shapely (the extra `geo`).
     """
-    shape = require_shapely().Polygon(polygon.shell, polygon.holes).simplify(tolerance)
+    shapely = require_shapely()
+    shape = shapely.Polygon(polygon.shell, polygon.holes).simplify(tolerance)
     rings = [np.asarray(ring.coords)[:-1] for ring in (shape.exterior, *shape.interiors)]
+    pairs = zip(polygon.rings, rings, strict=True)
+    if not all(_is_near_start(old, new, tolerance) for old, new in pairs):
+        closed = shapely.MultiLineString([[*ring, ring[0]] for ring in polygon.rings])
+        lines = shapely.get_parts(closed.simplify(tolerance))  # lines keep their first point
+        rings = [np.asarray(line.coords)[:-1] for line in lines]
     shell, *holes = _oriented(rings)
     return polygon._replace(shell=shell, holes=tuple(holes))
+
+
+def _is_near_start(ring: np.ndarray, simple: np.ndarray, tolerance: float) -> bool:
+    """Whether the outline around a ring's first corner is near enough to the simpler ring.
+
+    GEOS leaves out the first corner last, and does not look at those that it left out beside it.
+    """
+    shapely = require_shapely()
+    kept = np.flatnonzero(np.isin(ring @ (1, 1j), simple @ (1, 1j)))
+    first, last = int(kept[0]), int(kept[-1])
+    left_out = np.concatenate([ring[last + 1 :], ring[:first]])
+    side = shapely.LineString(ring[[last, first]])
+    distances = shapely.distance(shapely.points(left_out), side)
+    return bool(np.max(distances, initial=0) <= tolerance * (1 + 1e-9))
 
 
 def feature(polygon: Polygon, transform: Any = None) -> dict[str, Any]:
