@@ -20,10 +20,15 @@ SLACK = 1e-3
 
 def real(name: str, x: Any) -> jax.Array:
     """`x` as an array of real numbers or booleans, each as it was."""
+    is_array = isinstance(x, np.ndarray | np.generic | jax.Array)
+    if isinstance(x, np.ndarray | np.generic):
+        x = x.astype(x.dtype.newbyteorder("="), copy=False)  # JAX takes no foreign order of bytes
     try:
+        jnp.promote_types(x.dtype if is_array else jnp.float32, jnp.float32)  # none of 8-bit floats
         array = jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name} must hold numbers; got {type(x).__name__}") from error
+        got = f"{x.dtype}: convert them by astype('float32')" if is_array else type(x).__name__
+        raise ValueError(f"{name} must hold numbers; got {got}") from error
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(f"{name} must be real; got {array.dtype}")
     if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and array.dtype != x.dtype:

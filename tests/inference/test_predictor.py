@@ -52,6 +52,9 @@ def test_numbers_of_unknown_meaning_are_refused_by_name(predictor, image):
         (image.transpose(2, 0, 1), r"\(3, 64, 96\)"),
         (np.dstack([image, image[..., :1]]), r"\(64, 96, 4\)"),
         (image[:0], r"\(0, 96, 3\)"),
+        *((jnp.zeros((4, 4, 3), t), f"got {t}: ") for t in ("float8_e4m3fn", "float8_e5m2")),
+        *((np.zeros((4, 4, 3), jnp.dtype(t)), f"got {t}: ") for t in ("float8_e4m3fn", "int4")),
+        (np.zeros((4, 4, 3), object), "got object: "),
     ):
         with pytest.raises(ValueError, match=rf"^images must .*{told}") as caught:
             predictor(given)
@@ -60,6 +63,15 @@ def test_numbers_of_unknown_meaning_are_refused_by_name(predictor, image):
     assert predictor(np.zeros((0, 64, 96, 3), np.uint8)).shape == (0, 64, 96, 1)
     half = jnp.asarray(bytes_as_floats / 255, jnp.bfloat16)
     np.testing.assert_allclose(predictor(half), predictor(half.astype(jnp.float32)), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8", "<f4"])
+def test_the_order_of_bytes_does_not_matter(predictor, image, dtype):
+    floats = (image / 255).astype(dtype)
+    np.testing.assert_array_equal(predictor(floats), predictor(floats.astype(dtype[1:])))
+    assert tvjax.total_variation(floats) == tvjax.total_variation(floats.astype(dtype[1:]))
+    with pytest.raises(ValueError, match=r"^images must be uint8 .*; got uint16"):
+        predictor(image.astype(">u2"))
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), 1e39, np.float32(-1)])
