@@ -127,6 +127,12 @@ def count(name: str, n: Any, least: int, most: float = math.inf) -> int:
     return value
 
 
+def truth(name: str, value: Any) -> None:
+    """Refuses what is neither True nor False, such as "no", which Python takes for True."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False; got {value!r}")
+
+
 def choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuses an unknown name."""
     if value not in choices:

@@ -232,6 +232,9 @@ def test_numbers_of_steps_are_integers(make):
         (lambda: hypergrad.adamw(0.1, weight_decay=jnp.array(-1.0)), "weight_decay must be"),
         (lambda: hypergrad.sgd(np.inf), "learning_rate must be"),
         (lambda: hypergrad.sgd(0.1, momentum=1.0), "momentum must be"),
+        (lambda: hypergrad.sgd(0.1, nesterov="no"), "nesterov must be True or False; got 'no'"),
+        (lambda: hypergrad.cg(3, warm_start=None), "warm_start must be True or False; got None"),
+        (lambda: PROBLEM._replace(stateful="no").init(jnp.ones(2)), "stateful must be True or"),
         (lambda: hypergrad.forward(True), "steps must be an integer, got True"),
     ],
 )

@@ -87,6 +87,15 @@ def test_a_denoising_is_one_number(predictor, weight):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["augment", "contact"])
+@pytest.mark.parametrize("value", ["no", "", 1, None, np.zeros(2)])
+def test_a_choice_is_true_or_false(predictor, name, value):
+    for make in (lambda **k: tvjax.Predictor.of(None, predictor.state, **k), tvjax.Predictor.load):
+        first = ("no such folder",) if make == tvjax.Predictor.load else ()
+        with pytest.raises(UserError, match=f"^{name} must be True or False; got "):
+            make(*first, **{name: value})
+
+
 @pytest.mark.parametrize(
     "name, values",
     [

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tvjax.hypergrad.checks import check_least, check_not_negative, check_within
+from tvjax.hypergrad.checks import check_least, check_not_negative, check_truth, check_within
 from tvjax.hypergrad.implicit import damped, implicit, widened
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Estimator
@@ -72,10 +72,12 @@ def cg(
       loop: how to run the steps and the iterations; None: what suits the backend.
 
     Raises:
-      ValueError: for iterations or steps below 1, a damping or a tolerance below 0.
+      ValueError: for iterations or steps below 1, a damping or a tolerance below 0, and a
+        `warm_start` that is no boolean.
     """
     check_least(1, iterations=iterations)
     check_not_negative(damping=damping, tolerance=tolerance)
+    check_truth(warm_start=warm_start)
     loop = chosen(loop)
 
     def init(problem, state, hyper):

@@ -50,6 +50,13 @@ def check_least(least: int, **values: int) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def check_truth(**values: Any) -> None:
+    """Raises ValueError unless all are True or False, for which Python takes any object."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False; got {value!r}")
+
+
 def check_floats(**trees: PyTree) -> None:
     """Raises ValueError unless every leaf is a real float, and there is a number at all."""
     for name, tree in trees.items():

@@ -25,7 +25,14 @@ import jax
 import optax
 from jax import lax
 
-from tvjax.hypergrad.checks import arrays, check_batches, check_floats, check_loss, check_real
+from tvjax.hypergrad.checks import (
+    arrays,
+    check_batches,
+    check_floats,
+    check_loss,
+    check_real,
+    check_truth,
+)
 from tvjax.hypergrad.degenerate import first_state, take_step
 from tvjax.hypergrad.paths import check_paths, check_start
 from tvjax.hypergrad.trees import floats, merge
@@ -90,10 +97,11 @@ class Bilevel(NamedTuple):
           hyper: needed where the optimiser is a function of it.
 
         Raises:
-          ValueError: for parameters that are not real floats, or a model state that is complex;
-            with the optimiser's reason, if it has no state for such parameters; and for an
-            optimiser whose first state depends on `hyper`.
+          ValueError: for parameters that are not real floats, a `stateful` that is no boolean, or
+            a model state that is complex; with the optimiser's reason, if it has no state for such
+            parameters; and for an optimiser whose first state depends on `hyper`.
         """
+        check_truth(stateful=self.stateful)
         check_floats(params=params)
         check_real(model_state=model_state)
         params, model_state, hyper = arrays((params, model_state, hyper))
@@ -219,6 +227,7 @@ class Estimator(NamedTuple):
             through its steps, for one whose derivative is identically zero (Lion, sign-SGD,
             Rprop); and where `hyper` acts in a way that the estimator does not see.
         """
+        check_truth(stateful=problem.stateful)
         check_floats(params=state.params, hyper=hyper)
         check_real(state=state, carry=carry)
         check_batches(inner_batches, self.batches, outer_batch)

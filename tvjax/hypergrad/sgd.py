@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 
-from tvjax.hypergrad.checks import check_within
+from tvjax.hypergrad.checks import check_truth, check_within
 
 
 def sgd(
@@ -35,4 +35,5 @@ def sgd(
     """
     check_within(0, np.inf, learning_rate=learning_rate)
     check_within(0, 1, momentum=momentum)
+    check_truth(nesterov=nesterov)
     return optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)

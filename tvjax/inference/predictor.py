@@ -89,8 +89,9 @@ class Predictor:
 
         Raises:
           UserError: there is no run, no such checkpoint, or `denoise` is not one number of at least
-            0 (an array, a boolean or a text is none).
+            0 (an array, a boolean or a text is none), or `augment` or `contact` no boolean.
         """
+        _check_choices(augment, contact)
         workdir = Path(workdir)
         config, net, state = restore.open_net(workdir, checkpoint)
         if denoise is None:
@@ -112,6 +113,7 @@ class Predictor:
         contact: bool = False,
     ) -> "Predictor":
         """A net with the parameters of a state that lies on one device."""
+        _check_choices(augment, contact)
         weight = None if denoise is None else _weight(denoise)
         both = contact and net.head.contact is not None
         step = jax.jit(net.predict_both if both else net.predict)
@@ -231,6 +233,15 @@ def own_denoising(workdir: Path, config: Config, step: int) -> float | None:
         return None
     # Earlier versions had no name of its own for it.
     return summary.get("denoise_weight", summary["lambda"])
+
+
+def _check_choices(augment: Any, contact: Any) -> None:
+    """Refuses what is neither True nor False."""
+    try:
+        arguments.truth("augment", augment)
+        arguments.truth("contact", contact)
+    except ValueError as error:
+        raise UserError(error) from None
 
 
 def _weight(denoise: Any) -> float:
