@@ -129,7 +129,8 @@ MISTAKES = {
     "few": ("0 0.1 0.1", "line 1 has 2 numbers"),
     "pixels": ("0 10 10 20 10 20 20", "line 1 has 10; coordinates are shares"),
     "nan": ("0 nan 0.1 0.2 0.1 0.2 0.2", "line 1 has nan; coordinates are shares"),
-    "words": ("roof 0.1 0.1 0.2 0.1 0.2 0.2", "line 1 is 'roof 0.1 .*; give a class and numbers"),
+    "word": ("roof 0.1 0.1 0.2 0.1 0.2 0.2", "line 1: its word 1 is no class, a whole number; m"),
+    "number": ("0 0.1 0.1 0.2 low 0.2 0.2", "line 1: its word 5 is no number; mend the line"),
     "bytes": ("\udcff", "cannot be read"),
 }
 
@@ -142,6 +143,16 @@ def test_mistakes_name_the_file_and_line(source, kind):
     with pytest.raises(UserError, match=words) as error:
         yolo.read(source / "images", source / "labels", categories=[3])
     assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_a_link_leads_to_is_not_told(source):
+    (source / "private").write_text("root:x:0:0 secret\n")
+    file = source / "labels" / "val" / "01.txt"
+    file.unlink()
+    file.symlink_to(source / "private")
+    with pytest.raises(UserError, match=r"01\.txt: line 1: its word 1 is no class") as error:
+        yolo.read(source / "images", source / "labels", categories=[3])
+    assert ":x:" not in str(error.value) and "secret" not in str(error.value)
 
 
 def test_labels_of_nothing_are_named(source):

@@ -176,11 +176,15 @@ def _read(file: Path) -> list[Polygon]:
 
 def _parse(file: Path, number: int, words: list[str]) -> Polygon:
     where = f"{file}: line {number}"
-    try:
-        kind, shares = int(words[0]), [float(word) for word in words[1:]]
-    except ValueError as error:
-        text = short(" ".join(words[:8]))
-        raise UserError(f"{where} is {text}; give a class and numbers") from error
+    numbers = []
+    for k, word in enumerate(words):
+        # The file may be a link to a private one, whose words do not belong into a message.
+        try:
+            numbers.append(float(word) if k else int(word))
+        except ValueError:
+            what = "number" if k else "class, a whole number"
+            raise UserError(f"{where}: its word {k + 1} is no {what}; mend the line") from None
+    kind, *shares = numbers
     if len(shares) == 4:
         raise UserError(f"{where} is a box (4 numbers), which is no outline; give polygons")
     if len(shares) < 6 or len(shares) % 2:
