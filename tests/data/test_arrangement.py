@@ -49,7 +49,15 @@ def test_names_of_map_tiles_are_read(names):
 
 @pytest.mark.parametrize(
     "names",
-    [["a.png"], ["1_2_3_town.png"], ["18/1/2.png", "b.png"], ["31-5-40.png"], ["2/9/1.png"]],
+    [
+        ["a.png"],
+        ["\u0663-1-2.png"],
+        ["3/\u0661/2.png"],
+        ["1_2_3_town.png"],
+        ["18/1/2.png", "b.png"],
+        ["31-5-40.png"],
+        ["2/9/1.png"],
+    ],
 )
 def test_other_names_are_not(names):
     assert map_tiles.read(names) is None

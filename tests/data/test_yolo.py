@@ -131,6 +131,10 @@ MISTAKES = {
     "nan": ("0 nan 0.1 0.2 0.1 0.2 0.2", "line 1 has nan; coordinates are shares"),
     "word": ("roof 0.1 0.1 0.2 0.1 0.2 0.2", "line 1: its word 1 is no class, a whole number; m"),
     "number": ("0 0.1 0.1 0.2 low 0.2 0.2", "line 1: its word 5 is no number; mend the line"),
+    "underscore": ("1_0 0.1 0.1 0.2 0.1 0.2 0.2", "line 1: its word 1 is no class"),
+    "between": ("0 0.1 0.1 0.2 0.1 0.2 0.2_5", "line 1: its word 7 is no number"),
+    "other digits": ("\u0663 0.1 0.1 0.2 0.1 0.2 0.2", "line 1: its word 1 is no class"),
+    "shares": ("0 0.1 0.1 0.2 0.1 0.2 \u0660.2", "line 1: its word 7 is no number"),
     "bytes": ("\udcff", "cannot be read"),
 }
 

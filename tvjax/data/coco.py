@@ -267,7 +267,10 @@ def _check_units(file: Path, annotations: list[Any], records: dict[int, dict[str
 
 def _names(file: Path, content: dict[str, list[Any]]) -> dict[int, Any]:
     try:
-        return {int(kind["id"]): kind.get("name") for kind in content.get("categories") or []}
+        found = [(kind["id"], kind.get("name")) for kind in content.get("categories") or []]
+        if any(type(identity) is not int for identity, _ in found):  # a text "1_0" is no 10
+            raise ValueError
+        return dict(found)
     except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"{file}: its list 'categories' is malformed") from error
 

@@ -14,7 +14,7 @@ from tvjax.errors import UserError
 SHOWN = 2
 """Pairs of tiles that a warning names."""
 
-_PART = re.compile(r"@x\d+y\d+$")
+_PART = re.compile(r"@x\d+y\d+$", re.ASCII)
 """What a tile's name adds to that of its image."""
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from tvjax.data.splits import are_many, join
 
-_PATH = re.compile(r"(?:^|/)(\d+)/(\d+)/(\d+)(?:@\dx)?$")
-_STEM = re.compile(r"(?:^|[^0-9])(\d+)([-_])(\d+)\2(\d+)(?:@\dx)?$")
+_PATH = re.compile(r"(?:^|/)(\d+)/(\d+)/(\d+)(?:@\dx)?$", re.ASCII)
+_STEM = re.compile(r"(?:^|[^0-9])(\d+)([-_])(\d+)\2(\d+)(?:@\dx)?$", re.ASCII)
 MOST = 30
 """The largest zoom that is taken for one."""
 

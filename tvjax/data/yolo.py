@@ -180,6 +180,8 @@ def _parse(file: Path, number: int, words: list[str]) -> Polygon:
     for k, word in enumerate(words):
         # The file may be a link to a private one, whose words do not belong into a message.
         try:
+            if not word.isascii() or "_" in word:  # both of which Python reads
+                raise ValueError
             numbers.append(float(word) if k else int(word))
         except ValueError:
             what = "number" if k else "class, a whole number"
