@@ -27,6 +27,7 @@ order, and `comparison.json`.
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ import numpy as np
 from absl import flags
 
 from tvjax import files, interruption, program
-from tvjax.data import arrangement, coco, scaling, workspace
+from tvjax.data import arrangement, coco, pictures, scaling, workspace
 from tvjax.data.reading import Reading
 from tvjax.errors import UserError
 from tvjax.inference import separation, tiles
@@ -190,6 +191,18 @@ def _check_flags(first: list[str], second: list[str]) -> None:
         why = "a COCO file's images; leave it out, or give --annotations and --images"
     for flag in (flag for flag, is_given in useless.items() if is_given):
         raise UserError(f"--{flag} is of {why}")
+    for place in filter(None, _folders(len(first) + len(second))):
+        _check_no_images(place)
+
+
+def _check_no_images(out: Path) -> None:
+    """Refuses the folder of the images, or one of theirs within, where `grid.png` would be one."""
+    real, images = Path(os.path.realpath(out)), Path(os.path.realpath(_IMAGES.value or out))
+    there = real.iterdir() if images in real.parents and real.is_dir() else ()
+    if (_IMAGES.value and real == images) or any(
+        file.suffix.lower() in pictures.SUFFIXES and file.name not in KEPT for file in there
+    ):
+        raise UserError(f"--out={out} holds images; grid.png there would be taken for an image")
 
 
 def _folders(number: int) -> list[Path | None]:

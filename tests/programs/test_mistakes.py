@@ -30,6 +30,8 @@ MISTAKES = {
     "export": "--workdir and --out (or --onnx) are needed",
     "export --out=net --checkpoint=٣": "checkpoint=٣: ",
     "evaluate --out=run": "run holds a run",
+    "evaluate --out=. --images=. --annotations=a": "--out=. holds images; grid.png there would",
+    "evaluate --out=hostile/images --images=. --annotations=a": "--out=hostile/images holds images",
     "evaluate --out=tiles": "tiles holds prepared tiles",
     "evaluate --out=run/tensorboard": "run holds a run",
     "predict --out=run": "run holds a run",
