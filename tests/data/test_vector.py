@@ -364,11 +364,18 @@ def test_mistakes_in_images_are_named(town, tmp_path):
     shapes = towns.roofs(HEIGHT, WIDTH)
     towns.write_tif(tmp_path / "small.tif", 30, 30, shapes)
     towns.write_tif(tmp_path / "nowhere.tif", 60, 60, shapes, crs=None)
+    towns.write_tif(tmp_path / "beyond.tif", 60, 60, shapes, crs="EPSG:4326")
+    with rasterio.open(tmp_path / "beyond.tif", "r+") as file:
+        file.transform = rasterio.Affine(1e-5, 0, 13, 0, -1e-5, 95)
     Image.new("RGB", (60, 60)).save(tmp_path / "plain.png")
     labels = folder / "roofs.geojson"
     for name, words in (
         ("small.tif", "is 30x30 pixels, smaller than --tile=48"),
         ("nowhere.tif", "its georeference names no coordinate system; give it one"),
+        (
+            "beyond.tif",
+            r"beyond\.tif: its georeference is of latitude 94\.9997, and there are none",
+        ),
         ("plain.png", "has no georeference, so that labels on a map cannot be placed"),
         ("none.tif", "none.tif: cannot be read"),
         (str(tmp_path / ".."), "holds no images"),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -121,6 +122,24 @@ def test_little_data_and_no_coordinate_system_get_a_note(tmp_path, capsys):
     Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(tmp_path / "e.png")
     writing.predict_images([(1, tmp_path / "e.png")], tmp_path / "out", red)
     assert "e.png: 100.0% of it has no data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("latitude", [95, -90.5, 1e6])
+def test_a_latitude_beyond_a_pole_is_refused(tmp_path, latitude):
+    mask, _ = draw_roofs(160, 6)
+    for name, north in (("a.tif", latitude), ("b.tif", 60)):
+        write_raster(tmp_path / name, mask, crs="EPSG:4326")
+        with rasterio.open(tmp_path / name, "r+") as file:
+            file.transform = rasterio.Affine(1e-5, 0, 13, 0, -1e-5, north)
+    images = [(1, tmp_path / "a.tif"), (2, tmp_path / "b.tif")]
+    for scales in (Scales(), Scales(resolution=0.8)):
+        _, (told,) = writing.predict_images(
+            images, tmp_path / "out", red, options=writing.Options(scales)
+        )
+        assert re.search(
+            r"a\.tif: its georeference is of latitude .*, and there are none bey", told
+        )
+        assert (tmp_path / "out" / "b.geojson").exists() > (tmp_path / "out/a.geojson").exists()
 
 
 def test_sixteen_bits_a_channel_are_scaled_by_the_value_of_white(tmp_path):

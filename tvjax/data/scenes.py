@@ -25,6 +25,9 @@ EQUAL = 1e-3
 EARTH = 6_371_008.8
 """Mean radius of the earth, in metres."""
 
+POLE = 90.0
+"""Degrees of the northernmost latitude."""
+
 MOST_LATITUDE = 85.0
 """Degrees beyond which the width of a pixel in degrees changes too fast for one number."""
 
@@ -176,7 +179,7 @@ def look(place: Place, name: str, resolution: float | None, reading: Reading = A
       reading: how it is read.
 
     Raises:
-      UserError: it cannot be read, or has no place on a map.
+      UserError: it cannot be read, or has no place on a map of the earth.
     """
     path = mosaic.path_of(place)
     with open_place(place, reading) as raster:
@@ -190,6 +193,7 @@ def look(place: Place, name: str, resolution: float | None, reading: Reading = A
                 f"{path}: its georeference names no coordinate system; give it one "
                 "(rio edit-info --crs=EPSG:NUMBER FILE; a .prj beside it is not read)"
             )
+        check_latitude(raster)
         times = 1.0 if resolution is None else scale(raster, resolution)
         try:
             small = scaling.scaled(raster, times)
@@ -209,6 +213,27 @@ def scale(raster: Raster, resolution: float) -> float:
     return 1.0 if abs(times - 1) < EQUAL else times
 
 
+def check_latitude(raster: Raster | Scene) -> None:
+    """Refuses an image on a map whose middle lies beyond a pole.
+
+    Raises:
+      UserError: naming the image and the latitude.
+    """
+    if raster.transform is None or not raster.crs or not raster.crs.is_geographic:
+        return
+    latitude = _middle(raster)[1]
+    if not abs(latitude) <= POLE:
+        raise UserError(
+            f"{raster.path}: its georeference is of latitude {latitude:g}, and there are none "
+            f"beyond {POLE:g}; correct it (are longitude and latitude exchanged?), or remove it"
+        )
+
+
+def _middle(raster: Raster | Scene) -> np.ndarray:
+    """The image's middle on its map, `[2]`."""
+    return apply(raster.transform, np.array([[raster.width / 2, raster.height / 2]]))[0]
+
+
 def metres_per_pixel(raster: Raster | Scene) -> float:
     """Side of a pixel on the ground, the geometric mean of its two sides, in the image's middle.
 
@@ -219,6 +244,7 @@ def metres_per_pixel(raster: Raster | Scene) -> float:
     """
     from rasterio.crs import CRS
 
+    check_latitude(raster)
     middle = np.array([raster.width / 2, raster.height / 2])
     corners = middle + np.array([[0, 0], [1, 0], [0, 1]])
     try:
@@ -245,8 +271,7 @@ def aspect(raster: Raster) -> float:
     x, y = raster.transform[:6][0::3], raster.transform[:6][1::3]  # steps to the right, and down
     sides = np.array([x, y])
     if raster.crs.is_geographic:
-        middle = np.array([[raster.width / 2, raster.height / 2]])
-        latitude = apply(raster.transform, middle)[0, 1]
+        latitude = _middle(raster)[1]
         if abs(latitude) > MOST_LATITUDE:
             return 1.0
         sides[:, 0] *= np.cos(np.radians(latitude))

@@ -409,6 +409,7 @@ def _plan(
         path = path_of(image[1])
         with _skipping(path, skipped), open_place(image[1], options.reading) as raster:
             _check_name(path)
+            scenes.check_latitude(raster)
             small = scaled(raster, options.scales.of(raster))
             if not raster.is_plain:
                 require("rasterio", f"{path}: {NEEDS_RASTERIO}")
