@@ -56,11 +56,13 @@ def valid(name: str, x: Any, ok: Callable[[Any], Any], need: str) -> jax.Array:
     array = real(name, x)
     if isinstance(x, core.Tracer):
         return array * jnp.where(ok(array), 1, jnp.nan)  # NaN in all derivatives too
-    with jax.ensure_compile_time_eval():
-        good = ok(x if isinstance(x, jax.Array) else np.asarray(x))
+    with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
+        held = x if isinstance(x, jax.Array) else np.asarray(x).astype(array.dtype)
+        good = ok(held)
         if not good.all():
             first = np.asarray(x)[~np.asarray(good)].flat[0]
-            raise ValueError(f"{name} must be {need}; got {first}")
+            short = f" in {array.dtype}" if held.dtype != np.asarray(x).dtype and ok(first) else ""
+            raise ValueError(f"{name} must be {need}{short}; got {first}")
     return array
 
 
@@ -70,9 +72,10 @@ def weight(name: str, x: Any) -> jax.Array:
 
 
 def positive(name: str, x: Any) -> jax.Array:
-    """One number above 0."""
-    number(name, x)
-    return valid(name, x, lambda v: (v > 0) & (v < np.inf), "positive and finite")
+    """One number above 0, and not so near to it that arithmetic takes it for 0."""
+    least = float(jnp.finfo(jnp.promote_types(number(name, x).dtype, jnp.float32)).tiny)
+    need = f"positive and finite, at least {least:.4g}"
+    return valid(name, x, lambda v: (v >= least) & (v < np.inf), need)
 
 
 def number(name: str, x: Any) -> jax.Array:

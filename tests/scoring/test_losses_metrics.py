@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -222,6 +223,25 @@ def test_options_are_one_number(f, name, several):
     refuses(lambda: bare(z, *second, **{name: several}), f"{name} must be one number")
     for value in (True, np.bool_(False), jnp.asarray(True), "0.5", {}):
         refuses(lambda v=value: bare(z, *second, **{name: v}), f"{name} must hold numbers; got")
+
+
+@pytest.mark.parametrize(
+    "f, name, values",
+    [
+        (total_variation, "delta", (1e-40, 1e-46, 1e39)), (losses.dice, "smoothing", (1e-40, 1e39)),
+        (denoise_tv, "tolerance", (1e-40, 1e39)), (denoise_tv, "lam", (1e39,)),
+        (tv_softmax, "step_size", (1e-40, 1e39)), (losses.focal, "gamma", (1e39,)),
+    ],
+)  # fmt: skip
+def test_what_float32_cannot_hold_is_refused(f, name, values):
+    z, y = jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1))
+    second = {total_variation: (), denoise_tv: (0.1,), tv_softmax: (0.1,)}.get(f, (y,))
+    second = () if name == "lam" else second
+    bare = inspect.unwrap(f)
+    for value in values:
+        for given in (value, np.float64(value)):
+            told = re.escape(f"; got {value}")
+            refuses(lambda v=given: bare(z, *second, **{name: v}), f"{name} must be .*{told}$")
 
 
 def test_a_chosen_share_has_no_slack():

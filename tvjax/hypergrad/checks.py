@@ -14,11 +14,20 @@ from tvjax.types import PyTree
 
 
 def check_positive(**values: float) -> None:
-    """Raises ValueError unless all are above 0 and finite."""
+    """Raises ValueError unless all are above 0 and finite, in JAX's floats too."""
+    least, most = _ends()
     for name, value in values.items():
         if not 0 < value < np.inf:
             need = "finite" if value == np.inf else "positive"
             raise ValueError(f"{name} must be {need}, got {value}")
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be in [{least:.3g}, {most:.3g}], got {value}")
+
+
+def _ends() -> tuple[float, float]:
+    """The least and the largest positive number that JAX computes with."""
+    floats = jnp.finfo(jnp.result_type(float))
+    return float(floats.tiny), float(floats.max)
 
 
 def check_within(least: float, below: float, **values: Any) -> None:
@@ -29,7 +38,8 @@ def check_within(least: float, below: float, **values: Any) -> None:
             continue
         numbers = np.asarray(value)
         is_real = numbers.dtype.kind in "iuf" or jnp.issubdtype(numbers.dtype, jnp.floating)
-        if not is_real or not ((numbers >= least) & (numbers < below)).all():
+        is_within = (numbers >= least) & (numbers < below) & (numbers <= _ends()[1])
+        if not is_real or not is_within.all():
             need = "finite and at least" if below == np.inf else f"below {below:g} and at least"
             raise ValueError(f"{name} must be a number, {need} {least:g}; got {value!r}")
 
