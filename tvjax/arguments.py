@@ -41,6 +41,7 @@ def real(name: str, x: Any) -> jax.Array:
     return array
 
 
+@np.errstate(over="ignore")  # of what is refused here
 def valid(name: str, x: Any, ok: Callable[[Any], Any], need: str) -> jax.Array:
     """`x` if all of its values are `ok`; traced ones that are not become NaN.
 
@@ -56,7 +57,7 @@ def valid(name: str, x: Any, ok: Callable[[Any], Any], need: str) -> jax.Array:
     array = real(name, x)
     if isinstance(x, core.Tracer):
         return array * jnp.where(ok(array), 1, jnp.nan)  # NaN in all derivatives too
-    with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
+    with jax.ensure_compile_time_eval():
         held = x if isinstance(x, jax.Array) else np.asarray(x).astype(array.dtype)
         good = ok(held)
         if not good.all():
@@ -74,8 +75,8 @@ def weight(name: str, x: Any) -> jax.Array:
 def positive(name: str, x: Any) -> jax.Array:
     """One number above 0, and not so near to it that arithmetic takes it for 0."""
     least = float(jnp.finfo(jnp.promote_types(number(name, x).dtype, jnp.float32)).tiny)
-    need = f"positive and finite, at least {least:.4g}"
-    return valid(name, x, lambda v: (v >= least) & (v < np.inf), need)
+    valid(name, x, lambda v: (v > 0) & (v < np.inf), "positive and finite")
+    return valid(name, x, lambda v: (v >= least) & (v < np.inf), f"at least {least:.4g}")
 
 
 def number(name: str, x: Any) -> jax.Array:
@@ -86,6 +87,7 @@ def number(name: str, x: Any) -> jax.Array:
     return array
 
 
+@np.errstate(over="ignore")  # what becomes infinite is refused where a value is looked at
 def numbers(name: str, x: Any) -> jax.Array:
     """Real numbers: booleans are none where a value is asked for, and would count as 0 and 1."""
     array = real(name, x)

@@ -38,8 +38,8 @@ def check_within(least: float, below: float, **values: Any) -> None:
             continue
         numbers = np.asarray(value)
         is_real = numbers.dtype.kind in "iuf" or jnp.issubdtype(numbers.dtype, jnp.floating)
-        is_within = (numbers >= least) & (numbers < below) & (numbers <= _ends()[1])
-        if not is_real or not is_within.all():
+        most = _ends()[1]
+        if not is_real or not ((numbers >= least) & (numbers < below) & (numbers <= most)).all():
             need = "finite and at least" if below == np.inf else f"below {below:g} and at least"
             raise ValueError(f"{name} must be a number, {need} {least:g}; got {value!r}")
 
