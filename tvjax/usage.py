@@ -1,5 +1,8 @@
 """What `--help` prints: what a program does, its flags, and how a config is set."""
 
+import ast
+import contextlib
+import inspect
 import re
 import sys
 import textwrap
@@ -33,13 +36,22 @@ configs/base.py tells their units and what their values mean:
 
 def text() -> str:
     """The help of the program that runs."""
-    about = (sys.modules["__main__"].__doc__ or "").strip()
-    parts = [about, "\nFlags:", *(line for flag in _own() for line in _lines(flag))]
+    parts = [_about(), "\nFlags:", *(line for flag in _own() for line in _lines(flag))]
     if "config" in flags.FLAGS:
         files = sorted(path.stem for path in Path("configs").glob("[!_]*.py"))
         files = ", ".join(file for file in files if file != "base") or "none here"
         parts.append(CONFIG.format(files=textwrap.fill(files, WIDTH), fields=_fields()))
     return "\n".join(parts)
+
+
+def _about() -> str:
+    """The docstring of the program; of its source where Python was told to leave docstrings out."""
+    program = sys.modules["__main__"]
+    about = program.__doc__
+    if about is None:
+        with contextlib.suppress(OSError, TypeError):  # there is no source
+            about = ast.get_docstring(ast.parse(inspect.getsource(program)))
+    return (about or "").strip()
 
 
 def _fields() -> str:

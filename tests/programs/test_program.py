@@ -325,6 +325,18 @@ def test_where_nobody_listens_a_program_does_its_work(tmp_path):
         assert told == ("error: No space left on device\n" if name == "full" else ""), name
 
 
+@pytest.mark.parametrize("program", ["tvjax.main", "experiments.run"])
+def test_help_needs_no_docstrings(program):
+    plain, bare = (
+        subprocess.run(
+            [sys.executable, *flags, "-m", program, "--help"], capture_output=True, text=True,
+            cwd=ROOT, check=True,
+        ).stdout
+        for flags in ([], ["-OO"])
+    )  # fmt: skip
+    assert bare == plain and f"python -m {program} --" in plain
+
+
 def test_help_may_be_cut_off():
     read, write = os.pipe()
     os.close(read)  # as `| head -1` does, early
