@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments import pictures, runs
 from experiments.trainer import SPLITS, Trainer, load, save, summary
+from tvjax import interruption
 from tvjax.data import noise
 from tvjax.models.heads import make_head
 
@@ -95,10 +96,12 @@ def cost(lab, run: runs.Run, folder: Path) -> dict[str, Any]:
     steps = dict(_steps(lab, trainer, run.data))
     found: dict[str, list[float]] = {name: [] for name in steps}
     for step in [*steps.values()] * 2:  # compiles, and warms up
+        interruption.check()
         step()
     rng = np.random.default_rng(0)
     for _ in range(lab.scale.rounds):
         for name in rng.permutation(list(steps)).tolist():  # what ran before a step weighs
+            interruption.check()
             began = time.perf_counter()
             steps[name]()
             found[name].append(time.perf_counter() - began)

@@ -129,6 +129,7 @@ def execute(lab: Lab, todo: list[runs.Run], folder: Path, *, minutes: float = 1e
     began, took = time.perf_counter(), {}
     done, failed, left = [], [], []
     for number, run in enumerate(todo, 1):
+        interruption.check()
         if (folder / f"{run.name}.json").exists():  # another process did it meanwhile
             continue
         if 60 * minutes - (time.perf_counter() - began) < took.get((run.kind, run.method), 0):
@@ -141,6 +142,13 @@ def execute(lab: Lab, todo: list[runs.Run], folder: Path, *, minutes: float = 1e
             _write(folder / f"{run.name}.json", result, run, time.perf_counter() - start, commit)
             done.append(run.name)
         except items.Waits as missing:
+            result = folder / f"{missing}.json"
+            if result.exists():  # so that its turn does not come again
+                failed.append(run.name)
+                print(f"{run.name}: error: the net of {missing} is not in {lab.nets}, though its "
+                      f"result is there; delete {result}, and the same command trains it anew",
+                      file=sys.stderr, flush=True)  # fmt: skip
+                continue
             left.append(run.name)
             print(f"{run.name} waits for {missing}", flush=True)
             continue

@@ -4,6 +4,7 @@ A training has the batches, first parameters and steps of `tvjax.main` with the 
 writes no folder of its own; what differs in seed and `regularizer.weight` alone is compiled once.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -171,6 +172,7 @@ class Trainer:
         images = images if change is None else change(images)
         state = _bare(state)
         for batch, valid in members.padded_batches(Batch(images, tiles.mask), batch_size):
+            interruption.check()
             masks, bce = jax.device_get(programs.score(state, weight, batch))
             found.append(image_scores(masks, np.asarray(batch.mask), bce, valid))
         return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
@@ -180,6 +182,7 @@ class Trainer:
         state, found = _bare(state), []
         blank = np.zeros((*images.shape[:-1], 1), np.uint8)
         for batch, valid in members.padded_batches(Batch(images, blank), 32):
+            interruption.check()
             found.append(np.asarray(programs.predict(state, batch.image)[1])[valid])
         return np.concatenate(found)
 
@@ -192,9 +195,10 @@ def summary(tiles: dict[str, np.ndarray]) -> dict[str, Any]:
 def save(path: Path, state: TrainState, tiles: str | None = None) -> None:
     """Keeps what a prediction needs of a net, and the digest of the tiles it was trained on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = _kept(state) | ({} if tiles is None else {DIGEST: tiles})
+    content = _kept(state) | {"name": path.stem} | ({} if tiles is None else {DIGEST: tiles})
+    written = serialization.to_bytes(jax.device_get(content))
     with files.replacing(path) as temporary:
-        temporary.write_bytes(serialization.to_bytes(jax.device_get(content)))
+        temporary.write_bytes(written + hashlib.sha256(written).digest())
 
 
 def load(path: Path, like: TrainState, tiles: str | None = None) -> TrainState:
@@ -206,14 +210,26 @@ def load(path: Path, like: TrainState, tiles: str | None = None) -> TrainState:
       tiles: digest of the tiles; a net that was kept with another one is refused.
 
     Raises:
-      UserError: it is no such file, or of other tiles.
+      UserError: it is no such file, damaged, or of another net or other tiles.
     """
+    anew = "delete it and the result file of its name, and the same command trains it anew"
     try:
-        found: Any = serialization.msgpack_restore(path.read_bytes())
-        known = found.pop(DIGEST, None)
-        inner, hyper = serialization.from_state_dict(_kept(like), found).values()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it and train anew") from error
+        written = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    written, digest = written[:-32], written[-32:]
+    if hashlib.sha256(written).digest() != digest:
+        raise UserError(f"{path} is damaged; {anew}")
+    found: Any = serialization.msgpack_restore(written)
+    name, known = found.pop("name"), found.pop(DIGEST, None)
+    wanted = _kept(like)
+    try:
+        kept = serialization.from_state_dict(wanted, found)
+    except ValueError as error:
+        raise UserError(f"{path} is of another net ({error}); {anew}") from error
+    if name != path.stem or jax.tree.map(jnp.shape, kept) != jax.tree.map(jnp.shape, wanted):
+        raise UserError(f"{path} is of another net ({name}); {anew}")
+    inner, hyper = kept["inner"], kept["hyper"]
     if tiles is not None and known not in (None, tiles):
         raise UserError(f"{path} was trained on other tiles; name another folder by --nets")
     state = like.inner._replace(params=inner["params"], model_state=inner["model_state"])

@@ -1,8 +1,10 @@
 """The list of runs at its smallest, the report of it, and the rules of its verdicts."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from programs import ROOT
 from experiments import claims, document, findings, report, run, runs
 from experiments.lambda_claims import best_of
 from experiments.trainer import Trainer, load, save, summary
-from tvjax import models
+from tvjax import interruption, models
 from tvjax.data import pipeline, sets
 from tvjax.errors import UserError
 from tvjax.training import loop
@@ -51,6 +53,28 @@ def test_a_run_waits_for_the_net_that_it_measures(tmp_path, capsys):
     wanted = [runs.Run("denoise", "tiny", 0, "unet")]
     assert run.execute(lab, wanted, tmp_path) == ([], [], [wanted[0].name])
     assert "waits for tiny_unet_s0" in capsys.readouterr().out
+
+
+def test_a_run_whose_net_is_gone_says_how_to_get_it_again(tmp_path, capsys):
+    lab = run.Lab(SMOKE, {}, tmp_path / "nets")
+    wanted = [runs.Run("denoise", "tiny", 0, "unet")]
+    (tmp_path / "tiny_unet_s0.json").write_text("{}")
+    assert run.execute(lab, wanted, tmp_path) == ([], [wanted[0].name], [])
+    assert f"delete {tmp_path / 'tiny_unet_s0.json'}, and the same" in capsys.readouterr().err
+
+
+def test_an_interruption_ends_the_list_and_not_one_run_alone(tmp_path, monkeypatch):
+    def interrupt(lab, run, folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    for kind in ("cost", "figure1"):
+        monkeypatch.setitem(run.items.KINDS, kind, interrupt)
+    wanted = [runs.Run("cost", "tiny"), runs.Run("figure1", "tiny")]
+    lab = run.Lab(SMOKE, {}, tmp_path)
+    with pytest.raises(KeyboardInterrupt), interruption.noted(75):
+        run.execute(lab, wanted, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.json")] == [f"{wanted[0].name}.json"]
 
 
 def test_a_run_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
@@ -400,9 +424,15 @@ def test_a_training_is_that_of_the_program(tiles, tmp_path, monkeypatch):
     load(tmp_path / "net", trainer.start(config), "a")
     with pytest.raises(UserError, match=r"net was trained on other tiles; name another .* --nets"):
         load(tmp_path / "net", trainer.start(config), "b")
-    for content in (b"", b"text", (tmp_path / "net").read_bytes()[:-9], bytes(40)):
+    whole = (tmp_path / "net").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    (tmp_path / "other").write_bytes(whole)
+    with pytest.raises(UserError, match=r"other is of another net \(net\); delete it and"):
+        load(tmp_path / "other", trainer.start(config), "a")
+    for content in (b"", b"text", whole[:-9], bytes(40), bytes(flipped)):
         (tmp_path / "net").write_bytes(content)
-        with pytest.raises(UserError, match=r"net cannot be read .* train anew"):
+        with pytest.raises(UserError, match=r"net is damaged; delete it and .* trains it anew"):
             load(tmp_path / "net", trainer.start(config), "a")
 
 

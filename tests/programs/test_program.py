@@ -170,6 +170,13 @@ def test_the_preconditioner_is_that_of_the_config_s_adam(monkeypatch):
     assert asked == {"b2": 0.9, "eps": 1e-3}
 
 
+def test_the_online_memory_fades_as_the_config_says(monkeypatch):
+    asked = []
+    monkeypatch.setattr(hypergrad, "forward_online", lambda *, decay: asked.append(decay))
+    plan(method="forward_online", every=1, decay=0.9)
+    assert asked == [0.9] and config("lunet_online").hypergrad.decay == 1
+
+
 def test_the_backend_chooses_the_loop_of_steps(monkeypatch):
     # By `loop=None`; tests/hypergrad/test_solvers.py holds what comes of it on either backend.
     asked = []
