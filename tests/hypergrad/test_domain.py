@@ -201,6 +201,22 @@ def test_a_finite_difference_that_rounding_swallows_is_no_number():
     assert jnp.isnan(estimate.gradient)
 
 
+@pytest.mark.parametrize("make", [hypergrad.finite_difference, lambda: hypergrad.darts(0.1)])
+def test_differences_are_not_taken_where_rounding_swallows_them(make):
+    half = {"w": jnp.ones(3, jnp.bfloat16)}
+    state = InnerState(half, PROBLEM.optimizer.init(half))
+    with pytest.raises(ValueError, match=r"params must be of float32 .* params\['w'\] is of bf"):
+        call(make(), state=state)
+    with pytest.raises(ValueError, match=r"hyper must be of float32 .* of float16"):
+        call(make(), hyper=jnp.asarray(-1, jnp.float16))
+
+
+def test_a_displacement_that_rounding_swallows_gives_no_number():
+    far = {"w": jnp.full(3, 1e6)}
+    state = InnerState(far, PROBLEM.optimizer.init(far))
+    assert jnp.isnan(call(hypergrad.darts(0.1), state=state).gradient)
+
+
 def test_darts_sees_gradients_whose_square_is_zero():
     tiny = PROBLEM._replace(outer_loss=lambda w, a, b: 1e-25 * loss(w, a, b))
     for estimator in (hypergrad.darts(0.1), hypergrad.sgd_formula(0.1)):

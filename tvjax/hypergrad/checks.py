@@ -1,5 +1,6 @@
 """Arguments that cannot be so, refused with their names and values."""
 
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ def check_positive(**values: float) -> None:
     """Raises ValueError unless all are above 0 and finite, in JAX's floats too."""
     least, most = _ends()
     for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} must be a number of Python or NumPy, got {value!r}")
         if not 0 < value < np.inf:
             need = "finite" if value == np.inf else "positive"
             raise ValueError(f"{name} must be {need}, got {value}")
@@ -36,10 +39,10 @@ def check_within(least: float, below: float, **values: Any) -> None:
     for name, value in values.items():
         if value is None or callable(value) or isinstance(value, core.Tracer):
             continue
-        numbers = np.asarray(value)
-        is_real = numbers.dtype.kind in "iuf" or jnp.issubdtype(numbers.dtype, jnp.floating)
+        array = np.asarray(value)
+        is_real = array.dtype.kind in "iuf" or jnp.issubdtype(array.dtype, jnp.floating)
         most = _ends()[1]
-        if not is_real or not ((numbers >= least) & (numbers < below) & (numbers <= most)).all():
+        if not is_real or not ((array >= least) & (array < below) & (array <= most)).all():
             need = "finite and at least" if below == np.inf else f"below {below:g} and at least"
             raise ValueError(f"{name} must be a number, {need} {least:g}; got {value!r}")
 
@@ -79,6 +82,18 @@ def check_floats(**trees: PyTree) -> None:
                 )
         if sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree)) == 0:
             raise ValueError(f"{name} must hold at least one number, and it is empty")
+
+
+def check_precise(**trees: PyTree) -> None:
+    """Raises ValueError where a leaf has fewer bits than float32: differences are lost in it."""
+    for name, tree in trees.items():
+        for where, leaf in _leaves(name, tree):
+            dtype = dtype_of(leaf)
+            if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+                raise ValueError(
+                    f"{name} must be of float32 or float64 for a finite difference, and {where} is "
+                    f"of {dtype}, which rounds it away"
+                )
 
 
 def check_real(**trees: PyTree) -> None:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from tvjax.hypergrad.checks import check_least, check_positive
+from tvjax.hypergrad.checks import check_least, check_positive, check_precise
 from tvjax.hypergrad.loops import Loop, chosen
 from tvjax.hypergrad.problem import Estimate, Estimator
 from tvjax.hypergrad.reverse import inner_run
@@ -37,13 +37,15 @@ def finite_difference(
       loop: `UNROLLED` or `SCANNED`; None: what suits the backend.
 
     Raises:
-      ValueError: for steps below 1, or a width that is not positive.
+      ValueError: for steps below 1, a width that is not positive, and parameters or
+        hyperparameters of fewer bits than float32.
     """
     check_least(1, steps=steps)
     loop = chosen(loop)
     check_positive(width=width)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
+        check_precise(params=state.params, hyper=hyper)
         batches = loop.stack(inner_batches)
         flat, unravel = ravel_pytree(hyper)
 

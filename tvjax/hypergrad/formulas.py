@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from tvjax.hypergrad.adam import adam_scaling
-from tvjax.hypergrad.checks import check_positive, check_within
+from tvjax.hypergrad.checks import check_positive, check_precise, check_within
 from tvjax.hypergrad.derivatives import gradient_of
 from tvjax.hypergrad.problem import Bilevel, Estimate, Estimator, InnerState
 from tvjax.krylov import norm
@@ -133,28 +133,37 @@ def darts(learning_rate: optax.ScalarOrSchedule, *, radius: float = 0.01) -> Est
     1e-7 / radius in float32.
 
     What it cannot do: what `sgd_formula` cannot; and across kinks, as of TV, `radius` decides.
+    Where rounding swallows most of the displacement, since theta is too large for it, the result is
+    NaN.
 
     Args:
       learning_rate: a float, or a schedule of the optimiser's own `count`.
       radius: the length of the displacement of theta, > 0.
 
     Raises:
-      ValueError: for a radius that is not positive.
+      ValueError: for a radius that is not positive, and for parameters or hyperparameters of fewer
+        bits than float32.
     """
     check_positive(radius=radius)
 
     def estimate(problem, state, hyper, inner_batches, outer_batch, carry):
+        check_precise(params=state.params, hyper=hyper)
         new, inner_aux = problem.inner_step(state, hyper, inner_batches[0])
         (loss, outer_aux), q = problem.outer_gradient(new, hyper, outer_batch)
         size = norm(q)
         h = radius / jnp.where(size > 0, size, 1)
 
-        def along(hyper, sign):
-            params = jax.tree.map(lambda p, q: p + sign * h * q, state.params, q)
+        def along(hyper, params):
             return problem.inner(params, hyper, inner_batches[0], state.model_state)[0]
 
-        plus, minus = (jax.grad(along)(hyper, sign) for sign in (1.0, -1.0))
-        scale = _rate(learning_rate, state.opt_state) / (2 * h)
+        ends = [
+            jax.tree.map(lambda p, q, s=sign: p + s * h * q, state.params, q)
+            for sign in (1.0, -1.0)
+        ]
+        plus, minus = (jax.grad(along)(hyper, params) for params in ends)
+        # Where rounding swallowed more than half of the displacement, the result is no number.
+        swallowed = (size > 0) & (norm(jax.tree.map(jnp.subtract, *ends)) < radius)
+        scale = _rate(learning_rate, state.opt_state) / jnp.where(swallowed, jnp.nan, 2 * h)
         gradient = problem.mean(jax.tree.map(lambda a, b: -scale * (a - b), plus, minus))
         through_loss = direct_term(problem, state, new, hyper, inner_batches[0], outer_batch)
         gradient = jax.tree.map(jnp.add, gradient, through_loss)
