@@ -43,7 +43,7 @@ def check_new(path: Path) -> bool:
 
 
 def check_report(flag: str, folder: Path, names: Iterable[str], title: str) -> None:
-    """Refuses to replace texts and figures, unless the first of them has this title.
+    """Refuses to replace texts, figures and folders, unless the first of them has this title.
 
     Raises:
       UserError: naming the first that is there.

@@ -383,7 +383,7 @@ def main(argv: list[str]) -> None:
     f = Findings(place, runs.SCALES[name], name)
     if not f.files:
         raise UserError(f"--results={place} holds nothing of --scale={name}")
-    kept.check_report("out", out, ("REPORT.md", "report.html"), TITLE)
+    kept.check_report("out", out, ("REPORT.md", "report.html", "report"), TITLE)
     blocks = build(f, others, out / "report")
     files.write_text(out / "REPORT.md", markdown(blocks, out))
     files.write_text(out / "report.html", page(blocks, TITLE))

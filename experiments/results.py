@@ -64,6 +64,11 @@ SHARE = Need(_is_share, "in [0, 1]")
 MAYBE_SHARE = Need(lambda x: x is None or _is_share(x), "in [0, 1], or null")
 MAYBE = Need(lambda x: x is None or _is_number(x), "a number, or null")
 TEXT = Need(lambda x: isinstance(x, str), "a text")
+PICTURE = Need(
+    lambda x: isinstance(x, str) and Path(x).name == x and x.endswith(".png"),
+    "the name of a PNG file beside it",
+)
+MAYBE_PICTURE = Need(lambda x: x is None or PICTURE.holds(x), PICTURE.words + ", or null")
 MAYBE_TEXT = Need(lambda x: x is None or isinstance(x, str), "a text, or null")
 OBJECT = Need(lambda x: isinstance(x, dict), "an object")
 OBJECTS = Need(_are(OBJECT.holds), "a list of objects")
@@ -92,7 +97,7 @@ COMMON = {
 }  # fmt: skip
 FIELDS = {
     "train": TRAINED,
-    "long": TRAINED | {"picture": MAYBE_TEXT},
+    "long": TRAINED | {"picture": MAYBE_PICTURE},
     "denoise": SCORED
     | {"weights": NUMBERS, "best": NUMBER}
     | {f"iou.{split}": SHARES for split in SPLITS},
@@ -109,7 +114,7 @@ FIELDS = {
         **{f"images.{k}": Need(_is_table, "rows of numbers")
            for k in ("prediction", "exact", "lbfgs")},
     },
-    "figure2": {"picture": TEXT}, "figure4": {"picture": TEXT}, "figure7": {"picture": TEXT},
+    **{name: {"picture": PICTURE} for name in ("figure2", "figure4", "figure7")},
 }  # fmt: skip
 """What the report reads of a run of each kind."""
 

@@ -156,6 +156,9 @@ def execute(lab: Lab, todo: list[runs.Run], folder: Path, *, minutes: float = 1e
             failed.append(run.name)
             print(f"{run.name}: error: {error}", file=sys.stderr, flush=True)
             continue
+        except OSError as error:  # a full disk, say, on which no other run could leave its result
+            what = f"{run.name}: {folder} or {lab.nets} cannot be written: {{}}"
+            raise files.unwritable(what, error) from error
         except Exception:  # one that fails stops no other
             failed.append(run.name)
             traceback.print_exc()

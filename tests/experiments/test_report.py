@@ -1,5 +1,6 @@
 """The list of runs at its smallest, the report of it, and the rules of its verdicts."""
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from experiments.lambda_claims import best_of
 from experiments.trainer import Trainer, load, save, summary
 from tvjax import interruption, models
 from tvjax.data import pipeline, sets
-from tvjax.errors import UserError
+from tvjax.errors import Outage, UserError
 from tvjax.training import loop
 
 SMOKE = runs.SCALES["smoke"]
@@ -75,6 +76,29 @@ def test_an_interruption_ends_the_list_and_not_one_run_alone(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt), interruption.noted(75):
         run.execute(lab, wanted, tmp_path)
     assert [path.name for path in tmp_path.glob("*.json")] == [f"{wanted[0].name}.json"]
+
+
+def test_a_full_disk_ends_the_list(tmp_path, monkeypatch):
+    def fill(lab, run, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(run.items.KINDS, "cost", fill)
+    wanted = [runs.Run("cost", "tiny"), runs.Run("figure1", "tiny")]
+    with pytest.raises(Outage, match=f"cost_tiny_s0: {tmp_path}.*cannot be written: .*No space"):
+        run.execute(run.Lab(SMOKE, {}, tmp_path), wanted, tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_figures_of_something_else_are_not_replaced(smoke, tmp_path, monkeypatch):
+    (tmp_path / "out" / "report").mkdir(parents=True)
+    given = {"scale": "smoke", "results": str(smoke[0]), "others": str(tmp_path),
+             "out": str(tmp_path / "out"), "readme": ""}  # fmt: skip
+    values = {name: SimpleNamespace(value=value) for name, value in given.items()}
+    values = type("Flags", (dict,), {"__getattr__": lambda self, name: self[name].value})(values)
+    monkeypatch.setattr(report.flags, "FLAGS", values)
+    with pytest.raises(UserError, match="holds report, which is of something else"):
+        report.main([])
+    assert not any((tmp_path / "out" / "report").iterdir())
 
 
 def test_a_run_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
@@ -208,6 +232,8 @@ def test_what_no_table_can_hold_together_is_refused(smoke, tmp_path, name, value
         ("noise_tiny_unet_s0", "iou", [[0.5]]),
         ("figure1_tiny_s0", "images.exact", ...),
         ("figure2_tiny_s0", "picture", "none.png"),
+        ("figure2_tiny_s0", "picture", "../figure2_tiny_s0.png"),
+        ("figure2_tiny_s0", "picture", "/etc/hostname"),
     ],
     ids=lambda x: str(x)[:20],
 )
