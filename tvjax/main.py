@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     names = "coordinator", "num_processes", "process_id"
     cluster.join(multihost=_MULTIHOST.value, **{name: flags.FLAGS[name].value for name in names})
     workdir = Path(_WORKDIR.value or Path("runs") / config.name)
+    rundir.check_apart(workdir)
     summary = loop.run(config, workdir)
     if not parallel.is_first():
         return

@@ -55,6 +55,10 @@ MISTAKES = {
     "evaluate --against=other_net --out=compared": "compared holds comparison.json, which is of",
     f"main --config={ROOT}/configs/unet.py --workdir=foreign": "foreign holds config.json, which",
     f"main --config={ROOT}/configs/unet.py --workdir=notes": "notes holds metrics.jsonl, which is",
+    f"main --config={ROOT}/configs/unet.py --workdir=run/checkpoints/new": "run holds a run, am",
+    f"main --config={ROOT}/configs/unet.py --workdir=swept/runs": "swept holds a sweep, among who",
+    f"sweep --workdir=swept/runs {SWEPT}": "swept holds a sweep, among whose files nothing else is",
+    f"sweep --workdir=swept/runs/new {SWEPT}": "swept holds a sweep, among whose files nothing el",
     f"sweep --workdir=foreign {SWEPT}": "foreign holds config.json, which is of something else",
     f"sweep --workdir=notes {SWEPT}": "notes holds metrics.jsonl, which is of something else (th",
     "label_faults --out=a.png": "--out=a.png cannot be written",
@@ -145,6 +149,9 @@ def place(tiles, tmp_path_factory):
     (folder / "foreign" / "config.json").write_text('{"roofs": 3}')
     for name in ("a.geojson", "grid.png"):
         (folder / "foreign" / name).write_text("by hand")
+    (folder / "swept" / "runs").mkdir(parents=True)
+    for name in ("config.json", "results.jsonl"):
+        (folder / "swept" / name).write_text("")
     for name in ("notes", "compared", "scored"):
         (folder / name).mkdir()
     (folder / "compared" / "comparison.json").write_text("{}")

@@ -229,6 +229,11 @@ def test_a_sweep_and_a_run_keep_out_of_each_others_folder(tmp_path):
     sweep.write(swept, [])
     with pytest.raises(UserError, match="sweep holds a sweep"):
         rundir.check(swept, config)
+    for folder in (run, swept):
+        (folder / "config.json").write_text("{}")
+    for inner in (swept / "runs", swept / "runs" / "new", run / "checkpoints" / "new"):
+        with pytest.raises(UserError, match=r"holds a (sweep|run), among whose files nothing else"):
+            rundir.check_sweep(inner, config)
 
 
 def test_a_table_is_of_one_set(monkeypatch, tmp_path):

@@ -160,14 +160,25 @@ def check_sweep(workdir: Path, config: Config) -> None:
 
     Raises:
       UserError: it holds a sweep of another config, a run or prepared tiles, or a link in place of
-        one of its folders.
+        one of its folders, or lies among the files of another run or sweep.
     """
     if _holds_run(workdir):
         raise UserError(f"{workdir} holds a run of tvjax.main; use another --workdir")
     _check_place(workdir)
+    check_apart(workdir)
     may_change = tuple(name for name in _MAY_CHANGE if name != "train.steps")
     stored = _read(workdir / "config.json") if _holds_sweep(workdir) else None
     _compare(workdir, stored, config, (*may_change, "seed", "regularizer.weight"))
+
+
+def check_apart(workdir: Path) -> None:
+    """Refuses a new run or sweep among the files of another one; what is there already goes on.
+
+    Raises:
+      UserError: naming the folder whose files they are.
+    """
+    if files.held_by(workdir) is None:
+        files.check_apart("workdir", workdir, workdir)
 
 
 def method_of(config: Config) -> dict[str, Any]:
