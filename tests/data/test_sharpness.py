@@ -91,6 +91,15 @@ def test_a_run_gives_its_scale_or_says_that_it_is_damaged(tmp_path):
             rundir.read_scale_of(tmp_path)
 
 
+def test_a_run_that_does_not_know_its_tiles_says_so(tmp_path, capsys):
+    assert rundir.read_scales(tmp_path, None) == Scales()
+    assert "has no tiles.json" in capsys.readouterr().err
+    assert rundir.read_scales(tmp_path, 0.5) == Scales(0.5) and not capsys.readouterr().err
+    (tmp_path / "tiles.json").write_text('{"sha256": "0", "directory": null, "resolution": 0.6}')
+    assert rundir.read_scales(tmp_path, None).resolution == 0.6
+    assert not capsys.readouterr().err
+
+
 def test_a_note_gives_the_scale_of_shrunk_tiles(tmp_path, capsys):
     def red(images):
         return np.asarray(images)[..., :1]

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -349,11 +350,19 @@ def read_scale_of(workdir: Path) -> tuple[float, float] | None:
 def read_scales(workdir: Path, chosen: float | None) -> Scales:
     """How images are scaled for the net of a run: by a chosen scale; None: as its tiles were.
 
+    Where the run has no `tiles.json` a note says so.
+
     Raises:
       UserError: `tiles.json` is damaged.
     """
     if chosen is not None:
         return Scales(chosen)
+    if read_data(workdir) is None:
+        print(
+            f"note: {workdir} has no tiles.json, which tells the scale of its tiles and how their "
+            "images were read: images are taken as they are; for others give --scale",
+            file=sys.stderr,
+        )
     return Scales(resolution=read_images_of(workdir)[1], shrunk=read_scale_of(workdir))
 
 
