@@ -24,7 +24,8 @@ def get_config() -> Config:
             directory=placeholder(str),
             cache="~/.cache/tvjax",  # where sets that are made at first use are kept
             size=64,  # pixels, height and width of the tiles, if they are prepared at first use
-            limit=placeholder(int),  # how many tiles of a folder to draw; None: all
+            # How many tiles of a folder to draw, if they are prepared at first use; None: all.
+            limit=placeholder(int),
             seed=0,  # seed of the draw, of the splits, and of the embedded scenes
             # Keep the tiles on the device, unless they take more than a quarter of its memory;
             # False: stream them from the records. Of several processes each streams its own rows of

@@ -353,6 +353,21 @@ def test_folders_whose_names_are_no_text_are_refused_before_the_work(source, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_a_limit_that_comes_too_late_is_told(source, tmp_path, capsys):
+    options = {"cache": str(tmp_path), "size": 16, "seed": 0}
+    made = tmp_path / "out"
+    build(source, made)
+    capsys.readouterr()
+    for limit in (None, 24, 5000):
+        sets.open_sets(directory=str(made), limit=limit, **options)
+    assert "data.limit" not in capsys.readouterr().err
+    found = sets.open_sets(directory=str(made), limit=5, **options)
+    assert sum(map(len, found.values())) == 24
+    assert f"data.limit=5 is of folders that are prepared at first use; all 24 tiles of {made}" in (
+        capsys.readouterr().err
+    )
+
+
 def test_without_a_home_one_line_says_so(monkeypatch):
     monkeypatch.setenv("HOME", "")
     with pytest.raises(UserError, match="there is no home directory"):

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def open_sets(
         or None for the embedded set.
       cache: the folder that keeps what is prepared here.
       size: pixels, height and width of tiles that are prepared here.
-      limit: how many tiles of a folder to draw; None takes all.
+      limit: how many tiles of a folder to draw, where it is prepared here; None takes all.
       seed: seed of the draw, the splits and the embedded scenes.
       boundaries: whether batches tell where objects nearly touch, see `touching`.
 
@@ -51,7 +52,15 @@ def open_sets(
     prepared = expanded(directory) if directory else None
     if prepared is None or not is_prepared(directory):
         prepared = _prepare(prepared, expanded(cache), size, limit, seed, boundaries)
-    return open_prepared(prepared, boundaries=boundaries)
+    found = open_prepared(prepared, boundaries=boundaries)
+    total = sum(map(len, found.values()))
+    if limit is not None and limit < total:
+        print(
+            f"note: data.limit={limit} is of folders that are prepared at first use; all {total} "
+            f"tiles of {prepared} are taken",
+            file=sys.stderr,
+        )
+    return found
 
 
 def open_section(data: Config, **changes: Any) -> dict[str, Split]:

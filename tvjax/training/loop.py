@@ -469,8 +469,8 @@ def outages(workdir: Path, flag: str = "workdir") -> Iterator[None]:
         said = str(error).partition("\n")[0][:160]
         raise UserError(
             f"the device's memory is too small for this training ({said}); try more devices, "
-            f"data.resident=False, or in a new run a smaller train.batch_size, "
-            f"hypergrad.batch_size or model.width"
+            f"data.resident=False, a smaller evaluation.batch_size, or in a new run a smaller "
+            f"train.batch_size, hypergrad.batch_size or model.width"
         ) from error
     except OSError as error:
         # A failed write to an open file names none.
