@@ -126,6 +126,9 @@ def test_ids_that_several_files_share_are_told_apart_by_their_names(tmp_path):
     file.write_text("1,a/x.jpg\n2\n")
     names = ["a/x.jpg", "b/x.jpg", "b/y.jpg"]
     assert left_out.without("xyz", [1, 1, 2], names, file) == ["y"]
+    file.write_text("1,a/x.jpg\n1,b/x.jpg\n2\n")
+    with pytest.raises(UserError, match=r"list.csv: leaves out all 3 images; shorten it"):
+        left_out.without("xyz", [1, 1, 2], names, file)
     file.write_text("1,bad.jpg\n4\n")  # what cannot be used may be on the list too
     assert left_out.without("xyz", [1, 1, 2], names, file, unknown=["bad.jpg"]) == list("xyz")
 

@@ -60,7 +60,8 @@ def without(
     It may name those that are `unknown`: images that are no tiles, since they cannot be used.
 
     Raises:
-      UserError: the list cannot be read, or names what is no tile, or a tile by another name.
+      UserError: the list cannot be read, names what is no tile, or a tile by another name, or it
+        leaves no tile.
     """
     listed = read(file)
     keys = [{(k, ""), (k, name)} for k, name in zip(ids, names, strict=True)]
@@ -75,4 +76,7 @@ def without(
             + (f"; the one here is called {short(here)}" if here and name else "")
             + "; give the list that was made of these images, prepared by the same flags"
         )
-    return [tile for tile, key in zip(tiles, keys, strict=True) if not key & listed.keys()]
+    kept = [tile for tile, key in zip(tiles, keys, strict=True) if not key & listed.keys()]
+    if tiles and not kept:
+        raise UserError(f"--leave_out={file}: leaves out all {len(tiles)} images; shorten it")
+    return kept
