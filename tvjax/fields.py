@@ -37,12 +37,15 @@ def real(least: float, most: float = HUGE, *, below: bool = False) -> Range:
         words = f"a number in [{least:g}, {most:g}{')' if below else ']'}"
     else:
         words = "a positive number" if least == TINY else f"a number of at least {least:g}"
+        words += ", and finite"
+        if least == 0:
+            words += f" (0, or at least {TINY:.2g}: float32 holds no smaller one)"
 
     def holds(x: Any) -> bool:
         number = isinstance(x, (int, float)) and not isinstance(x, bool)
-        return number and least <= x <= most and not (below and x == most)
+        return number and least <= x <= most and not (below and x == most) and not 0 < x < TINY
 
-    return Range(words + ", and finite" * (most == HUGE), holds)
+    return Range(words, holds)
 
 
 def one_of(*names: str) -> Range:

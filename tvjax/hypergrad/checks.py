@@ -42,6 +42,7 @@ def check_within(least: float, below: float, **values: Any) -> None:
         array = np.asarray(value)
         is_real = array.dtype.kind in "iuf" or jnp.issubdtype(array.dtype, jnp.floating)
         most = _ends()[1]
+        array = array.astype(np.float64) if is_real else array  # whose range holds all the ends
         if not is_real or not ((array >= least) & (array < below) & (array <= most)).all():
             need = "finite and at least" if below == np.inf else f"below {below:g} and at least"
             raise ValueError(f"{name} must be a number, {need} {least:g}; got {value!r}")
