@@ -26,7 +26,9 @@ def get_config() -> Config:
             size=64,  # pixels, height and width of the tiles, if they are prepared at first use
             # How many tiles of a folder to draw, if they are prepared at first use; None: all.
             limit=placeholder(int),
-            seed=0,  # seed of the draw, of the splits, and of the embedded scenes
+            # Seed of the draw, of the splits, and of the embedded scenes; prepared records have the
+            # draw and the splits that they were prepared with.
+            seed=0,
             # Keep the tiles on the device, unless they take more than a quarter of its memory;
             # False: stream them from the records. Of several processes each streams its own rows of
             # each batch, whatever is said here.

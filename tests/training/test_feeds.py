@@ -117,6 +117,13 @@ def test_a_run_of_an_earlier_version_takes_the_data_at_hand_and_keeps_to_them(ru
         train(run, str(other), 12)
 
 
+def test_a_finished_run_writes_anew_what_it_knows_of_its_tiles(run):
+    own = rundir.read_data(run)
+    (run / "tiles.json").unlink()
+    train(run, str(run.parent / "tiles"), 4)
+    assert rundir.read_data(run) == own is not None
+
+
 def test_what_an_early_end_left_behind_binds_no_run(run, other):
     data = {"sha256": 64 * "0", "directory": str(other)}
     with pytest.raises(UserError, match=refused(run)):

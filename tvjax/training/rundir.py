@@ -294,7 +294,9 @@ def read_data(workdir: Path) -> dict[str, Any] | None:
         tiles = found.get("train_tiles", 1)
         is_sound = isinstance(found.get("sha256"), str) and isinstance(place, (str, type(None)))
         if not is_sound or type(tiles) is not int or not 0 < tiles < 2**31:
-            raise UserError(f"{path} is damaged; move it away: the tiles are then taken on trust")
+            raise UserError(
+                f"{path} is damaged; move it away: the command that trained the run writes it anew"
+            )
     return found
 
 
@@ -360,7 +362,8 @@ def read_scales(workdir: Path, chosen: float | None) -> Scales:
     if read_data(workdir) is None:
         print(
             f"note: {workdir} has no tiles.json, which tells the scale of its tiles and how their "
-            "images were read: images are taken as they are; for others give --scale",
+            "images were read: images are taken as they are. The command that trained the run "
+            "writes it anew",
             file=sys.stderr,
         )
     return Scales(resolution=read_images_of(workdir)[1], shrunk=read_scale_of(workdir))
