@@ -195,6 +195,30 @@ def test_map_tiles_can_be_pictures(tmp_path):
     assert len(writing.find_images([str(folder)])) == 1
 
 
+def test_a_bad_map_tile_costs_the_tiles_that_need_it_alone(tmp_path, capsys):
+    shapes = towns.roofs(400, 500, every=60)
+    in_degrees = [towns.in_degrees(shape) for shape in shapes]
+    write_town(tmp_path / "survey", shapes, in_degrees)
+    towns.write_geojson(tmp_path / "roofs.geojson", in_degrees)
+    asked = Request([str(tmp_path / "survey")], tmp_path / "roofs.geojson", 20, gap=4)
+    counts = {}
+    for name, is_bad in (("whole", False), ("bad", True)):
+        if is_bad:
+            sorted((tmp_path / "survey").rglob("*.png"))[4].write_bytes(b"no picture")
+        out = tmp_path / name
+        builder.build_from(Scenes(asked), out, size=20, skip_bad=True, progress=False)
+        found = [records.open_split(out, split) for split in splits.NAMES]
+        counts[name] = {
+            record["file"]
+            for split in found
+            for record in map(split.__getitem__, range(len(split)))
+        }
+    lost = counts["whole"] - counts["bad"]
+    assert counts["bad"] < counts["whole"] and 4 < len(lost) <= 25  # of 64 pixels, in steps of 20
+    told = capsys.readouterr().err
+    assert f"1 image cannot be read whole: {len(lost)} tiles of theirs are left out" in told
+
+
 def test_tiles_for_training_are_cut_from_map_tiles(tmp_path):
     """Masks are red where the image is, across map tiles' edges; blocks of them are apart."""
     shapes = towns.roofs(400, 500, every=60)

@@ -358,21 +358,30 @@ def _decode(
       pixels where the images have no data.
     """
     hashes = np.empty((len(tiles), 8), np.uint64)
-    good, bare, labelled, hidden = [], 0, 0, 0
+    good, bad, bare, labelled, hidden = [], [], 0, 0, 0
+    unusable = set(faults.reasons)
     bar = tqdm(tiles, "preparing tiles", unit="tile", disable=not progress)
     with contextlib.closing(results):
         for tile, found in zip(bar, results, strict=True):
             bare += found is None
             if isinstance(found, str):
                 faults.add(tile.file, found)
+                bad.append(tile.file)
             if not isinstance(found, shrunk.Shrunk):
                 continue
-            if faults.reasons and (not skip_bad or tile.file in faults.reasons):
+            if faults.reasons and (not skip_bad or tile.file in unusable):
                 continue  # nothing will be built: only look for more
             hashes[len(good)] = found.hashes
             out.write(found.pixels)
             labelled, hidden = labelled + found.labelled, hidden + found.hidden
             good.append(tile)
+    if skip_bad and (partly := set(bad) & {tile.file for tile in good}):
+        told = f"{len(partly)} image{'s' * (len(partly) > 1)}"
+        print(
+            f"note: {told} cannot be read whole: {sum(file in partly for file in bad)} tiles of "
+            "theirs are left out, and the others kept",
+            file=sys.stderr,
+        )
     if bare:
         told = "1 tile is" if bare == 1 else f"{bare} tiles are"
         print(f"note: {told} left out, since most of each has no data", file=sys.stderr)

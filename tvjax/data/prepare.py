@@ -187,7 +187,7 @@ def summary(content: dict[str, Any], out: str) -> str:
     left_out = manifest.number_left_out(content)
     if left_out:
         images = "1 image was" if left_out == 1 else f"{left_out} images were"
-        lines.append(f"{images} left out; {out}/{manifest.FILE} tells why")
+        lines.append(f"{images} left out, or parts of it; {out}/{manifest.FILE} tells why")
     options = f" --config.data.directory={shlex.quote(out)}"
     if content["request"].get("boundaries") is not None:
         options += " --config.data.boundaries=True"
