@@ -102,6 +102,32 @@ def test_there_are_no_roofs_where_there_is_no_data(tmp_path, how):
                 np.testing.assert_array_equal(file.read(1), np.where(bands[0] > 0, one, 0))
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.3, 2.0])
+def test_the_net_is_not_asked_where_there_is_no_data(scale):
+    """What comes out is the same; pixels along a diagonal take as many tiles as it crosses."""
+    rng, side = np.random.default_rng(0), 400
+    valid = np.zeros((side, side), bool)
+    for k in range(0, side, 40):
+        valid[k : k + 40, k : k + 40] = True
+    image = np.where(valid[..., None], rng.integers(0, 256, (side, side, 3)), 0).astype(np.uint8)
+    raster, asked = pictures.from_array(image, valid), []
+
+    def net(images):
+        asked.append(len(images))
+        return 0.2 + 0.7 * smooth_net(images)
+
+    tiling = tiles.Tiling((64, 64), 32, 8)
+    found = np.concatenate(list(tiles.probabilities(raster, net, tiling, scale)))
+    few, total = sum(asked), tiles.count(round(side * scale), round(side * scale), tiling)
+    whole = tiles.strips(
+        scaling.scaled(raster, scale).read, *2 * [round(side * scale)], net, tiling
+    )
+    axis = resample.Axis(round(side * scale), side)
+    expected = np.concatenate(list(resample.resample_strips(whole, axis, axis)))
+    np.testing.assert_array_equal(found, np.where(valid[..., None], expected, np.float32(0)))
+    assert few <= total * (1 if scale < 1 else 0.6)  # shrunk, each tile crosses the diagonal
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_little_data_and_no_coordinate_system_get_a_note(tmp_path, capsys):
     mask, _ = draw_roofs(160, 6)

@@ -174,6 +174,7 @@ def strips(
     net: Net,
     tiling: Tiling,
     progress: Callable[[int], object] = lambda tiles: None,
+    is_blank: Callable[[int, int, int, int], bool] = lambda *window: False,
 ) -> Iterator[np.ndarray]:
     """Probabilities of an image, a strip at a time.
 
@@ -186,6 +187,8 @@ def strips(
       net: see `Net`.
       tiling: see `Tiling`; fitted to the image here.
       progress: called with the number of tiles after each batch.
+      is_blank: `(top, bottom, left, right) ->` whether the image has no data there, asked of tiles
+        of one colour; where a whole batch has none, the net is not asked, and 0 is taken.
 
     Yields:
       Float32 `[h, width, C]`, from the top; together `height` rows.
@@ -200,10 +203,16 @@ def strips(
         bottom = min(row.start + tiling.tile[0], height)
         for start in range(0, len(columns), tiling.batch):
             group = columns[start : start + tiling.batch]
-            images = np.zeros((tiling.batch, *tiling.tile, 3), np.float32)
+            images, has_data = np.zeros((tiling.batch, *tiling.tile, 3), np.float32), False
             for place, column in enumerate(group):
-                right = min(column.start + tiling.tile[1], width)
-                images[place] = _padded(read(row.start, bottom, column.start, right), tiling.tile)
+                window = row.start, bottom, column.start, min(column.start + tiling.tile[1], width)
+                pixels = read(*window)
+                has_data |= bool((pixels != pixels[0, 0]).any()) or not is_blank(*window)
+                images[place] = _padded(pixels, tiling.tile)
+            if not has_data:
+                interruption.check()
+                progress(len(group))
+                continue
             probabilities = _checked(np.asarray(net(images)), (*images.shape[:-1], tiling.channels))
             interruption.check()
             for column, tile in zip(group, probabilities, strict=False):
@@ -258,19 +267,33 @@ def probabilities(
     tiling: Tiling,
     scale: float = 1.0,
     progress: Callable[[int], Any] = lambda tiles: None,
+    missing: Callable[[int], Any] = lambda pixels: None,
 ) -> Iterator[np.ndarray]:
     """Probabilities of an image in strips from the top, float32 `[h, width, C]`.
 
-    They are 0 where the image has no data: what a net says of that means nothing.
+    They are 0 where the image has no data: what a net says of that means nothing. `missing` is
+    called with the number of such pixels in each strip, `progress` as by `strips`.
     """
     small = scaled(raster, scale)
-    found = strips(small.read, small.height, small.width, net, tiling, progress)
+
+    def is_blank(top: int, bottom: int, left: int, right: int) -> bool:
+        # With the pixels around it, between which the probabilities are interpolated.
+        there = (
+            *Axis(raster.height, small.height).source(
+                max(0, top - 2), min(small.height, bottom + 2)
+            ),
+            *Axis(raster.width, small.width).source(max(0, left - 2), min(small.width, right + 2)),
+        )
+        return raster.valid is not None and not raster.valid(*there).any()
+
+    found = strips(small.read, small.height, small.width, net, tiling, progress, is_blank)
     rows, columns = Axis(small.height, raster.height), Axis(small.width, raster.width)
     top = 0
     for strip in resample_strips(found, rows, columns):
         bottom = top + len(strip)
         if raster.valid is not None:
             has_data = raster.valid(top, bottom, 0, raster.width)
+            missing(has_data.size - int(np.count_nonzero(has_data)))
             strip = np.where(has_data[..., None], strip, np.float32(0))
         top = bottom
         yield strip

@@ -482,16 +482,15 @@ def predict_raster(
             maps = create("probability", np.uint16 if raster.is_plain else np.float32)
 
         def written() -> Iterator[np.ndarray]:
-            counted, share = _counting(raster)
-            for strip in tiles.probabilities(
-                counted, net, tiling, options.scales.of(raster), progress
-            ):
+            without: list[int] = []
+            scale = options.scales.of(raster)
+            for strip in tiles.probabilities(raster, net, tiling, scale, progress, without.append):
                 values = strip[..., 0]
                 masks.write(np.where(values > options.threshold, 255, 0).astype(np.uint8))
                 if maps is not None:
                     maps.write(np.rint(values * 65535) if raster.is_plain else values)
                 yield strip
-            _note_no_data(raster.path, share())
+            _note_no_data(raster.path, sum(without) / (raster.height * raster.width))
 
         path = stack.enter_context(files.replacing(out / f"{raster.path.stem}.geojson", work))
         features = stack.enter_context(writer.JsonList(path, *_collection(raster)))
@@ -532,20 +531,6 @@ def _skipping(path: Path, skipped: list[str]) -> Iterator[None]:
 
 def _note(words: str) -> None:
     tqdm.write(f"note: {escaped(words)}", file=sys.stderr)
-
-
-def _counting(raster: Raster) -> tuple[Raster, Callable[[], float]]:
-    """The raster, and the share of its pixels without data, once all of it has been read."""
-    without, valid = [0], raster.valid
-    if valid is None:
-        return raster, lambda: 0.0
-
-    def count(*window: int) -> np.ndarray:
-        found = valid(*window)
-        without[0] += int(np.count_nonzero(~found))
-        return found
-
-    return raster._replace(valid=count), lambda: without[0] / (raster.height * raster.width)
 
 
 def _note_no_data(path: Path, share: float) -> None:
