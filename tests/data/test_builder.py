@@ -15,7 +15,18 @@ from programs import SHARED, use
 from skimage.morphology import dilation, erosion
 
 from configs import lunet_bilevel, roofs
-from tvjax.data import area, builder, coco, manifest, prepare, records, sets, splits, workspace
+from tvjax.data import (
+    area,
+    builder,
+    coco,
+    faults,
+    manifest,
+    prepare,
+    records,
+    sets,
+    splits,
+    workspace,
+)
 from tvjax.errors import UserError
 
 REAL = SHARED / "data" / "crowdai" / "train"
@@ -351,6 +362,15 @@ def test_folders_whose_names_are_no_text_are_refused_before_the_work(source, tmp
     with pytest.raises(UserError, match="the bytes of its name are no UTF-8"):
         build(source, tmp_path / os.fsdecode(b"s\xff"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flag_that_was_given_is_not_advised():
+    found = faults.Faults()
+    found.add(Path("a.tif"), "a.tif: is cut short")
+    for skip_bad in (False, True):
+        with pytest.raises(UserError, match=r"^1 of 33 images cannot be used: a.tif") as error:
+            found.check(33, skip_bad=skip_bad)
+        assert ("--skip_bad" in str(error.value)) != skip_bad
 
 
 def test_a_limit_that_comes_too_late_is_told(source, tmp_path, capsys):

@@ -195,7 +195,7 @@ def build_from(
         faults.check(total)  # why there are so few
     tiles = _check_sizes(_subset(kept, limit, seed, origin.labels), size, faults)
     if not tiles:
-        faults.check(total)
+        faults.check(total, skip_bad=skip_bad)
     arrange.check([origin.name(tile) for tile in tiles], origin.places(tiles))
     with workspace.beside(out) as work:
         # Written, and mapped when it is complete: a file mapped before would, on a full disk, end
@@ -205,7 +205,7 @@ def build_from(
             results = shrunk.each(tiles, size, sources, number, boundaries)
             tiles, hashes, hidden = _decode(tiles, results, rows, faults, skip_bad, progress)
         if not skip_bad or not tiles:
-            faults.check(total)
+            faults.check(total, skip_bad=skip_bad)
         if not tiles:
             raise UserError(f"{origin.root}: no tile of its images has data")
         shape = (len(tiles), *size, 4 if boundaries is None else 5)

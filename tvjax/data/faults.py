@@ -21,8 +21,10 @@ class Faults:
         if is_label:
             self._labels.add(file)
 
-    def check(self, total: int) -> None:
+    def check(self, total: int, *, skip_bad: bool = False) -> None:
         """Raises one error for all that were noted, of `total` files that were looked at.
+
+        With `skip_bad` it does not advise that flag, which was given.
 
         Raises:
           UserError: with the number of images, that of labels of none, and the first reasons.
@@ -37,7 +39,9 @@ class Faults:
             raise UserError(shown)
         advice = ". Mend them, or leave them out by tvjax.data.prepare --skip_bad"
         # A flag that they ask for is about all files, and leaving out some would be no help.
-        helps = number < total and not all("--object" in reason for reason in reasons)
+        helps = (
+            number < total and not skip_bad and not all("--object" in reason for reason in reasons)
+        )
         labels = len(self._labels)
         what = [f"{number - labels} of {total - labels} images"] * (number > labels)
         what += [f"{labels} file{'s' * (labels > 1)} of labels"] * (labels > 0)

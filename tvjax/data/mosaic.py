@@ -128,6 +128,15 @@ def _decode(file: Path, side: int, reading: Reading) -> tuple[np.ndarray, np.nda
         raise UserError(f"{error}; where a map tile is missing there is no data") from error
 
 
+def _readable(files: Sequence[Path]) -> Path:
+    """The first file that is a picture, which speaks for all; of the others their windows tell."""
+    for file in files:
+        with contextlib.suppress(UserError):
+            pillow.read_size(file)
+            return file
+    return files[0]
+
+
 def find(folder: Path, *, is_tms: bool = False) -> tuple[list[Mosaic], str] | None:
     """The mosaics of a folder, and one line that says so; None: it holds no map tiles.
 
@@ -145,14 +154,14 @@ def find(folder: Path, *, is_tms: bool = False) -> tuple[list[Mosaic], str] | No
         files = _flat(folder)
         names = [file.name for file in files]  # folders above may be numbers too
     tiles = map_tiles.read(names) if files else None
-    if tiles is None or _has_georeference(files[0]):
+    if tiles is None or _has_georeference(_readable(files)):
         return None
     zooms = np.unique(tiles[:, 0]).tolist()
     fine = tiles[:, 0] == zooms[-1]
     files, tiles = [f for f, is_fine in zip(files, fine, strict=True) if is_fine], tiles[fine]
     if is_tms:
         tiles[:, 2] = 2 ** zooms[-1] - 1 - tiles[:, 2]
-    height, width = pillow.read_size(files[0])
+    height, width = pillow.read_size(_readable(files))
     if height != width or height > MOST_SIDE:
         raise UserError(
             f"{files[0]}: is {width}x{height} pixels; map tiles are squares of at most {MOST_SIDE}"
