@@ -174,7 +174,7 @@ def strips(
     net: Net,
     tiling: Tiling,
     progress: Callable[[int], object] = lambda tiles: None,
-    is_blank: Callable[[int, int, int, int], bool] = lambda *window: False,
+    is_blank: Callable[[int, int, int, int], bool] | None = None,
 ) -> Iterator[np.ndarray]:
     """Probabilities of an image, a strip at a time.
 
@@ -188,7 +188,8 @@ def strips(
       tiling: see `Tiling`; fitted to the image here.
       progress: called with the number of tiles after each batch.
       is_blank: `(top, bottom, left, right) ->` whether the image has no data there, asked of tiles
-        of one colour; where a whole batch has none, the net is not asked, and 0 is taken.
+        of one colour; where a whole batch has none, the net is not asked, and 0 is taken. None:
+        there is data everywhere.
 
     Yields:
       Float32 `[h, width, C]`, from the top; together `height` rows.
@@ -207,7 +208,10 @@ def strips(
             for place, column in enumerate(group):
                 window = row.start, bottom, column.start, min(column.start + tiling.tile[1], width)
                 pixels = read(*window)
-                has_data |= bool((pixels != pixels[0, 0]).any()) or not is_blank(*window)
+                has_data = (
+                    has_data or is_blank is None
+                    or bool((pixels != pixels[0, 0]).any()) or not is_blank(*window)
+                )  # fmt: skip
                 images[place] = _padded(pixels, tiling.tile)
             if not has_data:
                 interruption.check()
@@ -284,9 +288,13 @@ def probabilities(
             ),
             *Axis(raster.width, small.width).source(max(0, left - 2), min(small.width, right + 2)),
         )
-        return raster.valid is not None and not raster.valid(*there).any()
+        assert raster.valid is not None
+        return not raster.valid(*there).any()
 
-    found = strips(small.read, small.height, small.width, net, tiling, progress, is_blank)
+    found = strips(
+        small.read, small.height, small.width, net, tiling, progress,
+        None if raster.valid is None else is_blank,
+    )  # fmt: skip
     rows, columns = Axis(small.height, raster.height), Axis(small.width, raster.width)
     top = 0
     for strip in resample_strips(found, rows, columns):

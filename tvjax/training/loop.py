@@ -108,12 +108,9 @@ def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
         _check_data_of_finished(config, workdir)
         if not (workdir / "config.json").exists():  # a damaged one was moved away
             rundir.write_config(workdir, config)
-        if (
-            finished
-            and rundir.read_data(workdir) is None
-            and isinstance(finished.get("data"), dict)
-        ):
-            rundir.write_data(workdir, finished["data"])
+        known = finished.get("data") if finished else None
+        if isinstance(known, dict) and rundir.read_data(workdir) is None:
+            rundir.write_data(workdir, known)
     return finished or {}
 
 
