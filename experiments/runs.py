@@ -120,7 +120,7 @@ SCALES = {
     "cpu": Scale(
         main="embedded", real="buildings", preset=None, epochs=10, seeds=5, more_seeds=7,
         real_seeds=5, long_epochs=30, fields=SMALL, lambdas=(1e-8, 1e-7, 1e-6, 1e-5),
-        solver_seeds=3, setting_seeds=5,
+        solver_seeds=5, setting_seeds=5,
     ),
     "paper": Scale(
         main=None, real=None, preset="paper", epochs=30, seeds=5, more_seeds=7, real_seeds=0,
