@@ -58,8 +58,11 @@ def main(argv: list[str]) -> None:
     workdir, out = _WORKDIR.value, _ONNX.value or _OUT.value
     if not (workdir and out):
         raise UserError("--workdir and --out (or --onnx) are needed, see --help")
-    if _ONNX.value and (_OUT.value or _MLIR.value):
-        raise UserError("--onnx writes a file of its own: give it without --out and --mlir")
+    if _ONNX.value and (_OUT.value or _MLIR.value or flags.FLAGS["platforms"].present):
+        raise UserError(
+            "--onnx writes a file of its own, for any platform: give it without --out, --mlir and "
+            "--platforms"
+        )
     asked = {"size": _size(), "batch": _BATCH.value, "platforms": _PLATFORMS.value}
     try:
         check_export(**asked)

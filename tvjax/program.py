@@ -211,7 +211,7 @@ def _parse(argv: list[str], words: int = 0) -> list[str]:
         NameError, SyntaxError,
     ) as error:  # fmt: skip
         raise UserError(_explain(error, dict(_typed(argv)))) from error
-    _check_digits(argv)
+    _check_typed(argv)
     if "config" in flags.FLAGS:
         if config is None:
             raise UserError(_no_config())
@@ -260,10 +260,18 @@ def _typed(argv: list[str]) -> Iterator[tuple[str, str]]:
             yield name.lstrip("-"), value if has_value else after
 
 
-def _check_digits(argv: list[str]) -> None:
-    """Numbers have one form, in flags of all kinds; Python reads other digits and `1_000` too."""
+def _check_typed(argv: list[str]) -> None:
+    """Refuses empty flags, and numbers in other forms: Python reads other digits and `1_000` too.
+
+    A flag is empty where a script's variable is: as a folder it would be the working folder.
+    """
     for name, text in _typed(argv):
-        found = flags.FLAGS[name].value if name in flags.FLAGS else None
+        if name not in flags.FLAGS:
+            continue
+        flag = flags.FLAGS[name]
+        if not (text or flag.boolean or name.startswith("config")):
+            raise UserError(f"--{name} is empty; give a value, or leave the flag out")
+        found = flag.value
         value = found[0] if isinstance(found, list) and found else found
         if type(value) in (int, float) and not (text.isascii() and "_" not in text):
             raise UserError(f"--{name}={text}: write numbers in the digits 0 to 9 alone")

@@ -217,7 +217,7 @@ def test_a_bad_map_tile_costs_the_tiles_that_need_it_alone(tmp_path, capsys, num
     lost = counts["whole"] - counts["bad"]
     assert counts["bad"] < counts["whole"] and 4 < len(lost) <= 25  # of 64 pixels, in steps of 20
     told = capsys.readouterr().err
-    assert f"1 image cannot be read whole: {len(lost)} tiles of theirs are left out" in told
+    assert f"1 image cannot be read whole: {len(lost)} of the tiles cut from them are left" in told
 
 
 def test_tiles_for_training_are_cut_from_map_tiles(tmp_path):

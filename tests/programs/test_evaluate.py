@@ -113,7 +113,7 @@ def test_runs_of_other_seeds_or_data_are_not_paired(told):
         compared = json.loads(told[name][0].splitlines()[-1])["comparison"]
         assert not compared["iou"]["paired"] and compared["seeds"] == seeds
     errors = told["mixed"][1]
-    assert "warning: one of the runs kept no identity of its data" in errors
+    assert "warning: one of the runs has no tiles.json" in errors
     assert "are not seeds of one method: they differ in model.width (16 and 32)" in errors
 
 

@@ -64,4 +64,4 @@ def test_other_data_and_configs_are_told():
     assert sides.warn_of_data(DATA, moved) is None
     told = sides.warn_of_data(DATA, moved, embedded)
     assert "(aaaaaaaaaaaa of moved and 000000000000 of the embedded set)" in str(told)
-    assert "kept no identity" in str(sides.warn_of_data(DATA, None))
+    assert "has no tiles.json" in str(sides.warn_of_data(DATA, None))

@@ -112,7 +112,9 @@ def test_data_made_at_first_use_are_refused_when_they_are_others(tiles, run, tmp
 def test_a_run_of_an_earlier_version_takes_the_data_at_hand_and_keeps_to_them(run, other, capsys):
     (run / "tiles.json").unlink()
     train(run, str(run.parent / "tiles"), 8)
-    assert "kept no identity" in capsys.readouterr().err
+    assert (
+        "has no tiles.json, which says what data the run was trained on" in capsys.readouterr().err
+    )
     with pytest.raises(UserError, match=refused(run)):
         train(run, str(other), 12)
 

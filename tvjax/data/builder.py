@@ -378,8 +378,8 @@ def _decode(
     if skip_bad and (partly := set(bad) & {tile.file for tile in good}):
         told = f"{len(partly)} image{'s' * (len(partly) > 1)}"
         print(
-            f"note: {told} cannot be read whole: {sum(file in partly for file in bad)} tiles of "
-            "theirs are left out, and the others kept",
+            f"note: {told} cannot be read whole: {sum(file in partly for file in bad)} of the "
+            "tiles cut from them are left out, and the others kept",
             file=sys.stderr,
         )
     if bare:

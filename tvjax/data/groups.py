@@ -31,17 +31,17 @@ def label(names: Sequence[str], pattern: str) -> np.ndarray:
     """Labels names by the text that the pattern finds in them, int `[N]`.
 
     Equal texts, of the pattern's first parentheses if it has any, are one group. A name in which it
-    finds nothing is a group by itself.
+    finds nothing, or an empty text, is a group by itself.
 
     Raises:
       UserError: the pattern is no regular expression, takes longer than `SECONDS`, or finds nothing
         in any name.
     """
     found = _search(names, pattern)
-    if all(text is None for text in found):
+    if not any(found):
         raise UserError(f"--group={pattern}: finds nothing in any name, such as {names[0]}")
     numbers: dict[tuple[str, str | None], int] = {}
-    keys = ((name if text is None else "", text) for name, text in zip(names, found, strict=True))
+    keys = (("" if text else name, text) for name, text in zip(names, found, strict=True))
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 

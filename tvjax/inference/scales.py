@@ -39,7 +39,10 @@ class Scales(NamedTuple):
         """
         if self.resolution is None or not self.by_map(raster):
             return self.scale
-        scale = scenes.scale(raster, self.resolution)
+        try:
+            scale = scenes.scale(raster, self.resolution)
+        except UserError as error:
+            raise UserError(f"{error}; --scale=1 takes images as they are") from error
         if not LEAST_SCALE <= scale <= MOST_ENLARGED:
             raise UserError(
                 f"{raster.path}: has {scale * self.resolution:.3g} metres per pixel, and the run's "

@@ -115,7 +115,7 @@ def warn_of_data(*data: dict[str, Any] | None) -> str | None:
     known = {d["sha256"]: d for d in data if d}
     scored = "all are scored on the same images, and any may have been trained on some of them"
     if None in data:
-        return f"one of the runs kept no identity of its data, which may differ; {scored}"
+        return f"one of the runs has no tiles.json, so that its data may be others; {scored}"
     if len(known) < 2:
         return None
     names = (f"{k[:12]} of {d['directory'] or 'the embedded set'}" for k, d in known.items())

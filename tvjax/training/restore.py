@@ -66,7 +66,9 @@ def read_config(workdir: Path) -> Config:
         stored = files.read_object(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{workdir} holds no run (no readable config.json)") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
         raise UserError(_damaged(path, error)) from error
     try:
         config: Config = ConfigDict(rundir.as_now(stored))

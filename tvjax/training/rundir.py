@@ -275,8 +275,8 @@ def check_data(workdir: Path, data: dict[str, Any], *, advice: str) -> None:
     own = read_data(workdir)
     if own is None:
         parallel.say(
-            f"note: {workdir} is of a version of tvjax that kept no identity of a run's data; "
-            f"those of {_place(data)} are taken for its own"
+            f"note: {workdir} has no tiles.json, which says what data the run was trained on (it "
+            f"is lost, or the run is older than such files); {_place(data)} is taken for its data"
         )
     if own is not None and own["sha256"] != data["sha256"]:
         raise UserError(
