@@ -104,7 +104,7 @@ def robustness(f: Findings, path: Path) -> None:
                              marker="o", markersize=3, label=f"lambda = {lam:g}")  # fmt: skip
     axes[1].axhline(0, color="0.5", linewidth=0.8)
     axes[1].plot([0.04], [3.6], "k*", label="paper")
-    axes[1].set(xlabel="sigma of the noise", ylabel="LU-Net less U-Net, points")
+    axes[1].set(xlabel="sigma of the noise", ylabel="LU-Net minus U-Net, points")
     _save(figure, path, legends=2)
 
 

@@ -114,7 +114,8 @@ def gain_over_selection(f: Findings) -> Claim:
     unets, number = list(f.trainings("unet").values()), len(f.weights())
     d = selection(unets, f.swept(), number)
     return Claim(
-        f"the same, less what choosing the best of {_number(f)} plain U-Nets gains", "not measured",
+        f"the same, minus what choosing the best of {_number(f)} plain U-Nets gains",
+        "not measured",
         points(d), gains(d, 2.2),
         "too few U-Nets" if d is None else f"{d.seeds} seeds against {len(unets)} U-Nets",
     )  # fmt: skip
@@ -147,7 +148,7 @@ def under_noise(f: Findings, method: str, lam: float | None) -> dict[int, np.nda
 
 
 def noise_gains(f: Findings, lam: float) -> list[Difference | None]:
-    """LU-Net less U-Net at each sigma, paired by seed; intervals hold for all of them at once."""
+    """LU-Net minus U-Net at each sigma, paired by seed; intervals hold for all of them at once."""
     one, two = under_noise(f, "unet", None), under_noise(f, "lunet", lam)
     seeds = sorted(one.keys() & two.keys())
     number = len(f.scale.sigmas)

@@ -21,7 +21,7 @@ from experiments.lambda_claims import (
 )
 
 PAPER_GAIN = 0.022
-"""Test IoU of LU-Net less U-Net in the paper's Table 1."""
+"""Test IoU of LU-Net minus U-Net in the paper's Table 1."""
 
 
 def curve_table(study: Study, rng: Any) -> list[str]:
@@ -99,14 +99,14 @@ def learned_table(study: Study) -> list[str]:
     ious = {s: by[lams[0], s]["test"]["iou"] for s in seeds}
     base = float(np.mean([m["seconds"] for m in by.values()]))
     lines = [
-        "Final validation loss less that of the same seed with lambda held fixed (95 % interval, "
-        f"Student's t). Regret: less that at {best:g}, which is the least by luck as well, so that "
-        f"regret is rather too high. Flat part: the mean of the seed's runs up to {FLAT:g}. "
+        "Final validation loss minus that of the same seed with lambda held fixed (95 % interval, "
+        f"Student's t). Regret: minus that at {best:g}, which is the least by luck as well, so "
+        f"that regret is rather too high. Flat part: the mean of the seed's runs up to {FLAT:g}. "
         "Smaller ones: the mean of all starts but the largest, per seed.",
         "",
-        f"| estimator | start | seeds | lambda: median [least, most] | val loss | less {lams[0]:g} "
-        f"| less {cheap:g} | less the start | regret | less the flat part "
-        f"| test IoU less {lams[0]:g} | components | cost in plain runs |",
+        f"| estimator | start | seeds | lambda: median [least, most] | val loss "
+        f"| minus {lams[0]:g} | minus {cheap:g} | minus the start | regret | minus the flat part "
+        f"| test IoU minus {lams[0]:g} | components | cost in plain runs |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, starts in study.learned().items():
@@ -142,14 +142,14 @@ def _by_seed(group: list[dict], value: Callable[[dict], float]) -> list[float]:
 
 
 def against_exact(study: Study) -> list[str]:
-    """Each estimator's final validation loss less that of the exact one: same seed, same start."""
+    """Each estimator's final validation loss minus that of the exact one: same seed, same start."""
     found = study.learned()
     if "exact" not in found:
         return []
     exact = {(start, m["seed"]): m for start, ms in found["exact"].items() for m in ms}
     starts = sorted(found["exact"])
     lines = [
-        "Final validation loss less that of `exact` with the same seed and start. The last column "
+        "Final validation loss minus that of `exact` with the same seed and start. The last column "
         "is the mean of all starts but the largest, per seed.",
         "",
         "| estimator | " + " | ".join(f"from {s:g}" for s in starts) + " | small starts |",

@@ -83,7 +83,9 @@ def read(directory: str | None, *, size: int, limit: int | None) -> tuple[np.nda
     rows = np.arange(len(records))
     if limit is not None:
         if not 0 < limit <= len(rows):
-            raise UserError(f"--limit={limit}: the set has {len(rows)} tiles; ask for 1 to all")
+            raise UserError(
+                f"--limit={limit}: the set has {len(rows)} tiles; give 1 to {len(rows)}"
+            )
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:limit])
     images, masks = (np.stack([records[k][name] for k in rows]) for name in ("image", "mask"))
     return images, masks, np.array(labels)[rows]

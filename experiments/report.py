@@ -32,7 +32,9 @@ def define_flags() -> None:
     flags.DEFINE_string("results", "results/runs", "Folder of the results of experiments.run.")
     flags.DEFINE_string("others", "results", "Folder of the other results: lambda, leak*.")
     flags.DEFINE_string("out", "results", "Folder of the report.")
-    flags.DEFINE_string("readme", "README.md", "File whose table is written anew; '': none.")
+    flags.DEFINE_string(
+        "readme", "README.md", "File whose table is written anew; none: no file is changed."
+    )
 
 
 def build(f: Findings, others: Path, figures: Path) -> list[Block]:
@@ -205,7 +207,7 @@ def _study(study: Study) -> str:
         parts.append(f"`{name}` {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}], lambda {low:.1e} to "
                      f"{high:.1e}")  # fmt: skip
     return (
-        "Final validation loss less that of lambda = 0 with the same seed, begun at 1e-8 or 1e-6 "
+        "Final validation loss minus that of lambda = 0 with the same seed, begun at 1e-8 or 1e-6 "
         f"(width 16, 400 steps, one GPU): {'; '.join(parts)}. An estimator **finds lambda** where "
         "the interval lies below 0: none does; where it lies above, it loses. All tables: "
         "[results/lambda](lambda/lambda_study.md)."
@@ -325,9 +327,9 @@ def readme(f: Findings, others: Path) -> str:
     real_table = tables.real(f)
     for row in real_table.rows if real_table else []:
         rows.append([f"{row[0]}, real tiles", "no figure", row[2], row[3], row[6], row[7], row[8],
-                     f"{command} `--data={f.scale.real}=DIR`"])  # fmt: skip
+                     f"{command} `--data={f.scale.real}=TILES`"])  # fmt: skip
     header = ["model, data", "paper: test IoU, %", "here: test IoU, %", "pooled",
-              "components (truth)", "test IoU, less U-Net", "seeds", "command"]  # fmt: skip
+              "components (truth)", "test IoU, minus U-Net", "seeds", "command"]  # fmt: skip
     table = markdown([Table(header, [row for row in rows if row])], Path()).strip()
     return f"{BEGIN}\n\n{table}\n\n{END}"
 
@@ -388,7 +390,7 @@ def main(argv: list[str]) -> None:
     files.write_text(out / "REPORT.md", markdown(blocks, out))
     files.write_text(out / "report.html", page(blocks, TITLE))
     written = [out / "REPORT.md", out / "report.html"]
-    if args.readme and name != "smoke":
+    if args.readme != "none" and name != "smoke":
         write_readme(Path(args.readme), readme(f, others))
         written.append(Path(args.readme))
     print(", ".join(map(str, written)))

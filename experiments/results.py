@@ -196,7 +196,7 @@ def value(content: Any, name: str) -> Any:
 
 
 def check_alike(members: dict[Path, Member]) -> None:
-    """Refuses files that no table can hold together: of other tiles, or of another config.
+    """Refuses files that no table can hold together: of other tiles or masks, or another config.
 
     Fields that only some of the files have, since other versions wrote them, bind nobody.
 
@@ -223,6 +223,9 @@ def _settings(member: Member, kind: str, data: str) -> Iterator[tuple[tuple[str,
         for name, found in _flat(member[section], (section,)):
             if name not in free:
                 yield (kind, data, name), found
+    for split in SPLITS if "scores" in member else ():  # of old files, too, which have no digest
+        for name in ("true_components", "true_tv"):
+            yield (data, f"scores.{split}.{name}"), member["scores"][split][name]
     if "test_iou_permille" in member:  # by which tiles are paired
         yield (data, "number of test_iou_permille"), len(member["test_iou_permille"])
 

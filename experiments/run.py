@@ -5,9 +5,9 @@
 
 Each run leaves RESULTS/SCALE/NAME.json, and a training its net in NETS/SCALE; the same command
 goes on where the last one stopped. PATTERN chooses runs by name, such as 'embedded_lunet*'. `cpu`
-trains on the embedded set, and on real tiles where --data=buildings=DIR names them; `paper` has the
-paper's sizes, wants the tiles by --data (also packed, by `experiments.pack`, for machines without
-tensorflow-datasets) and a GPU, and carries on for hours:
+trains on the embedded set, and on real tiles where --data=buildings=TILES names them; `paper` has
+the paper's sizes, wants the tiles by --data (also packed, by `experiments.pack`, for machines
+without tensorflow-datasets) and a GPU, and carries on for hours:
 
     python -m experiments.run --scale=paper --data=buildings=TILES --results=DIR --nets=DIR
 
@@ -42,8 +42,10 @@ TINY = 60
 
 def define_flags() -> None:
     flags.DEFINE_enum("scale", "cpu", list(runs.SCALES), "How much is run, and how large.")
-    flags.DEFINE_float("budget_minutes", 1e9, "Minutes within which the last run must end.")
-    flags.DEFINE_list("data", [], "Sets of tiles, as NAME=TILES, e.g. buildings=DIR.")
+    flags.DEFINE_float(
+        "budget_minutes", 1e9, "Minutes within which the last run must end; default: no limit."
+    )
+    flags.DEFINE_list("data", [], "Prepared tiles, as NAME=TILES, e.g. buildings=TILES.")
     flags.DEFINE_string("results", "results/runs", "Folder of the result files.")
     flags.DEFINE_string("nets", "runs/nets", "Folder of the trained nets.")
     flags.DEFINE_string("commit", None, "Commit to record, e.g. 57f7a64, where the code is a copy.")
@@ -233,8 +235,10 @@ def main(argv: list[str]) -> None:
     if len(here) < len(found):
         print(f"{len(found) - len(here)} runs want --data={scale.real}=TILES and are left out")
     todo = [r for r in here if not (folder / f"{r.name}.json").exists()]
+    device = jax.devices()[0].device_kind
     print(
-        f"{len(todo)} of {len(here)} runs are missing; {jax.devices()[0].device_kind}", flush=True
+        f"{len(todo)} of {len(here)} runs of scale {args.scale} are to do, on device {device}",
+        flush=True,
     )
     program.cache_compilations("~/.cache/tvjax/compiled")
     lab = Lab(scale, places, Path(args.nets) / args.scale)

@@ -67,7 +67,7 @@ def table_one(f: Findings) -> Table:
         found = "" if name == "U-Net" else points(difference(f.rows("unet"), members))
         rows.append([name, _lambdas(members), theirs, *ours, found, str(len(members))])
     header = ["method", "lambda", "paper: train / val / test", "train", "validation", "test",
-              "test, less U-Net", "seeds"]  # fmt: skip
+              "test, minus U-Net", "seeds"]  # fmt: skip
     return Table(header, rows)
 
 
@@ -89,7 +89,7 @@ def masks(f: Findings) -> Table:
             *(_whole(average(members, "test", k, 100)) for k in others),
             _whole(average(members, "test", "bce"), 3),
         ])  # fmt: skip
-    header = ["method", "components (truth)", "less U-Net", "TV (truth)", "pooled IoU",
+    header = ["method", "components (truth)", "minus U-Net", "TV (truth)", "pooled IoU",
               "IoU of tiles with roofs", "boundary IoU", "cross-entropy"]  # fmt: skip
     return Table(header, rows)
 
@@ -109,8 +109,8 @@ def sweep(f: Findings, method: str, weights: Sequence[float]) -> Table:
             _whole(average(members, "test", "tv"), 0),
             str(len(members)),
         ])  # fmt: skip
-    header = ["lambda", "train", "validation", "test", "test, less U-Net",
-              "validation loss, less U-Net", "components", "TV", "seeds"]  # fmt: skip
+    header = ["lambda", "train", "validation", "test", "test, minus U-Net",
+              "validation loss, minus U-Net", "components", "TV", "seeds"]  # fmt: skip
     return Table(header, rows)
 
 
@@ -146,7 +146,7 @@ def readings(f: Findings) -> Table:
         less = points(difference(f.rows("unet"), members))
         rows.append([titles[name], f"{lam:.3g}", weight, *scores, less, str(len(members))])
     header = ["reading", "is the default at lambda", "a pixel's TV against its cross-entropy",
-              "test IoU", "components", "test IoU, less U-Net", "seeds"]  # fmt: skip
+              "test IoU", "components", "test IoU, minus U-Net", "seeds"]  # fmt: skip
     return Table(header, rows)
 
 
@@ -159,7 +159,7 @@ def noise(f: Findings) -> Table:
     for k, sigma in enumerate(f.scale.sigmas):
         values = [_whole(mean([row[k] for row in found])) for found in series.values()]
         rows.append([f"{sigma:g}", *values, *(points(found[k]) for found in gains.values())])
-    header = ["sigma", *series, *(f"LU-Net at {lam:g} less U-Net" for lam in gains)]
+    header = ["sigma", *series, *(f"LU-Net at {lam:g} minus U-Net" for lam in gains)]
     return Table(header, rows)
 
 
@@ -204,8 +204,8 @@ def learned(f: Findings) -> Table:
             points(difference(f.rows("unet"), members)), points(difference(f.swept(), members)),
             str(len(members)),
         ])  # fmt: skip
-    header = ["lambda learned by", "its end: median [least, most]", "validation loss, less U-Net",
-              "test IoU, less U-Net", "test IoU, less swept LU-Net", "seeds"]  # fmt: skip
+    header = ["lambda learned by", "its end: median [least, most]", "validation loss, minus U-Net",
+              "test IoU, minus U-Net", "test IoU, minus swept LU-Net", "seeds"]  # fmt: skip
     return Table(header, rows)
 
 
@@ -229,8 +229,8 @@ def solvers(f: Findings) -> Table:
             _whole(iou), "" if held else points(less[1]), _trainings(f, members[0]),
             str(len(members)),
         ])  # fmt: skip
-    header = ["lambda", "its end, seed by seed", "validation loss", "less held",
-              "test IoU, pooled", "less held", "time over held's", "seeds"]  # fmt: skip
+    header = ["lambda", "its end, seed by seed", "validation loss", "minus held",
+              "test IoU, pooled", "minus held", "time over held's", "seeds"]  # fmt: skip
     return Table(header, rows)
 
 
@@ -252,8 +252,8 @@ def settings(f: Findings) -> Table:
             "" if is_held else points(difference(held, high)), str(len(high)),
         ])  # fmt: skip
     starts = [f"from {lam:g}: its end" for lam in (PAPER_LAMBDA, HIGH_LAMBDA)]
-    header = ["lambda", starts[0], "validation loss, less U-Net", starts[1],
-              "validation loss, less U-Net", "less held", "test IoU, less held",
+    header = ["lambda", starts[0], "validation loss, minus U-Net", starts[1],
+              "validation loss, minus U-Net", "minus held", "test IoU, minus held",
               "seeds"]  # fmt: skip
     return Table(header, rows)
 
@@ -293,7 +293,7 @@ def real(f: Findings) -> Table | None:
         rows += _real_row(f"U-Net, {epochs} epochs", base, "")
         rows += _real_row(f"LU-Net, lambda learned, exact, {epochs} epochs", learned, less)
     header = ["method", "lambda", "test IoU", "pooled", "tiles with roofs", "boundary",
-              "components (truth)", "test IoU, less U-Net", "seeds"]  # fmt: skip
+              "components (truth)", "test IoU, minus U-Net", "seeds"]  # fmt: skip
     return Table(header, rows) if rows else None
 
 

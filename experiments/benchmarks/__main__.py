@@ -131,6 +131,19 @@ CHECKS: dict[str, tuple[str, dict[str, float]]] = {
 than the aims: other sizes have other ratios, and a busy machine disturbs them."""
 
 TITLE = "Benchmarks: what was aimed at, and what was measured"
+READING = """\
+- "A over B" is the time of A divided by the time of B: less is better, and the aim is an upper
+  bound (`<=`). In the rows of a speed-up or a share more is better (`>=`).
+- A plain step is a step of training without a hypergradient. "Exact" is a step with the exact
+  hypergradient (`tvjax.hypergrad.exact`). The printed formula is Algorithm 1 of the paper.
+  TorchOpt and higher are libraries that differentiate through PyTorch's steps.
+- ROF is the denoising of `tvjax.denoise_tv`; its speed-up is the least of several sizes.
+- predict's share: the pixels per processor second of all of `tvjax.predict`, divided by those of
+  the net's forward pass alone.
+- prepare's speed-up: the seconds per tile where dense matrix products shrink and hash the images,
+  divided by those of `tvjax.data.prepare`, which needs no such products.
+"""
+"""How the figures of the table are read."""
 
 _ONLY = flags.DEFINE_list("only", None, "Results to make, e.g. steps_w16,denoise; default: all.")
 _RESULTS = flags.DEFINE_string("results", "results/benchmarks", "Folder of the results.")
@@ -218,7 +231,8 @@ def table(folder: Path) -> str:
         "`python -m experiments.benchmarks` makes results that are missing and writes this page;",
         "`make bench-check` holds small cases to their bounds. Figures are ratios of things that",
         "ran by turns in one process, medians of the rounds: they compare programs, not machines.",
-        "", "| figure | measured | aim | met | result |", "| --- | --- | --- | --- | --- |",
+        "", READING,
+        "| figure | measured | aim | met | result |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for aim in AIMS:
         path = result(folder, aim.name)
@@ -227,7 +241,8 @@ def table(folder: Path) -> str:
         met = "" if value is None else "yes" if aim.met(value) else "**no**"
         lines.append(f"| {aim.text} | {shown} | {aim.says()} | {met} | `{aim.name}` |")
     lines += [
-        "", f"Hardware: `{hardware()}`, by which the files of results in `{folder}` end:", "",
+        "", f"Hardware: `{hardware()}`, by which the files of results in `{folder}` end. A + after",
+        "a commit: the code had changes that were not committed.", "",
         "| result | made by `python -m experiments.benchmarks.` | commit |", "| --- | --- | --- |",
     ]  # fmt: skip
     for name, words in PROGRAMS.items():
@@ -242,20 +257,30 @@ def table(folder: Path) -> str:
 
 
 def beside_pytorch(found: dict[str, Any]) -> list[str]:
-    """Tiled inference by us and by PyTorch, with the spread of the rounds."""
+    """Tiled inference by us and by PyTorch, and the nets alone, with the spread of the rounds."""
     rounds = found["config"]["rounds"]
-    lines = [
-        "", f"Seconds of tiled inference, {rounds} rounds in turn, from the file to the map of",
-        "probabilities (`lite0`: U-Nets on EfficientNet-lite0, ours and that of",
-        "segmentation-models-pytorch, whose decoder differs):", "",
-        "| | side | median | least | most |", "| --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+    whole, alone = [], []
     for case in found["cases"]:
         for name, times in case["seconds"].items():
             three = case["medians_s"][name], min(times), max(times)
-            cells = [name, str(case["side"]), *(f"{x:.3f}" for x in three)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            cells = [f"{x:.3f}" for x in three]
+            if name.endswith(" alone"):
+                height, width = case["tilings"][name.split(",")[0]]["tile"]
+                tiles = f"{found['config']['batch']} of {height} x {width}"
+                alone.append(" | ".join([name, tiles, *cells]))
+            else:
+                whole.append(" | ".join([name, str(case["side"]), *cells]))
+    return [
+        "", f"Seconds of tiled inference, {rounds} rounds in turn, from an image's file to the map",
+        "of probabilities (`lite0`: U-Nets on EfficientNet-lite0, ours and that of",
+        "segmentation-models-pytorch, whose decoder differs):", "",
+        "| | side of the image | median | least | most |", "| --- | --- | --- | --- | --- |",
+        *(f"| {row} |" for row in whole),
+        "", "Seconds of the net alone, in the same rounds: one forward pass of the tiles of the",
+        "second column, without file and tiling:", "",
+        "| | tiles and their pixels | median | least | most |", "| --- | --- | --- | --- | --- |",
+        *(f"| {row} |" for row in alone),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
