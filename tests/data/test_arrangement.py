@@ -191,7 +191,7 @@ def test_three_coco_files_give_the_splits_and_parted_twins_are_told(source, tmp_
     assert "; such as town0_1.png (train) and town0_0.png" in warning
     assert {row["file"]: row["split"] for row in table(tmp_path / "out")}["town0_0.png"] == "val"
     assert build(source, tmp_path / "out", annotations="train val test") == content
-    with pytest.raises(manifest.Differs, match="annotations_sha256="):
+    with pytest.raises(manifest.Differs, match="with other contents of annotations; name"):
         build(source, tmp_path / "out", annotations="train test val")
     for wrong, told in (
         ({"annotations": "train val"}, "2 annotations"),
@@ -200,6 +200,34 @@ def test_three_coco_files_give_the_splits_and_parted_twins_are_told(source, tmp_
     ):
         with pytest.raises(UserError, match=told):
             build(source, tmp_path / "no", **wrong)
+
+
+def test_trees_of_one_coco_file_are_no_roofs_of_another(source, tmp_path):
+    """Numbers of classes differ from file to file where tools number them anew."""
+    files = [tmp_path / f"{name}.json" for name in splits.NAMES]
+    for number, name, told in (
+        (1, "tree", "test.json: category 1 is tree, and in .*train.json roof; give each class"),
+        (7, "tree", r"test.json: has the objects 7 \(tree\), and .*train.json 1 \(roof\); give"),
+        (7, "roof", r"test.json: has the objects 7 \(roof\), and .*train.json 1 \(roof\); give"),
+        (1, "roof", None),
+    ):
+        for file in files:
+            category = (number, name) if file.stem == "test" else (1, "roof")
+            content = json.loads((source / file.name).read_text())
+            content["categories"] = [dict(zip(("id", "name"), category, strict=True))]
+            size = content["images"][0]
+            square = [[0, 0, size["width"], 0, size["width"], size["height"], 0, size["height"]]]
+            content["annotations"] = [
+                {"id": 1, "image_id": size["id"], "category_id": category[0],
+                 "segmentation": square}
+            ]  # fmt: skip
+            file.write_text(json.dumps(content))
+        asked = files, source / "images", tmp_path / "out"
+        if told is None:
+            builder.build(*asked, size=6, progress=False)
+            continue
+        with pytest.raises(UserError, match=told):
+            builder.build(*asked, size=6, progress=False)
 
 
 @pytest.mark.parametrize(

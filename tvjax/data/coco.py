@@ -102,6 +102,7 @@ def read(
     faults: Faults | None = None,
     categories: Sequence[int] = (),
     reading: Reading = AS_NAMED,
+    classes: dict[int, tuple[Path, Any]] | None = None,
 ) -> list[Tile]:
     """Reads a COCO file and checks all that can be checked without decoding an image.
 
@@ -112,15 +113,18 @@ def read(
         which are then left out; None: they are an error.
       categories: ids of those whose annotations are foreground; none: the only one that there is.
       reading: how images are read.
+      classes: where several files make one set: the categories of those read before, by id, each
+        with the file that has it and its name there; takes those of this file.
 
     Returns:
       The tiles, by ascending image id.
 
     Raises:
       UserError: the annotations or the directory are missing, the JSON is malformed, there is no
-        image, two images are one file, an annotation names an unknown image, there is no
-        annotation of a chosen category, or there are several and none is chosen, or, without
-        `faults`, an image is faulty. The message names the file and the image's or annotation's id.
+        image, two images are one file, an annotation names an unknown image, there is no annotation
+        of a chosen category, or there are several and none is chosen, or another file means another
+        class by the same id, or, without `faults`, an image is faulty. The message names the file
+        and the image's or annotation's id.
     """
     collected = Faults() if faults is None else faults
     annotations, images = Path(annotations), Path(images)
@@ -131,7 +135,8 @@ def read(
         raise UserError(f"{annotations}: the list 'images' is empty, there is nothing to prepare")
     records = _images_by_id(annotations, content["images"])
     _check_names(annotations, images, records)
-    _check_categories(annotations, content, categories)
+    counted = _check_categories(annotations, content, categories)
+    _check_classes(annotations, counted, {} if classes is None else classes)
     _check_units(annotations, content["annotations"], records)
     found: dict[int, Outlines] = defaultdict(lambda: Outlines([], []))
     for position, annotation in enumerate(content["annotations"]):
@@ -197,8 +202,8 @@ def choose_category(annotations: str | Path | None, chosen: int | None = None) -
       UserError: the file has several and none was chosen, or not the chosen one, or it cannot be
         read; or the number is below 0.
     """
-    if chosen is not None and chosen < 0:
-        raise UserError(f"--category={chosen} must be a COCO category, at least 0")
+    if chosen is not None and not 0 <= chosen < 2**63:
+        raise UserError(f"--category={chosen} must be a COCO category, 0 to 2^63 - 1")
     if annotations is None:
         return 1 if chosen is None else chosen
     file = Path(annotations)
@@ -211,7 +216,10 @@ def choose_category(annotations: str | Path | None, chosen: int | None = None) -
     return next(iter(names)) if chosen is None else chosen
 
 
-def _check_categories(file: Path, content: dict[str, list[Any]], categories: Sequence[int]) -> None:
+def _check_categories(
+    file: Path, content: dict[str, list[Any]], categories: Sequence[int]
+) -> dict[int, Any]:
+    """The names of the categories that count, by id."""
     used = set()
     for position, annotation in enumerate(content["annotations"]):
         category = annotation.get("category_id") if isinstance(annotation, dict) else None
@@ -226,7 +234,29 @@ def _check_categories(file: Path, content: dict[str, list[Any]], categories: Seq
         words = f"{bare} of {len(content['annotations'])} annotations have no category_id"
         print(f"note: {escaped(str(file))}: {words}: they do not count", file=sys.stderr)
     used -= {None}
-    check_chosen(file, "categories", used, _listed(_names(file, content), used), categories)
+    names = _names(file, content)
+    check_chosen(file, "categories", used, _listed(names, used), categories)
+    return {k: names.get(k) for k in used if not categories or k in categories}
+
+
+def _check_classes(
+    file: Path, counted: dict[int, Any], classes: dict[int, tuple[Path, Any]]
+) -> None:
+    """Refuses to call trees of one file and roofs of another objects; numbers differ by file."""
+    for number, name in counted.items():
+        other, before = classes.setdefault(number, (file, name))
+        if None not in (name, before) and name != before:
+            raise UserError(
+                f"{file}: category {number} is {_label(name)}, and in {other} {_label(before)}; "
+                "give each class the same id in all files"
+            )
+    for number, (other, before) in classes.items():
+        if counted and number not in counted:
+            mine = _listed(counted, counted)
+            raise UserError(
+                f"{file}: has the objects {mine}, and {other} {number} ({_label(before)}); give "
+                "each class the same id in all files, and say which are objects by --category=ID"
+            )
 
 
 def check_chosen(

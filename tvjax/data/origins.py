@@ -186,9 +186,9 @@ class Images(Origin):
             return tiles
         if len(self._files) == 1:
             return coco.read(self.labels, self.folders[0], *chosen)
-        found, own = [], {}
+        found, own, classes = [], {}, {}
         for k, file in enumerate(self._files):
-            tiles = coco.read(file, self.folders[k % len(self.folders)], *chosen)
+            tiles = coco.read(file, self.folders[k % len(self.folders)], *chosen, classes)
             for tile in tiles:
                 name = self.name(tile)
                 if own.setdefault(name, k) != k:
