@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -14,6 +16,7 @@ import pytest
 from programs import ROOT
 from test_devices import METHODS
 
+from tvjax import interruption
 from tvjax.errors import Outage, UserError
 from tvjax.training import cluster
 from tvjax.training.logs import read_metrics
@@ -103,6 +106,24 @@ def test_what_jax_cannot_find_out_is_passed_on(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(UserError, match=r"no known environment.*should be defined\. Give"):
         join(monkeypatch, multihost=True)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 600])
+def test_waiting_for_the_others_ends_in_time_or_by_a_signal(monkeypatch, seconds):
+    """JAX waits in C++, deaf to signals, and aborts the process when its own time is over."""
+    over = threading.Event()
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: over.wait(60))
+    monkeypatch.setattr(cluster, "WAIT", seconds)
+    given = {"coordinator": "nowhere.invalid:1", "num_processes": 2, "process_id": 1}
+    with interruption.noted(75):
+        if seconds > 1:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises((Outage, KeyboardInterrupt)) as ended:
+            cluster.join(multihost=None, **given)
+    over.set()
+    assert (ended.type is KeyboardInterrupt) == (seconds > 1)
+    told = "cannot join the other processes of this job .*: they were not there within 0.2 s"
+    assert seconds > 1 or re.match(told, str(ended.value))
 
 
 def test_processes_that_are_not_there_may_be_there_next_time(monkeypatch):

@@ -1,14 +1,23 @@
 """How the processes of one job find each other, before JAX is used for anything else."""
 
 import faulthandler
+import functools
 import os
 import re
+import sys
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from absl import flags
 
+from tvjax import interruption
 from tvjax.errors import Outage, UserError
+
+WAIT = 600
+"""Seconds in which all processes of a job must come: nodes of a cluster start when they start."""
 
 LOST_AFTER = 30
 """Seconds without a sign of life after which a process counts as dead and the job ends."""
@@ -47,7 +56,8 @@ def join(
 
     Raises:
       UserError: the settings are half given or contradict each other.
-      Outage: the others were not found.
+      Outage: the others were not found within `WAIT` seconds.
+      KeyboardInterrupt: on Ctrl-C or SIGTERM while it waits.
     """
     given: dict[str, Any] = {
         "coordinator": coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
@@ -68,16 +78,17 @@ def join(
             given["process_id"] = int(os.environ["OMPI_COMM_WORLD_RANK"])
     _check(given, named, environment)
     try:
-        jax.distributed.initialize(
+        _wait_for(functools.partial(
+            jax.distributed.initialize,
             coordinator_address=given["coordinator"],
             num_processes=given["num_processes"],
             process_id=given["process_id"],
             # Where Open MPI is not one that JAX knows, every process would take all GPUs.
             local_device_ids=_own_gpu() if environment == "Open MPI" else None,
-            initialization_timeout=600,  # seconds; nodes of a cluster start when they start
+            initialization_timeout=WAIT + 60,  # then it would abort the process
             heartbeat_timeout_seconds=LOST_AFTER,
             shutdown_timeout_seconds=LOST_AFTER,
-        )
+        ))  # fmt: skip
         # When another process dies, JAX says so and aborts; absl would add every thread's stack.
         faulthandler.disable()
     except Exception as error:  # JAX raises what each environment's detection happens to raise
@@ -90,6 +101,32 @@ def join(
             f"--coordinator=HOST:PORT --num_processes=N --process_id=I, or --nomultihost to run "
             f"alone"
         ) from error
+
+
+def _wait_for(call: Callable[[], Any]) -> None:
+    """Calls it in a thread: it waits in C++, where no signal reaches Python's handlers."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    began, told = time.monotonic(), False
+    while thread.is_alive():
+        thread.join(0.1)
+        waited = time.monotonic() - began
+        if thread.is_alive() and waited > 5 and not told:
+            print(f"waiting up to {WAIT} s for the other processes of this job", file=sys.stderr)
+            told = True
+        interruption.check()
+        if waited > WAIT:
+            raise TimeoutError(f"they were not there within {WAIT} s")
+    if raised:
+        raise raised[0]
 
 
 def found_environment() -> str | None:
