@@ -170,7 +170,9 @@ def get_config() -> Config:
                 tile_weights=0.1,  # on log(w / (2 - w)): weights stay between 0 and 2
             ),
             warmup=40,  # steps before lambda's first update; Adam's first steps tell nothing of it
-            every=4,  # steps from one update of lambda to the next, at least K
+            # Steps from one update of lambda to the next. Less than hypergrad.steps counts as so
+            # many; f2sa takes no more than hypergrad.steps.
+            every=4,
             # How sure the sign of the collected hypergradients' mean must be before it moves what
             # is learned, in standard deviations: noise alone ever moves a quantity with probability
             # 0.046 at most for 2, 0.0027 for 3. 0: each hypergradient moves it.

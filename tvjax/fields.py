@@ -27,7 +27,9 @@ class Range(NamedTuple):
 
 def whole(least: int, most: int = 2**31 - 1) -> Range:
     """An integer of this range."""
-    words = f"an integer of at least {least}" if most == 2**31 - 1 else f"one of {least} to {most}"
+    words = f"one of {least} to {most}"
+    if most == 2**31 - 1:
+        words = f"an integer of at least {least}, at most {most}"
     return Range(words, lambda x: type(x) is int and least <= x <= most)
 
 
@@ -99,7 +101,9 @@ FIELDS = {
     "model.head_kind": one_of("anisotropic", "isotropic"),
     "model.width": whole(1, 4096),
     "model.depth": whole(1, 64),
-    "model.encoder": or_none(text()),  # of a net of `encoders.efficientnet.LITES`
+    "model.encoder": or_none(
+        one_of("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+    ),
     "model.encoder_rate": AT_LEAST_0,
     "model.weights": or_none(text()),
     "model.weights_sha256": or_none(text()),
@@ -141,7 +145,7 @@ FIELDS = {
     "augmentation.blur": real(0, 10),
     "hypergrad.method": one_of(
         "none", "exact", "sgd_formula", "paper", "preconditioned", "darts", "reverse", "forward",
-        "forward_online", "training_loss", "soba", "amigo", "stocbio", "f2sa", "bome",
+        "forward_online", "training_loss", "soba", "amigo", "stocbio", "f2sa",
     ),
     "hypergrad.steps": whole(1, 1000),
     "hypergrad.solver.scale": POSITIVE,

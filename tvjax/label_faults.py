@@ -146,7 +146,7 @@ def number_of_worst(asked: int | None, tiles: int) -> int:
     if asked is None:
         return max(round(tiles / 20), 1)
     if not 0 < asked <= tiles:
-        raise UserError(f"--worst={asked}: there are {tiles} training tiles; ask for 1 to all")
+        raise UserError(f"--worst={asked}: there are {tiles} training tiles; give 1 to {tiles}")
     return asked
 
 
@@ -220,7 +220,7 @@ def describe(
         *lines,
         f"all {len(order)} training tiles: {out}/labels.csv; the first {count}: "
         f"{out}/worst.png and {out}/worst.csv",
-        "delete from the latter what is labelled right, and leave the others out: python -m "
+        "delete from worst.csv what is labelled right, and leave the others out: python -m "
         f"tvjax.data.prepare ... --leave_out={out}/worst.csv --split_file={tiles}/splits.csv",
     ])  # fmt: skip
 

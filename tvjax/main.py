@@ -1,8 +1,8 @@
 """Trains and evaluates: `python -m tvjax.main --config=configs/lunet_bilevel.py`.
 
 The same command again resumes where the last one stopped. In the workdir: `config.json`,
-`metrics.jsonl`, `checkpoints/`, `tensorboard/`, `summary.json`, `curves.png`, `lambda.png` and
-`predictions.png`.
+`metrics.jsonl`, `checkpoints/`, `tensorboard/`, `summary.json`, `curves.png`, `predictions.png`,
+and `lambda.png` where lambda is learned.
 """
 
 import json
@@ -16,7 +16,9 @@ from tvjax.training import cluster, interrupt, loop, parallel, rundir
 _CONFIG = program.define_config_flag()
 _MULTIHOST = cluster.define_flags()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, e.g. runs/roofs; default: runs/NAME."
+    "workdir",
+    None,
+    "Folder of the run, e.g. runs/roofs; default: runs/NAME, NAME being the config's.",
 )
 
 

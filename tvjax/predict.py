@@ -57,15 +57,16 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the results, e.g. OUT.")
 _SCALE = flags.DEFINE_float(
     "scale",
     None,
-    "The net's pixels per pixel of the images, by side, e.g. 0.3333 where tiles were shrunk "
-    "from 300 to 100; default: by the resolution of the run's tiles if both are on a map, else 1.",
+    "Factor, 0.001 to 1000, by which an image's width and height are multiplied before the net "
+    "sees it, e.g. 0.3333 where tiles were shrunk from 300 to 100; default: by the resolution of "
+    "the run's tiles if both are on a map, else 1.",
 )
 _MAP_TILES = flags.DEFINE_bool(
     "map_tiles", True, "Whether directories of map tiles are images on the map."
 )
 _TMS = flags.DEFINE_bool("tms", False, "Whether the y of map tiles counts from the south.")
 _THRESHOLD = flags.DEFINE_float(
-    "threshold", 0.5, "Probability above which a pixel is an object's, e.g. 0.4."
+    "threshold", 0.5, "Probability, 0 to 1, above which a pixel is an object's, e.g. 0.4."
 )
 _PROBABILITIES = flags.DEFINE_bool(
     "probabilities", False, "Whether to write the probabilities too."
@@ -105,7 +106,8 @@ _CHECKPOINT = program.define_checkpoint_flag()
 _AUGMENT = program.define_augment_flag()
 _TILE = flags.DEFINE_integer(
     "tile", None,
-    "Side, in pixels, of the tiles that large images are cut into, a multiple of 32, e.g. 512; "
+    "Side, in pixels, of the tiles that large images are cut into, a multiple of 32 of at least "
+    "128, e.g. 512; "
     "default: 512, or if all images are of one size, what fits them, at most 768.",
 )  # fmt: skip
 _BATCH = flags.DEFINE_integer(

@@ -36,6 +36,13 @@ PATHS = (
 )  # fmt: skip
 """Flags that name files and folders."""
 
+PARSING = {
+    r"invalid literal for int\(\) with base 10: .*": "is no whole number",
+    "could not convert string to float: .*": "is no number",
+    r"\('Non-boolean argument to boolean flag', .*\)": "is neither True nor False",
+}
+"""What Python and absl say of a flag's value, and what is said instead."""
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it, and after SIGTERM."""
 
@@ -305,7 +312,10 @@ def _explain(error: Exception, given: dict[str, str]) -> str:
         last = lines[-1] if lines else ""
         kind = "" if isinstance(error, (flags.Error, ValueError)) else f"{type(error).__name__}: "
         return f"--config={given['config']}: {kind}{last.removeprefix('ValueError: ')}"
-    return " ".join(lines)
+    told = " ".join(lines)
+    for theirs, ours in PARSING.items():
+        told = re.sub(f"^flag (--.*): {theirs}", rf"\1 {ours}", told)
+    return told
 
 
 def _no_config() -> str:

@@ -348,7 +348,7 @@ def write(workdir: Path, lines: list[dict[str, Any]]) -> None:
 def table(lines: list[dict[str, Any]]) -> str:
     """One row a lambda: means over seeds, and the standard deviation of the validation loss."""
     rows = [
-        "lambda     seeds  val loss  +-seeds  val pooled IoU  mean IoU  of non-empty  "
+        "lambda     seeds  val loss  std dev  val pooled IoU  mean IoU  of non-empty  "
         "components (true)  test pooled IoU  mean IoU"
     ]
     for lam in sorted({x["lambda"] for x in lines}):

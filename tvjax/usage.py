@@ -76,12 +76,20 @@ def _own() -> Iterator[Any]:
 def _lines(flag: Any) -> list[str]:
     head = f"  --{_form(flag)}"
     words = ADDED.sub("", " ".join(flag.help.split()))
-    if flag.default not in (None, [], False, "") and "default" not in words.lower():
+    if _is_required(flag):
+        words += " Required."
+    elif flag.boolean:
+        words += " Default: yes." * bool(flag.default)
+    elif flag.default not in (None, [], "") and "default" not in words.lower():
         words += f" Default: {flag.serialize().partition('=')[2] or flag.default}."
     lines = textwrap.wrap(words, WIDTH - INDENT)
     if len(head) < INDENT - 1:
         head, lines = head.ljust(INDENT) + lines[0], lines[1:]
     return [head, *(" " * INDENT + line for line in lines)]
+
+
+def _is_required(flag: Any) -> bool:
+    return any("must have a value" in validator.message for validator in flag.validators)
 
 
 def _form(flag: Any) -> str:
@@ -92,6 +100,8 @@ def _form(flag: Any) -> str:
     if flag.name == "config":
         return "config=FILE.py[:PRESET]"
     values = getattr(flag.parser, "enum_values", None)
-    words = {"float": "NUMBER", "int": "INTEGER", "multi int": "INTEGER"}
+    words = {"float": "NUMBER", "int": "INTEGER", "multi int": "INTEGER"} | {
+        "multi float": "NUMBER"
+    }
     words["comma separated list of strings"] = "A,B,..."
     return f"{flag.name}={'|'.join(values) if values else words.get(kind, 'TEXT')}"

@@ -404,7 +404,7 @@ def test_its_hint_knows_the_batches_of_the_configs():
         "splits": {name: {"tiles": n, "foreground": 0.2} for name, n in names.items()},
     }  # fmt: skip
     told, _, first, second = prepare.summary(content, "T").splitlines()[-4:]
-    words = "in 9 clusters, each within one split (near-duplicates alone make 17)"
+    words = "in 9 clusters that stay in one split each (by near-duplicates alone: 17)"
     assert told == f"18 tiles are in T, {words}"
     wanted = "--config.data.directory=T --config.data.boundaries=True --config.train.batch_size=12"
     assert first.endswith(f" --config=configs/roofs.py {wanted}")

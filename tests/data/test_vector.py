@@ -253,7 +253,7 @@ def test_the_same_command_again_sees_what_changed(town, tmp_path):
     with pytest.raises(UserError, match="gap=32, now asked for 20"):
         build(folder, tmp_path / "out", gap=20)
     towns.write_geojson(tmp_path / "roofs.geojson", degrees[1:])
-    with pytest.raises(UserError, match="annotations_sha256"):
+    with pytest.raises(UserError, match="other contents of annotations"):
         build(folder, tmp_path / "out", labels=tmp_path / "roofs.geojson")
 
 

@@ -105,7 +105,9 @@ def test_methods_are_compared_by_their_seeds(told):
     for report in [*result["runs"], *result["against"]]:
         assert {"scale": 1.0, "denoise": 0.0, "checkpoint": "newest"}.items() <= report.items()
     assert result["checkpoint"] == "newest" and not result["warnings"]
-    assert lines[1].startswith("1: ") and lines[4].startswith("2: ") and "seed 2" in lines[4]
+    assert (
+        lines[1].startswith("first: ") and lines[4].startswith("second: ") and "seed 2" in lines[4]
+    )
 
 
 def test_runs_of_other_seeds_or_data_are_not_paired(told):
@@ -120,8 +122,8 @@ def test_runs_of_other_seeds_or_data_are_not_paired(told):
 def test_too_little_gives_no_claim(told):
     words = {
         "unpaired": "6 blocks of images are too few",
-        "two runs": "one run of either cannot tell them apart; give several seeds",
-        "one against two": "one run of either cannot tell them apart; give several seeds",
+        "two runs": "two runs of each or more are needed; give several seeds",
+        "one against two": "two runs of each or more are needed; give several seeds",
     }
     for name, reason in words.items():
         *lines, last = told[name][0].splitlines()

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import base, lunet_bilevel
 from tvjax import fields
 from tvjax.errors import UserError
+from tvjax.models.encoders.efficientnet import LITES
 from tvjax.training import loop, restore, rundir
 from tvjax.training.setup import check_sizes, make_functions, make_setup
 
@@ -40,6 +41,15 @@ def stored(config, name, value):
 
 def test_every_field_has_one_range_and_every_range_a_field():
     assert fields.FIELDS.keys() == dict(fields.flat(base.get_config())).keys()
+
+
+def test_what_there_is_to_choose_is_what_may_be_chosen():
+    """No name of an encoder becomes that of a package to install, but those that there are."""
+    encoders = fields.FIELDS["model.encoder"]
+    assert all(map(encoders.holds, (None, *LITES))) and len(LITES) == 3
+    for name in ("resnet", "efficientnet_lite9", "efficientnet_lite"):
+        assert not encoders.holds(name)
+    assert not fields.FIELDS["hypergrad.method"].holds("bome")  # trains the net by validation
 
 
 @pytest.mark.parametrize("name", fields.FIELDS)

@@ -169,7 +169,7 @@ def test_a_comparison_is_of_two_runs_and_of_few_images_no_claim():
         assert first.startswith("Two runs are compared, not two methods")
         assert found["compares"].startswith("two runs") and found["enough_images"] == (number > 19)
         assert ("No claim can be made" in lines[-1]) == (number < 20)
-        told = "pooled IoU 0.4000; mean IoU 0.5000 over 9 images (2 are empty, 0.3000 over the"
+        told = "pooled IoU 0.4000; mean IoU 0.5000 over 9 images (2 of them without objects, 0.3"
         assert told in lines[0]
         assert any("pooled IoU -0.1000, which says the contrary" in line for line in lines)
 

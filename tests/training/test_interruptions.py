@@ -127,7 +127,9 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
 def test_without_a_validation_iou_none_is_the_best(tmp_path):
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(state(1), {}, wait=True)
-        with pytest.raises(UserError, match=r"checkpoint=best.*choose newest \(1\), or one of 1"):
+        with pytest.raises(
+            UserError, match=r"checkpoint=best.*choose newest \(1\), or a step that was kept: 1"
+        ):
             checkpoints.choose("best")
 
 
@@ -196,6 +198,17 @@ def test_a_disk_that_becomes_read_only_ends_a_run_in_one_line(config, tmp_path, 
     monkeypatch.setattr(ocp.CheckpointManager, "save", refuse)
     with pytest.raises(Outage, match=r"Read-only file system\); checkpoint 4 is kept"):
         loop.run(config, tmp_path / "run")
+
+
+def test_a_run_that_ends_before_lambda_may_move_says_so(config, tmp_path, capsys):
+    config.hypergrad.update(method="exact", warmup=4)
+    config.train.steps = 4
+    loop.run(config, tmp_path / "run")
+    words = "hypergrad.warmup=4 is not below train.steps=4: nothing is learned"
+    assert words in capsys.readouterr().err
+    config.train.steps = 8
+    loop.run(config, tmp_path / "longer")
+    assert words[:16] not in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_with_other_cores_says_so(config, tmp_path, monkeypatch, capsys):

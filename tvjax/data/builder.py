@@ -306,7 +306,7 @@ def _subset(tiles: list[Tile], limit: int | None, seed: int, annotations: Path) 
     if not 0 < limit <= len(tiles):
         raise UserError(
             f"limit={limit}: {annotations} has {len(tiles)} images that can be used; "
-            "ask for 1 to all"
+            f"give 1 to {len(tiles)}"
         )
     chosen = np.random.default_rng(seed).permutation(len(tiles))[:limit]
     return [tiles[k] for k in sorted(chosen)]

@@ -192,8 +192,8 @@ def read_layout(path: Path, dataset: Any, reading: Reading) -> Layout:
         if reading.white is None:
             raise UserError(
                 f"{path}: has 16 bits per channel (uint16), and no file says which value is "
-                "white; give it by --white=VALUE, to tvjax.data.prepare for training, and to "
-                "tvjax.predict where the run was trained on others"
+                "white; give it by --white=VALUE to tvjax.data.prepare, and to tvjax.predict if "
+                "the run was trained on images of another white"
             )
     elif dtype != "uint8":
         raise UserError(

@@ -87,10 +87,8 @@ def is_built(
         raise Differs(f"{directory}: was prepared by another version of tvjax; {advice}")
     for field, value in asked.items():
         if built.get(field) != value:
-            raise Differs(
-                f"{directory}: was prepared with {field}={short(built.get(field))}, now asked for "
-                f"{short(value)}; {advice}"
-            )
+            what = _difference(field, built.get(field), value)
+            raise Differs(f"{directory}: was prepared with {what}; {advice}")
     changes = sources.changes(directory)
     if changes:
         raise Differs(f"{directory}: its images or masks are others now: {changes}; {advice}")
@@ -100,6 +98,19 @@ def is_built(
             f"again, name another directory, or delete this one"
         )
     return True
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """What differs of a request, by the names of flags as far as there are any."""
+    parts = [part if isinstance(part, dict) else {} for part in (before, now)]
+    if any(parts):
+        old, new = parts
+        for key in old | new:
+            if old.get(key) != new.get(key):
+                return _difference(key, old.get(key), new.get(key))
+    if name.endswith("_sha256"):
+        return f"other contents of {name.removesuffix('_sha256')}"
+    return f"{name}={short(before)}, now asked for {short(now)}"
 
 
 def number_left_out(content: dict[str, Any]) -> int:

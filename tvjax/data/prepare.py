@@ -158,7 +158,7 @@ _WORKERS = flags.DEFINE_integer(
 )  # fmt: skip
 _BOUNDARIES = flags.DEFINE_integer(
     "boundaries", None,
-    "Pixels, e.g. 4: tiles then tell where polygons are closer (for data.boundaries).",
+    "Pixels, 1 to 64, e.g. 4: tiles then tell where polygons are closer (for data.boundaries).",
 )  # fmt: skip
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draw and of the splits, e.g. 1.")
 
@@ -187,7 +187,7 @@ def summary(content: dict[str, Any], out: str) -> str:
     left_out = manifest.number_left_out(content)
     if left_out:
         images = "1 image was" if left_out == 1 else f"{left_out} images were"
-        lines.append(f"{images} left out, or parts of it; {out}/{manifest.FILE} tells why")
+        lines.append(f"{images} left out, whole or in part; {out}/{manifest.FILE} tells why")
     options = f" --config.data.directory={shlex.quote(out)}"
     if content["request"].get("boundaries") is not None:
         options += " --config.data.boundaries=True"
@@ -196,9 +196,9 @@ def summary(content: dict[str, Any], out: str) -> str:
         options += f" --config.train.batch_size={train}"
     learned = f" --config.hypergrad.batch_size={val}" if val < BATCH else ""
     clusters, twins = content["clusters"], content["near_duplicate_clusters"]
-    more = "" if clusters == twins else f" (near-duplicates alone make {twins})"
+    more = "" if clusters == twins else f" (by near-duplicates alone: {twins})"
     lines += [
-        f"{tiles} tiles are in {out}, in {clusters} clusters, each within one split{more}",
+        f"{tiles} tiles are in {out}, in {clusters} clusters that stay in one split each{more}",
         "splits.csv says which tile is where, contact.png shows sixteen with their labels",
         f"train on them: python -m tvjax.main --config=configs/roofs.py{options}",
         "from scratch, with a learned lambda: python -m tvjax.main "

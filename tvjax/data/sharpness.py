@@ -20,8 +20,9 @@ def advise(scales: Sequence[float]) -> str:
     least, most = (f"{scale:.4g}" for scale in scales)
     told = least if least == most else f"{least} to {most}"
     return (
-        f"the run's tiles were shrunk to {told} of their images' sides, and these are taken as "
-        f"they are; for images as sharp as those were give --scale={told} (--scale=1: as the tiles)"
+        f"the run's tiles were shrunk to {told} of their images' sides, and your images are taken "
+        f"as they are; give --scale={told} if they are as sharp as the run's were before, and "
+        "--scale=1 if they are already like its tiles"
     )
 
 

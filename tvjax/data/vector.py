@@ -302,9 +302,9 @@ class Scenes(Origin):
                 tiles = others
         if len(tiles) < number:
             print(
-                f"note: {number - len(tiles)} of {number} tiles are left out for gaps of "
-                f"{asked.gap} pixels between the blocks of {side}x{side} tiles that splits are "
-                "drawn of (--gap)",
+                f"note: {number - len(tiles)} of {number} tiles are left out, so that tiles of "
+                f"different splits are {asked.gap} pixels apart (--gap); splits are drawn by "
+                f"blocks of {side}x{side} tiles",
                 file=sys.stderr,
             )
         if not tiles and not faults.reasons:

@@ -74,7 +74,7 @@ def claim(found: dict[str, Any], score: str) -> dict[str, Any]:
     name, low, high = NAMES[score], found["low"], found["high"]
     nothing = "No claim can be made"
     if min(found["runs"]) < 2:
-        return _none(f"{nothing} of methods: one run of either cannot tell them apart; {MORE}")
+        return _none(f"{nothing} of methods: two runs of each or more are needed; {MORE}")
     if found["blocks"] < methods.ENOUGH:
         return _none(
             f"{nothing}: {found['blocks']} blocks of images are too few, {methods.ENOUGH} or more "
@@ -110,7 +110,11 @@ def describe(result: dict[str, Any], reports: Sequence[dict[str, Any]]) -> str:
                 "neighbours, which p-value and interval of the mean IoU take for independent."
             )
     else:
-        numbers = [k + 1 for k, seeds in enumerate(result["seeds"]) for _ in seeds]
+        numbers = [
+            name
+            for name, seeds in zip(("first", "second"), result["seeds"], strict=True)
+            for _ in seeds
+        ]
         lines = [f"{result['compares'][0].upper()}{result['compares'][1:]}."]
         for number, report in zip(numbers, reports, strict=True):
             scores = ", ".join(f"{words} {report[name]:.4f}" for name, words in NAMES.items())
@@ -120,7 +124,7 @@ def describe(result: dict[str, Any], reports: Sequence[dict[str, Any]]) -> str:
 
 
 def _line(name: str, found: dict[str, Any]) -> str:
-    words = f"2 - 1: {NAMES[name]} {found['difference']:+.4f}"
+    words = f"second minus first: {NAMES[name]} {found['difference']:+.4f}"
     if found["low"] is None:
         return words
     return (

@@ -175,7 +175,10 @@ def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:
     """
     c = comparison
     lines = [f"{c['compares'][0].upper()}{c['compares'][1:]}."]
-    lines += [f"{k}: {r['workdir']}: {describe_run(r)}" for k, r in enumerate(reports, 1)]
+    names = ("first", "second")
+    lines += [
+        f"{k}: {r['workdir']}: {describe_run(r)}" for k, r in zip(names, reports, strict=True)
+    ]
     sure = (
         f"no p-value: {c['images']} images say nothing of others, {LEAST} or more are needed"
         if c["p_value"] is None
@@ -186,11 +189,11 @@ def describe(comparison: dict[str, Any], reports: list[dict[str, Any]]) -> str:
     if c["p_value"] is not None and 0 < differ < LEAST:
         sure += f" (only {differ} of the images differ: the interval may well be too narrow)"
     lines.append(
-        f"2 - 1: mean IoU {c['difference']:+.4f}, {sure}; 2 is better on {c['second_better']} "
-        f"and 1 on {c['first_better']} of {c['images']} images"
+        f"second minus first: mean IoU {c['difference']:+.4f}, {sure}; of {c['images']} images the "
+        f"second is better on {c['second_better']} and the first on {c['first_better']}"
     )
     pooled = reports[1]["pooled_iou"] - reports[0]["pooled_iou"]
-    lines.append(f"2 - 1: pooled IoU {pooled:+.4f}{_ends(c.get('pooled_iou'))}")
+    lines.append(f"second minus first: pooled IoU {pooled:+.4f}{_ends(c.get('pooled_iou'))}")
     if pooled * c["difference"] < 0:
         lines[-1] += (
             ", which says the contrary: by image empty ones count as much as full ones, and small "
@@ -215,6 +218,6 @@ def describe_run(report: dict[str, Any]) -> str:
     others = "" if nonempty is None else f", {nonempty:.4f} over the others"
     return (
         f"pooled IoU {report['pooled_iou']:.4f}; mean IoU {report['iou']:.4f} over "
-        f"{report['images']} images ({report['empty_images']} are empty{others}); "
+        f"{report['images']} images ({report['empty_images']} of them without objects{others}); "
         f"boundary IoU {report['boundary_iou']:.4f}" + ("" if ap is None else f", AP {ap:.4f}")
     )

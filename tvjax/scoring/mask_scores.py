@@ -132,8 +132,8 @@ def describe_band(pixels: float, objects: float, narrow: float) -> str:
     if not 2 * narrow > objects:
         return band
     return (
-        f"{band}; warning: {narrow / objects:.0%} of the objects lie in it whole, of which it says "
-        f"no more than IoU does"
+        f"{band}; warning: the band covers {narrow / objects:.0%} of the objects whole, and tells "
+        "no more of them than IoU does"
     )
 
 

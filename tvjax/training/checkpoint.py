@@ -137,8 +137,8 @@ class Checkpoints:
             return [int(which)]
         named = f"newest ({steps[0]}), " + ("" if best is None else f"best ({best}), ")
         raise UserError(
-            f"checkpoint={which}: {self._directory} holds none such; choose {named}or one of "
-            f"{_listed(steps)}"
+            f"checkpoint={which}: {self._directory} holds none such; choose {named}or a step "
+            f"that was kept: {_listed(steps)}"
         )
 
     def save(

@@ -72,7 +72,8 @@ class Logs:
         """
         self._bar.update(step - self._bar.n)
         rate = self._bar.format_dict["rate"]
-        speed = {"images/s": f"{rate * images:.0f}"} if rate else {}
+        rate = rate and rate * images
+        speed = {"images/s": f"{rate:.{0 if rate > 10 else 2}f}"} if rate else {}
         self._bar.set_postfix(shown | speed, refresh=False)
 
     def say(self, text: str) -> None:

@@ -232,6 +232,11 @@ def train(
         else:
             state = pretrained.put(config.model, state, setup.layout.replicate)
         start = int(state.step)
+        if start == 0 and setup.plan.estimator and not setup.plan.updates(config.train.steps):
+            parallel.say(
+                f"note: hypergrad.warmup={config.hypergrad.warmup} is not below train.steps="
+                f"{config.train.steps}: nothing is learned by hypergradients"
+            )
         first = parallel.is_first()
         run["changes"] += [{"step": start} | c for c in rundir.changes(workdir, config)]
         stop.check()
@@ -379,9 +384,10 @@ class _Session:
             means["pooled_iou"] = both / either if either else 1.0
             self.logs.scalars(step, "train", means)
             score = means[self.config.evaluation.score]
-            self.shown |= {"loss": f"{means['loss']:.3f}", "IoU": f"{score:.3f}"}
+            self.shown |= {"loss": f"{means['loss']:.3f}", "train IoU": f"{score:.3f}"}
             self.sums = {}
-        self.shown["lambda"] = f"{values['lambda']:.3g}"
+        if self.config.regularizer.place != "none":
+            self.shown["lambda"] = f"{values['lambda']:.3g}"
         self.logs.advance(step, self.shown, images=self.config.train.batch_size)
 
     def _evaluate(self, state: TrainState, step: int) -> float:
@@ -435,12 +441,15 @@ class _Session:
         if self.setup.plan.estimator is not None:
             rates += learned.rate_fields(self.config)
         last, smaller = next(iter(self.checkpoints.steps), None), " or ".join(rates)
-        advice = f"no checkpoint was saved yet; try a smaller {smaller} or regularizer.weight"
+        weight = "regularizer.weight" * (self.config.regularizer.place != "none")
+        fields = " or ".join(filter(None, (smaller, weight)))
+        advice = f"no checkpoint was saved yet; try a smaller {fields}"
         if last is not None:
             advice = (
                 f"checkpoint {last} is kept in {self.workdir}; the same command goes on from it "
-                f"with a smaller {smaller}, or try a smaller regularizer.weight in another "
-                f"--workdir"
+                f"with a smaller {smaller}"
+                + f", or try a smaller {weight} in another --workdir"
+                * bool(weight)
             )
             if parallel.is_first():
                 rundir.let_change(self.workdir, rates)

@@ -78,12 +78,6 @@ def make_hyper_plan(
             f"hypergrad.method='preconditioned' takes Adam's running scale, which "
             f"optimizer.name={inner_optimizer['name']!r} has not; use sgd_formula"
         )
-    if method == "bome":
-        raise UserError(
-            "hypergrad.method='bome' cannot serve here: it moves the net by the validation loss "
-            "too, by which lambda and checkpoints are judged; take f2sa, which needs no second "
-            "derivatives either"
-        )
     if method == "f2sa" and (warmup != 0 or every > steps):
         raise UserError(
             f"hypergrad.method='f2sa' needs hypergrad.warmup=0 (not {warmup}) and hypergrad.every "

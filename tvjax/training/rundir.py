@@ -478,17 +478,22 @@ def _format_summary(summary: dict[str, Any], workdir: Path) -> str:
     words, end = ("pooled IoU", "_pooled") if score == "pooled_iou" else ("mean IoU", "")
     lines = [
         "",
-        "      pooled IoU  mean IoU  of non-empty  boundary IoU  components (true)  tiles (empty)",
+        "      pooled IoU  mean IoU  of non-empty  boundary IoU"
+        "  components per tile (true)  tiles (empty)",
         *(_row(name, scores) for name, scores in summary["splits"].items()),
         f"test {words} {summary['splits']['test'][score]:.4f}; "
         f"all background: {base['all_background' + end]:.4f}, "
         f"all foreground: {base['all_foreground' + end]:.4f}",
         *([describe_band(*band.values())] if band else []),
         f"lambda {summary['lambda']:.4g}"
-        + ("" if weight is None else f", which weighs TV by {weight:.3g} per pixel")
+        + (
+            ""
+            if weight is None
+            else f": an edge one pixel long costs as much as a loss of {weight:.3g} in one pixel"
+        )
         + ("" if denoise is None else f"; TV denoising by {denoise:.4g}")
         + f"; {summary['steps']} steps in {summary['seconds']:.0f} s",
-        f"curves, lambda and predictions: {workdir}/*.png",
+        f"pictures of the course and of predictions: {workdir}/*.png",
     ]
     return "\n".join(lines)
 
@@ -501,7 +506,7 @@ def _row(name: str, s: dict[str, Any]) -> str:
     return (
         f"{name:<6}{s['pooled_iou']:>10.4f}{s['iou']:>10.4f}"
         f"{'-' if nonempty is None else format(nonempty, '.4f'):>14}{s['boundary_iou']:>14.4f}"
-        f"{components:>19}{tiles:>15}"
+        f"{components:>28}{tiles:>15}"
     )
 
 
