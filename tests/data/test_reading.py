@@ -160,7 +160,7 @@ def test_training_and_evaluation_read_a_coco_file_s_images_alike(tmp_path):
     chosen = reading.parse("4,3,2", white=[11_000])
     origin = origins.Images(file, tmp_path / "images", reading=chosen)
     builder.build_from(origin, tmp_path / "out", size=SIDE, progress=False)
-    with pytest.raises(UserError, match="prepared with reading="):
+    with pytest.raises(UserError, match="prepared with bands="):
         builder.build(file, tmp_path / "images", tmp_path / "out", size=SIDE, progress=False)
     opened = {name: records.open_split(tmp_path / "out", name) for name in splits.NAMES}
     made = {r["id"]: r["image"] for s in opened.values() for r in s.__getitems__(range(len(s)))}

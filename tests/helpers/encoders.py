@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tvjax import fields
 from tvjax.models.encoders import efficientnet, weights
 from tvjax.models.encoders.efficientnet import Lite, Stage
 
@@ -13,6 +14,8 @@ TINY = Lite(4, (Stage(1, 3, 1, 1, 4), Stage(2, 3, 2, 2, 6)))
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setitem(efficientnet.LITES, "tiny", TINY)
+    allowed = fields.or_none(fields.one_of(*efficientnet.LITES))
+    monkeypatch.setitem(fields.FIELDS, "model.encoder", allowed)
 
 
 def arrays_of(lite, seed=0):
