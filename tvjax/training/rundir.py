@@ -475,6 +475,16 @@ def _format_summary(summary: dict[str, Any], workdir: Path) -> str:
     base, weight = summary["test_baselines"], summary["lambda_per_pixel"]
     score, band = summary.get("score", "iou"), summary.get("test_boundary")
     denoise = summary.get("denoise_weight")
+    known: list[str] = []
+    if weight is not None:
+        known.append(
+            f"lambda {summary['lambda']:.4g}: an edge one pixel long costs as much as a loss of "
+            f"{weight:.3g} in one pixel"
+        )
+    elif summary["lambda"]:
+        known.append(f"lambda {summary['lambda']:.4g}")
+    if denoise is not None:
+        known.append(f"TV denoising by {denoise:.4g}")
     words, end = ("pooled IoU", "_pooled") if score == "pooled_iou" else ("mean IoU", "")
     lines = [
         "",
@@ -485,14 +495,7 @@ def _format_summary(summary: dict[str, Any], workdir: Path) -> str:
         f"all background: {base['all_background' + end]:.4f}, "
         f"all foreground: {base['all_foreground' + end]:.4f}",
         *([describe_band(*band.values())] if band else []),
-        f"lambda {summary['lambda']:.4g}"
-        + (
-            ""
-            if weight is None
-            else f": an edge one pixel long costs as much as a loss of {weight:.3g} in one pixel"
-        )
-        + ("" if denoise is None else f"; TV denoising by {denoise:.4g}")
-        + f"; {summary['steps']} steps in {summary['seconds']:.0f} s",
+        "; ".join([*known, f"{summary['steps']} steps in {summary['seconds']:.0f} s"]),
         f"pictures of the course and of predictions: {workdir}/*.png",
     ]
     return "\n".join(lines)
