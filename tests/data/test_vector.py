@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import sqlite3
+import struct
 
 import numpy as np
 import pytest
@@ -663,6 +664,45 @@ def test_records_of_a_shapefile_that_overlap_are_not_read(town, tmp_path, lies):
     table.write_bytes(content + 1000 * again)
     with pytest.raises(UserError, match=r"a\.shx: its records overlap in a\.shp; save the layer"):
         vector_files.read(file, Wanted())
+
+
+@pytest.mark.parametrize("end", [".shx", ".dbf", ".shp"])
+def test_files_of_a_shapefile_that_are_of_different_saves_are_refused(town, tmp_path, end):
+    file, count = write_shape(tmp_path, town[1]), len(town[1])
+    (tmp_path / "b").mkdir()
+    other = write_shape(tmp_path / "b", town[1][:-4])
+    other.with_suffix(end).replace(file.with_suffix(end))
+    words = rf"a{end} has {count - 4}.*a.* has {count}|has {count}.*a{end} has {count - 4}"
+    with pytest.raises(UserError, match=f"different numbers of records .*({words}).*GeoPackage"):
+        vector_files.read(file, Wanted())
+
+
+@pytest.mark.parametrize(
+    "end, place, kind", [(".shx", 24, ">I"), (".dbf", 4, "<I"), (".dbf", 0, "")]
+)
+def test_records_that_a_file_of_a_shapefile_hides_are_missed(town, tmp_path, end, place, kind):
+    file = write_shape(tmp_path, town[1])
+    part = file.with_suffix(end)
+    content = bytearray(part.read_bytes())
+    if kind:  # the header tells of fewer than there are, and GDAL believes it
+        count = struct.unpack_from(kind, content, place)[0] - 4
+        struct.pack_into(kind, content, place, count)
+    part.write_bytes(content if kind else content[: len(content) // 2])  # or the file is cut off
+    with pytest.raises(UserError, match=r"a\.shp: its files hold different numbers of records"):
+        vector_files.read(file, Wanted())
+
+
+def test_a_record_that_was_edited_may_stay_in_a_shapefile(town, tmp_path):
+    file, count = write_shape(tmp_path, town[1]), len(town[1])
+    table = file.with_suffix(".shx")
+    shp, shx = bytearray(file.read_bytes()), bytearray(table.read_bytes())
+    start, words = struct.unpack_from(">II", shx, 100)
+    struct.pack_into(">I", shx, 100, len(shp) // 2)  # a new one of its number is at the end
+    shp += shp[2 * start : 2 * start + 8 + 2 * words]
+    struct.pack_into(">I", shp, 24, len(shp) // 2)
+    file.write_bytes(shp)
+    table.write_bytes(shx)
+    assert len(vector_files.read(file, Wanted()).polygons) == count
 
 
 @pytest.mark.parametrize("end", [".dbf", ".prj", ".cpg", ".DBF"])

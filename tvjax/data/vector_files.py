@@ -7,10 +7,13 @@ alone, and pyogrio gets nothing but what begins like a Shapefile.
 
 import contextlib
 import json
+import mmap
 import os
 import re
 import sqlite3
+import struct
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -353,6 +356,7 @@ def _read_shapefile(file: Path, wanted: Wanted) -> tuple[Iterator[Row], Any]:
     try:
         for table in tables:
             _check_records(file, table)
+        _check_counts(file)
         meta, _, shapes, columns = pyogrio.raw.read(file.absolute(), force_2d=True)
     except UserError:
         raise
@@ -379,6 +383,46 @@ def _check_records(file: Path, table: Path) -> None:
     said = [content[own + k].astype(np.int64) << 8 * (7 - k) for k in range(4, 8)]
     if max(2 * np.sum(words), 2 * np.sum(said)) > len(content):
         raise UserError(f"{table}: its records overlap in {file.name}; save the layer anew")
+
+
+def _check_counts(file: Path) -> None:
+    """Refuses files of different saves: GDAL would read as many records as the shortest has."""
+    met = _walk(file)
+    counts = {file: len(met)}
+    for part in files(file):
+        with open(part, "rb") as opened:
+            head = opened.read(100).ljust(100, b"\0")
+        size = part.stat().st_size
+        if part.suffix.lower() == ".shx":
+            (words,) = struct.unpack_from(">I", head, 24)
+            counts[part] = max(min(2 * words, size) - 100, 0) // 8
+        elif part.suffix.lower() == ".dbf":
+            number, begin, each = struct.unpack_from("<IHH", head, 4)
+            counts[part] = min(number, max(size - begin, 0) // max(each, 1))
+    others = {count for part, count in counts.items() if part != file}
+    # A record that was edited may stay in the .shp, beside the new one of its number.
+    if others != {len(met)} and others != {len(np.unique(np.frombuffer(met, np.uint32)))}:
+        listed = ", ".join(f"{part.name} has {count}" for part, count in counts.items())
+        raise UserError(
+            f"{file}: its files hold different numbers of records ({listed}), so that they are not "
+            "of one save; save the layer again as a whole and copy all files, or give a GeoPackage"
+        )
+
+
+def _walk(file: Path) -> "array[int]":
+    """The numbers of the records of a .shp, one after the other, as far as they are whole."""
+    numbers = array("I")
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as shp:
+        read, place = struct.Struct(">II").unpack_from, 100
+        end = min(2 * read(shp, 20)[1], len(shp)) if len(shp) >= place else 0
+        while place + 8 <= end:
+            number, words = read(shp, place)
+            place += 8 + 2 * words
+            if place <= end:
+                numbers.append(number)
+            if len(numbers) % (1 << 16) == 0:
+                interruption.check()
+    return numbers
 
 
 def _plain(value: Any) -> Any:
