@@ -109,6 +109,27 @@ def test_data_made_at_first_use_are_refused_when_they_are_others(tiles, run, tmp
         train(workdir, str(coco), 8)
 
 
+@pytest.mark.parametrize("same", ["seed", "tiles"])
+def test_checkpoints_of_another_run_are_not_taken_for_a_run_s_own(run, other, tmp_path, same):
+    """As where two folders of runs were copied into each other."""
+    config = lives.config_of(
+        str(run.parent / "tiles") if same == "tiles" else str(other), tmp_path, 1
+    )
+    config.hypergrad.method, config.train.steps, config.data.resident = "none", 8, False
+    config.data.size, config.seed = 16, int(same == "tiles")
+    loop.run(config, tmp_path / "another")
+    newest = max((tmp_path / "another" / "checkpoints").glob("[0-9]*"), key=lambda x: int(x.name))
+    shutil.copytree(newest, run / "checkpoints" / newest.name)
+    words = "seed=0, and the checkpoint was trained with 1"
+    if same == "seed":
+        words = r"trained on the tiles '\w+', and the run on \w{12}: checkpoints of another run"
+    with pytest.raises(UserError, match=words):
+        restore.open_net(run)
+    with pytest.raises(UserError, match=words):
+        train(run, str(run.parent / "tiles"), 12)
+    restore.open_net(run, "4")  # its own
+
+
 def test_a_run_of_an_earlier_version_takes_the_data_at_hand_and_keeps_to_them(run, other, capsys):
     (run / "tiles.json").unlink()
     train(run, str(run.parent / "tiles"), 8)

@@ -137,10 +137,14 @@ def test_a_flipped_digit_changes_no_prediction_without_a_word(run):
     kept = rundir.describe_net(config)
     assert {"model.head_iterations", "regularizer.weight", "denoise.kind"} <= kept.keys()
     for before in (kept, {}, kept | {"model.of_another_version": 1}):
-        rundir.check_net(run, restore.read_config(run), before)
+        rundir.check_net(run, restore.read_config(run), {"net": before}, None)
+    rundir.check_net(run, restore.read_config(run), {}, {"sha256": "a"})  # of an earlier version
     config.model.head_iterations = 3
     with pytest.raises(UserError, match=r"model.head_iterations=3, and the checkpoint was trained"):
-        rundir.check_net(run, config, kept)
+        rundir.check_net(run, config, {"net": kept}, None)
+    rundir.write_summary(run, SUMMARY | {"seed": 1})
+    with pytest.raises(UserError, match=r"summary.json is of seed 1, and .*config.json of seed 0"):
+        rundir.read_summary(run, config)
 
 
 def test_the_identity_of_a_run_s_tiles(run):

@@ -228,6 +228,7 @@ def train(
         restored = checkpoints.restore(state)
         if restored is not None:
             state, run = restored[0], run | restored[1]
+            rundir.check_net(workdir, config, run, data)
             _note_other_cores(setup, run)
         else:
             state = pretrained.put(config.model, state, setup.layout.replicate)
@@ -245,7 +246,8 @@ def train(
                 rundir.write_data(workdir, data)
             rundir.write_config(workdir, config)
         logs = Logs(workdir, start=start, steps=config.train.steps) if first else NoLogs()
-        session = _Session(config, setup, splits, workdir, checkpoints, logs, run)
+        digest = None if data is None else data["sha256"]
+        session = _Session(config, setup, splits, workdir, checkpoints, logs, run, digest)
         with logs:
             # Again from where the guard took hold.
             while int(state.step) < config.train.steps and not session.ends_early:
@@ -278,9 +280,9 @@ def parameters_sha256(state: TrainState) -> str:
 class _Session:
     """One uninterrupted stretch of a run: what its steps write to, and since when."""
 
-    def __init__(self, config, setup, splits, workdir, checkpoints, logs, run):
+    def __init__(self, config, setup, splits, workdir, checkpoints, logs, run, tiles):
         self.config, self.setup, self.splits, self.workdir = config, setup, splits, workdir
-        self.checkpoints, self.logs = checkpoints, logs
+        self.checkpoints, self.logs, self.tiles = checkpoints, logs, tiles
         self.before, self.began = run["seconds"], time.perf_counter()
         # Sums of metrics since the last line of the log: saved, so that a resumed run logs the same
         self.sums = {name: tuple(pair) for name, pair in run["sums"].items()}
@@ -465,6 +467,7 @@ class _Session:
             "watch": self.watch._asdict(),
             "visible_cores": provenance.visible_cores(),
             "net": rundir.describe_net(self.config),
+            "tiles": self.tiles,
         }
         self.checkpoints.save(state, run, val_iou=val_iou, wait=wait)
 

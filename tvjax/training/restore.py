@@ -122,5 +122,5 @@ def open_state(workdir: Path, like: TrainState, checkpoint: str | int = "newest"
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
     state, run = restored
     if "net" in run:  # not of earlier versions
-        rundir.check_net(workdir, read_config(workdir), run["net"])
+        rundir.check_net(workdir, read_config(workdir), run, rundir.read_data(workdir))
     return state

@@ -29,7 +29,7 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 # What is the same in all checkpoints of a run, and changes what its net predicts.
-_OF_NET = ("data.boundaries", "model.", "regularizer.", "denoise.kind", "train.ema")
+_OF_NET = ("seed", "data.boundaries", "model.", "regularizer.", "denoise.kind", "train.ema")
 
 # What a run may change after it was ended by a number that is not finite, if its end says so.
 _MAY_BE_LESS = (
@@ -108,26 +108,36 @@ def recorded(workdir: Path) -> dict[str, Any] | None:
 
 
 def describe_net(config: Config) -> dict[str, Any]:
-    """The fields by which a net computes, kept with each checkpoint and its checksums."""
+    """The fields by which a net computes, and its seed, kept with each checkpoint."""
     return {k: v for k, v in _fields(config).items() if k.startswith(_OF_NET)}
 
 
-def check_net(workdir: Path, config: Config, kept: dict[str, Any]) -> None:
-    """Checks that `config.json` makes the net that a checkpoint is of.
+def check_net(
+    workdir: Path, config: Config, run: dict[str, Any], data: dict[str, Any] | None
+) -> None:
+    """Checks that a checkpoint is of the run that `config.json` and `tiles.json` describe.
 
-    A damaged digit in it may leave the shapes as they are and change what is computed. What was
-    kept with the checkpoint is its `describe_net`.
+    A damaged digit in them, or files of another run among this one's, may leave the shapes as they
+    are and change what is computed. `run` is what was kept with the checkpoint: its `describe_net`
+    as `net` and the digest of its tiles as `tiles`, not by earlier versions; `data` is the
+    identity of the run's data, if it is known.
 
     Raises:
-      UserError: a field differs.
+      UserError: a field or the tiles differ.
     """
-    found = describe_net(config)
+    found, kept = describe_net(config), run.get("net", {})
     for name in sorted(found.keys() & kept.keys()):
         if found[name] != kept[name]:
             raise UserError(
                 f"{workdir / 'config.json'} has {name}={short(found[name])}, and the checkpoint "
                 f"was trained with {short(kept[name])}; where the former is damaged, mend it"
             )
+    tiles = run.get("tiles")
+    if data is not None and tiles not in (None, data["sha256"]):
+        raise UserError(
+            f"{workdir}: the checkpoint was trained on the tiles {short(str(tiles)[:12])}, "
+            f"and the run on {data['sha256'][:12]}: checkpoints of another run are among its own"
+        )
 
 
 def let_change(workdir: Path, names: list[str]) -> None:
@@ -441,6 +451,11 @@ def read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
     ]  # fmt: skip
     if not (sound and is_told and _is_best(summary)):
         raise UserError(f"{path} {_DAMAGED_SUMMARY}")
+    if summary.get("seed", config.seed) != config.seed:
+        raise UserError(
+            f"{path} is of seed {short(summary['seed'])}, and {workdir / 'config.json'} of seed "
+            f"{config.seed}: it is of another run; move it away"
+        )
     return summary if told["ended"] or told["trained"] >= config.train.steps else None
 
 
