@@ -40,7 +40,7 @@ from absl import flags
 from tvjax import files, interruption, program
 from tvjax.data import arrangement, coco, pictures, scaling, workspace
 from tvjax.data.reading import Reading
-from tvjax.errors import UserError
+from tvjax.errors import UserError, short
 from tvjax.inference import separation, tiles
 from tvjax.inference.predictor import Predictor
 from tvjax.inference.scales import Scales
@@ -51,6 +51,12 @@ from tvjax.training import restore, rundir
 from tvjax.types import Config
 
 COMPARISON = "comparison.json"
+MADE = {
+    "reading": "how their images were read (--bands, --black, --white)",
+    "resolution": "metres per pixel",
+    "scale": "the scale by which their images were shrunk",
+}
+"""What tiles may differ in, so that a net is asked for another task than it learned."""
 KEPT = ("scores.json", "results.json", "per_image.csv", "grid.png")
 """What is written of each run."""
 
@@ -245,6 +251,8 @@ def _open_examples(opened: list[Opened]) -> tuple[Examples, dict[str, Any], dict
     first = opened[0]
     splits, data = restore.open_data(first.config, _DATA.value)
     check_data(Path(first.run.workdir), data)
+    for one in opened:
+        _note_other_making(Path(one.run.workdir), data)
     split = splits[_SPLIT.value]
     clusters = arrangement.read_clusters(split.directory)
     return Examples.of_split(split), {"split": _SPLIT.value, "data": data}, clusters
@@ -326,6 +334,20 @@ def check_data(workdir: Path, data: dict[str, Any]) -> None:
         if _DATA.value is None:
             raise
         print(f"note: {str(error).partition('; ')[0]}, and are scored", file=sys.stderr)
+
+
+def _note_other_making(workdir: Path, data: dict[str, Any]) -> None:
+    """Tells where the tiles that are scored were made otherwise than those of a run's training."""
+    own = rundir.read_data(workdir) or {"sha256": data["sha256"]}
+    for name, words in MADE.items() if own["sha256"] != data["sha256"] else ():
+        one, two = own.get(name), data.get(name)
+        is_number = not (None in (one, two) or isinstance(one, dict) or isinstance(two, dict))
+        if not (np.allclose(one, two, rtol=0.1) if is_number else one == two):  # pyright: ignore
+            print(
+                f"note: the tiles that {workdir} was trained on and those that are scored differ "
+                f"in {words}: {short(one)} and {short(two)}",
+                file=sys.stderr,
+            )
 
 
 def keep(

@@ -155,6 +155,7 @@ def main(argv: list[str]) -> None:
             writing.number_images(places, _ANNOTATIONS.value), folder, net,
             options=options, tile=_TILE.value, batch=_BATCH.value,
             whole=rundir.read_size(Path(workdir)),
+            declared=writing.declared_sizes(_ANNOTATIONS.value),
         )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt("complete images stay") from None

@@ -740,6 +740,22 @@ def test_ids_of_images_are_those_of_their_whole_names(tmp_path, capsys):
         assert "\n" not in str(error.value)
 
 
+def test_images_of_another_size_than_declared_are_skipped(tmp_path):
+    """COCO's codes of masks are for the size that the file declares."""
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (40, 32)).save(tmp_path / name)
+    kinds = [{"height": 32, "width": 40}, {"height": 16, "width": 20}, {}]
+    images = [{"id": k, "file_name": f"{'abc'[k]}.png", **size} for k, size in enumerate(kinds)]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images}))
+    places = writing.find_images([str(tmp_path / "*.png")])
+    numbered = writing.number_images(places, str(tmp_path / "coco.json"))
+    declared = writing.declared_sizes(str(tmp_path / "coco.json"))
+    assert declared == {0: (32, 40), 1: (16, 20)} and writing.declared_sizes(None) == {}
+    _, skipped = writing.predict_images(numbered, tmp_path / "out", red, declared=declared)
+    (told,) = skipped
+    assert "b.png: is 40x32 pixels, but --annotations declare 20x16 for image id 1" in told
+
+
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UserError, match="nothing"):
         writing.find_images([str(tmp_path / "nothing*.tif")])

@@ -177,6 +177,7 @@ def test_evaluation_refuses_other_data_unless_they_are_named(run, begun, other, 
     shutil.copytree(other, run.parent / "tiles")
     config = (run / "config.json").read_text()
     (run / "config.json").write_text(config.replace(str(begun), str(run.parent)))
+    rundir.write_data(run, rundir.read_data(run) | {"resolution": 0.3})
     places = ["", str(tmp_path / "moved"), str(other)]
     done = subprocess.run(
         [sys.executable, "-c", EVALUATE, f"--workdir={run}", *places],
@@ -186,11 +187,13 @@ def test_evaluation_refuses_other_data_unless_they_are_named(run, begun, other, 
     error, *lines = done.stdout.splitlines()
     assert re.search(refused(run) + ".*--data=DIR", error)
     own, another = map(json.loads, lines)
-    assert own["data"] == rundir.read_data(run) | {"directory": str(tmp_path / "moved")}
+    made = {**rundir.read_data(run), "directory": str(tmp_path / "moved")}
+    assert own["data"] == {k: v for k, v in made.items() if k != "resolution"}
     assert own["iou"] == pytest.approx(summary(run)["val_iou"], abs=1e-6)
     assert another["data"]["directory"] == str(other)
-    [note] = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    [note, unlike] = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
     assert str(other) in note and "and are scored" in note
+    assert "that are scored differ in metres per pixel: 0.3 and None" in unlike
 
 
 def test_all_processes_of_a_job_must_have_the_same_data(run, monkeypatch):

@@ -133,6 +133,15 @@ def number_images(places: Sequence[Place], annotations: str | None) -> list[tupl
     return [(number, place) for (number, _), place in zip(found, places, strict=True)]
 
 
+def declared_sizes(annotations: str | None) -> dict[int, tuple[int, int]]:
+    """Height and width of the images of a COCO file by their ids, as far as it declares them."""
+    if annotations is None:
+        return {}
+    images = coco.read_json(Path(annotations), ("images",))["images"]
+    found = {x["id"]: (x.get("height"), x.get("width")) for x in images}
+    return {k: size for k, size in found.items() if all(type(side) is int for side in size)}
+
+
 def _record(
     path: Path, named: dict[str, list[tuple[int, str]]], annotations: str
 ) -> tuple[int, str]:
@@ -322,6 +331,7 @@ def predict_images(
     tile: int | None = None,
     batch: int = 1,
     whole: tuple[int, int] | None = None,
+    declared: Mapping[int, tuple[int, int]] | None = None,
 ) -> tuple[int, list[str]]:
     """Writes the masks and polygons of images into a folder; see `tvjax.predict`.
 
@@ -335,6 +345,8 @@ def predict_images(
       tile: side of the tiles of images that are larger; None: see `tiles.choose_tiling`.
       batch: tiles that the net takes at once.
       whole: size of the tiles that the net was trained on, see `tiles.choose_tiling`.
+      declared: height and width of images by their ids, as `declared_sizes` has them; images of
+        another size are skipped.
 
     Returns:
       The number of objects, and what was wrong with the images that were skipped.
@@ -358,7 +370,7 @@ def predict_images(
     skipped: list[str] = []
     if getattr(net, "channels", 1) > 1:
         separation.require_skimage()
-    tiling, sizes = _plan(images, net, options, (tile, batch, whole), skipped)
+    tiling, sizes = _plan(images, net, options, (tile, batch, whole), declared or {}, skipped)
     total = sum(tiles.count(height, width, tiling) for _, (height, width) in sizes)
     objects, missing = 0, {path_of(place) for _, place in images}
     with (
@@ -400,6 +412,7 @@ def _plan(
     net: tiles.Net,
     options: Options,
     how: tuple[Any, ...],
+    declared: Mapping[int, tuple[int, int]],
     skipped: list[str],
 ) -> tuple[tiles.Tiling, list[tuple[tuple[int, Place], tuple[int, int]]]]:
     """The tiling, and the images that can be predicted, with their sizes as the net sees them."""
@@ -410,6 +423,12 @@ def _plan(
         with _skipping(path, skipped), open_place(image[1], options.reading) as raster:
             _check_name(path)
             scenes.check_latitude(raster)
+            height, width = declared.get(image[0], (raster.height, raster.width))
+            if (raster.height, raster.width) != (height, width):
+                raise UserError(
+                    f"{path}: is {raster.width}x{raster.height} pixels, but --annotations declare "
+                    f"{width}x{height} for image id {image[0]}; give the images that they are of"
+                )
             small = scaled(raster, options.scales.of(raster))
             if not raster.is_plain:
                 require("rasterio", f"{path}: {NEEDS_RASTERIO}")
