@@ -111,7 +111,7 @@ def test_data_made_at_first_use_are_refused_when_they_are_others(tiles, run, tmp
 
 @pytest.mark.parametrize("same", ["seed", "tiles"])
 def test_checkpoints_of_another_run_are_not_taken_for_a_run_s_own(run, other, tmp_path, same):
-    """As where two folders of runs were copied into each other."""
+    """Two folders of runs may have been copied into each other."""
     config = lives.config_of(
         str(run.parent / "tiles") if same == "tiles" else str(other), tmp_path, 1
     )
