@@ -12,6 +12,7 @@ from skimage.draw import polygon2mask
 from skimage.morphology import dilation, erosion
 
 from tvjax.data import coco, regions
+from tvjax.data.faults import Faults
 from tvjax.errors import UserError
 
 TRIANGLE = [2, 2, 20, 3, 9, 25]
@@ -111,6 +112,27 @@ def test_order_and_gaps_of_ids_do_not_matter(tmp_path):
     tiles = coco.read(*write_set(tmp_path, annotations=entries, images=images))
     assert [tile.id for tile in tiles] == [3, 7, 90]
     assert [int(tile.load()[1].sum()) for tile in tiles] == [4, 0, 32]
+
+
+def test_polygons_of_images_of_another_size_are_refused(tmp_path, capsys):
+    inside, crossing = [[1, 1, 9, 1, 9, 9]], [[30, 20, 90, 20, 90, 90]]
+    edge, beyond = [[40, 5, 40, 9, 40, 7]], [[45, 5, 60, 5, 60, 9], [5, -9, 9, -9, 9, -2]]
+    both = [*beyond, *inside]
+    entries = [annotation(one, category_id=1) for one in 5 * [inside, crossing, edge, both]]
+    outside = annotation(beyond, category_id=1), annotation(beyond, category_id=2)
+    size = "image id 7, which is 40x32 pixels"
+    coco.read(*write_set(tmp_path, annotations=entries))
+    assert capsys.readouterr().err == ""
+    file, images = write_set(tmp_path, annotations=entries + 2 * [outside[0]] + 9 * [outside[1]])
+    (tile,) = coco.read(file, images, categories=[1])
+    assert len(tile.segmentations) == 22
+    note = f"2 of 22 annotations lie wholly outside of their images, such as one of {size}"
+    assert f"annotation.json: {note}: they do not count" in capsys.readouterr().err
+    file, images = write_set(tmp_path, annotations=entries + 3 * [outside[0]])
+    with pytest.raises(
+        UserError, match=rf"annotation\.json: 3 of 23 annotations .* {size}; the images may"
+    ):
+        coco.read(file, images, faults=Faults())
 
 
 @pytest.mark.parametrize("other", ["a.png", "./a.png", "sub/../a.png"])

@@ -34,6 +34,9 @@ MOST_REGIONS = 1 << 16
 """Polygons and run-length codes of one image: each costs time, and crowded pictures of aerial sets
 have up to some 10,000."""
 
+BEYOND = 0.1
+"""Share of the annotations that may lie beyond their images, as those of cropped ones do."""
+
 LISTED = 20
 """Categories that a message lists."""
 
@@ -123,8 +126,9 @@ def read(
       UserError: the annotations or the directory are missing, the JSON is malformed, there is no
         image, two images are one file, an annotation names an unknown image, there is no annotation
         of a chosen category, or there are several and none is chosen, or another file means another
-        class by the same id, or, without `faults`, an image is faulty. The message names the file
-        and the image's or annotation's id.
+        class by the same id, more than `BEYOND` of the annotations lie wholly outside of their
+        images, or, without `faults`, an image is faulty. The message names the file and the image's
+        or annotation's id.
     """
     collected = Faults() if faults is None else faults
     annotations, images = Path(annotations), Path(images)
@@ -139,6 +143,7 @@ def read(
     _check_classes(annotations, counted, {} if classes is None else classes)
     _check_units(annotations, content["annotations"], records)
     found: dict[int, Outlines] = defaultdict(lambda: Outlines([], []))
+    taken, beyond = 0, list[int]()  # annotations, and the images of those outside of them
     for position, annotation in enumerate(content["annotations"]):
         interruption.check()
         image_id = _image_of(annotations, position, annotation, records)
@@ -147,10 +152,15 @@ def read(
         record, before = records[image_id], found[image_id]
         try:
             found[image_id] = add(before, annotation, record["height"], record["width"])
+            taken += 1
+            if _is_beyond(annotation["segmentation"], record["height"], record["width"]):
+                beyond.append(image_id)
         except ValueError as error:
             number = short(annotation.get("id", f"at position {position}"))
             reason = f"{annotations}: annotation {number} of image id {image_id} {error}"
             collected.add(images / record["file_name"], reason)
+    if beyond:
+        _check_beyond(annotations, beyond, taken, records[beyond[0]])
     tiles = []
     for image_id, record in sorted(records.items()):
         interruption.check()
@@ -293,6 +303,31 @@ def _check_units(file: Path, annotations: list[Any], records: dict[int, dict[str
             f"{file}: no coordinate of its polygons is above 1, as in shares of the image; COCO "
             "files have pixels: multiply x by the width and y by the height"
         )
+
+
+def _is_beyond(segmentation: Any, height: int, width: int) -> bool:
+    """Whether all of its polygons lie outside of the image; what was cut off at its edge does not.
+
+    Plain Python, which is quicker than numpy for a polygon of some ten points.
+    """
+    return isinstance(segmentation, list) and all(
+        min(x) > width or min(y) > height or max(x) < 0 or max(y) < 0
+        for x, y in ((polygon[::2], polygon[1::2]) for polygon in segmentation)
+    )
+
+
+def _check_beyond(file: Path, beyond: list[int], taken: int, record: dict[str, Any]) -> None:
+    """Refuses polygons that were drawn on images of another size, which would be nonsense here."""
+    words = (
+        f"{file}: {len(beyond)} of {taken} annotations lie wholly outside of their images, such as "
+        f"one of image id {record['id']}, which is {record['width']}x{record['height']} pixels"
+    )
+    if len(beyond) > BEYOND * taken:
+        raise UserError(
+            f"{words}; the images may have been resized after they were labelled: give those that "
+            "were labelled, or scale the polygons as the images were"
+        )
+    print(f"note: {escaped(words)}: they do not count", file=sys.stderr)
 
 
 def _names(file: Path, content: dict[str, list[Any]]) -> dict[int, Any]:
