@@ -87,6 +87,28 @@ def test_records_equal_the_reshape_oracle(source, tmp_path):
             assert record["file"] == tile.file.name
 
 
+@pytest.mark.parametrize(
+    "empty, words",
+    [("train", "nothing is learned from it"), ("val", "scores on it say"), ("test", "scores")],
+)  # fmt: skip
+def test_a_split_without_objects_is_told_of(source, tmp_path, capsys, empty, words):
+    content = json.loads((source / "annotation.json").read_text())
+    lines = [f"{k}.png,{splits.NAMES[k % 3]}\n" for k in range(24)]
+    (tmp_path / "splits.csv").write_text("".join(lines))
+    build(source, tmp_path / "all", split_file=tmp_path / "splits.csv")
+    assert "has no object" not in capsys.readouterr().err
+    number = splits.NAMES.index(empty)
+    content["annotations"] = [a for a in content["annotations"] if a["id"] % 3 != number]
+    (tmp_path / "annotation.json").write_text(json.dumps(content))
+    builder.build(
+        tmp_path / "annotation.json", source / "images", tmp_path / "out", size=10,
+        progress=False, split_file=tmp_path / "splits.csv",
+    )  # fmt: skip
+    told = [line for line in capsys.readouterr().err.splitlines() if "has no object" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"warning: the split {empty} has no object pixel, so that {words}")
+
+
 @pytest.mark.parametrize("old, new", [(12, 6), (12, 4), (13, 5), (12, 2), (11, 11)])
 def test_area_means_of_any_ratio(old, new):
     rng = np.random.default_rng(old)

@@ -421,12 +421,26 @@ def test_several_processes_tell_of_the_same_values(source, tmp_path):
 
 def test_images_of_16_bits_that_became_white_or_black_are_noted():
     images = np.full((3, 4, 4, 3), 120, np.uint8)
-    assert not plausible.check_brightness(images)
+    assert not plausible.check_brightness(images, [255.0])
     images[:2] = 255
-    [note] = plausible.check_brightness(images)
-    assert note == "67% of all pixels are white: is --white too small, or --black?"
-    [note] = plausible.check_brightness(images // 64)
-    assert note.startswith("images are nearly black (2.3 of 255 in the mean): is --white too large")
+    [note] = plausible.check_brightness(images, [255.0])
+    assert note == "67% of all pixels are white: is --white=255 too small, or --black?"
+    [note] = plausible.check_brightness(images // 64, [9000, 8000.5, 1])
+    assert note.startswith("images are nearly black (2.3 of 255 in the mean): is --white=9000 ")
+    assert note.endswith("--white=8000.5 --white=1 too large, or --black?")
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [(255, "20% of the tiles are white: is --white=255 too small"),
+     (7, "20% of the tiles are nearly black: is --white=255 too large")],
+)  # fmt: skip
+def test_images_of_16_bits_that_became_white_or_black_among_others_are_noted(value, words):
+    images = np.full((10, 4, 4, 3), 120, np.uint8)
+    images[0] = value
+    assert not plausible.check_brightness(images, [255.0])
+    images[1] = value
+    assert plausible.check_brightness(images, [255.0]) == [f"{words}, or --black?"]
 
 
 def test_many_object_pixels_are_noted(tmp_path):

@@ -211,8 +211,9 @@ def build_from(
         shape = (len(tiles), *size, 4 if boundaries is None else 5)
         arrays = np.memmap(work / "arrays", np.uint8, "r", shape=shape)
         notes = plausible.check(tiles, arrays[..., 3], origin.labels, hidden)
-        if asked.get("reading") is not None and asked["reading"]["white"]:
-            notes += plausible.check_brightness(arrays[..., :3])
+        white = (asked.get("reading") or {}).get("white")
+        if white:
+            notes += plausible.check_brightness(arrays[..., :3], white)
         for note in notes:
             print(f"note: {escaped(note)}", file=sys.stderr)
         finished = work / "finished"
@@ -262,7 +263,8 @@ def _write(
     """Assigns tiles to splits, writes their records, and beside these what they were made from."""
     names = [origin.name(tile) for tile in tiles]
     labels, assigned, notes = arrange.assign(names, twins, origin.places(tiles))
-    for note in notes:
+    shares = np.array([mask.mean() for mask in arrays[..., 3]])
+    for note in notes + _warn_of_no_object(shares, assigned):
         print(escaped(note), file=sys.stderr)
     names = [_text(name) for name in names]
     _write_records(out, tiles, names, arrays, assigned)
@@ -274,7 +276,7 @@ def _write(
         "left_out": {"images": len(faults.reasons), "reasons": list(faults.reasons.values())},
         "near_duplicate_clusters": len(np.unique(twins)),
         "clusters": len(np.unique(labels)),
-        "splits": _describe(arrays, assigned),
+        "splits": _describe(shares, assigned),
         "files": {
             str(file.relative_to(out)): file.stat().st_size
             for file in sorted(out.rglob("*"))
@@ -414,12 +416,23 @@ def _pairs(
     }
 
 
-def _describe(arrays: np.ndarray, assigned: np.ndarray) -> dict[str, dict[str, float]]:
-    foreground = np.array([mask.mean() for mask in arrays[..., 3]])
+def _warn_of_no_object(shares: np.ndarray, assigned: np.ndarray) -> list[str]:
+    """One line for each split in which no tile has a share of objects."""
+    empty = [name for k, name in enumerate(splits.NAMES) if not shares[assigned == k].any()]
+    why = {"train": "nothing is learned from it"}
+    return [
+        f"warning: the split {name} has no object pixel, so that "
+        f"{why.get(name, 'scores on it say nothing')}; put tiles with objects into it"
+        for name in empty
+    ]
+
+
+def _describe(shares: np.ndarray, assigned: np.ndarray) -> dict[str, dict[str, float]]:
+    """Tiles of each split, and their share of objects, of that of each tile."""
     return {
         name: {
             "tiles": int(np.sum(assigned == k)),
-            "foreground": round(float(foreground[assigned == k].mean()), 6),
+            "foreground": round(float(shares[assigned == k].mean()), 6),
         }
         for k, name in enumerate(splits.NAMES)
     }

@@ -18,6 +18,9 @@ HIDDEN = 0.01
 FULL, DARK = 0.5, 8
 """Share of white pixels, and the mean, 0 to 255, from which on images are worth a note."""
 
+SOME = 0.1
+"""Share of the tiles that are so, from which on it is worth one where the others are not."""
+
 
 def check(
     tiles: Sequence[Tile], shrunk: np.ndarray, annotations: Path, hidden: float = 0.0
@@ -71,20 +74,27 @@ def check(
     return notes
 
 
-def check_brightness(images: np.ndarray) -> list[str]:
-    """Looks at images of 16 bits per channel, whose white was chosen: at most one note.
+def check_brightness(images: np.ndarray, white: Sequence[float]) -> list[str]:
+    """Looks at images some of which have 16 bits per channel: at most one note.
 
     Args:
       images: uint8 `[N, h, w, 3]`, as they are trained on.
+      white: the value that was chosen as their white, or one per band.
     """
-    full = float(np.mean([np.mean(image.min(axis=-1) == 255) for image in images]))
-    mean = float(np.mean([image.mean() for image in images]))
-    words, wrong = f"{full:.0%} of all pixels are white", "small"
-    if full <= FULL:
-        words, wrong = f"images are nearly black ({mean:.1f} of 255 in the mean)", "large"
-        if mean >= DARK:
-            return []
-    return [f"{words}: is --white too {wrong}, or --black?"]
+    full = np.array([np.mean(image.min(axis=-1) == 255) for image in images])
+    means = np.array([image.mean() for image in images])
+    given = " ".join(f"--white={value:g}" for value in white)
+    bright, dark = np.mean(full > FULL), np.mean(means < DARK)
+    words, wrong = "", "small"
+    if np.mean(full) > FULL:
+        words = f"{np.mean(full):.0%} of all pixels are white"
+    elif np.mean(means) < DARK:
+        words, wrong = f"images are nearly black ({np.mean(means):.1f} of 255 in the mean)", "large"
+    elif bright > SOME:  # the others may be of 8 bits, for which white does not count
+        words = f"{bright:.0%} of the tiles are white"
+    elif dark > SOME:
+        words, wrong = f"{dark:.0%} of the tiles are nearly black", "large"
+    return [f"{words}: is {given} too {wrong}, or --black?"] if words else []
 
 
 def _check_values(tile: masks.Tile, annotations: Path, values: str) -> list[str]:
