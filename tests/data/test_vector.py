@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import sqlite3
 import struct
 
@@ -256,6 +257,20 @@ def test_the_same_command_again_sees_what_changed(town, tmp_path):
     towns.write_geojson(tmp_path / "roofs.geojson", degrees[1:])
     with pytest.raises(UserError, match="other contents of annotations"):
         build(folder, tmp_path / "out", labels=tmp_path / "roofs.geojson")
+
+
+def test_files_beside_an_image_count_as_a_part_of_it(town, tmp_path):
+    """They may move it on the map, or hide parts of it."""
+    shutil.copytree(town[0], tmp_path / "town")
+    build(tmp_path / "town", tmp_path / "out")
+    beside = tmp_path / "town" / "town.tif.aux.xml"
+    beside.write_text("<PAMDataset></PAMDataset>")
+    with pytest.raises(UserError, match=r"others now: 1 added \(images/.*\.tif\.aux\.xml\)"):
+        build(tmp_path / "town", tmp_path / "out")
+    build(tmp_path / "town", tmp_path / "new")
+    beside.write_text("<PAMDataset> </PAMDataset>")
+    with pytest.raises(UserError, match=r"others now: 1 changed \(images/.*\.tif\.aux\.xml\)"):
+        build(tmp_path / "town", tmp_path / "new")
 
 
 def test_splits_can_be_given_by_image(town, tmp_path, capsys):

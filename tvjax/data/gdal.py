@@ -121,14 +121,24 @@ def check_beside(path: Path) -> None:
         file = Path(f"{path}{end}")
         if file.exists() and pillow.read_beginning(file)[:4] not in pillow.TIFF:
             raise UserError(f"{file}: is no TIFF, and would be read as a part of {path}; remove it")
-    kind = path.suffix[1:].lower()
-    for end in (kind[:1] + kind[-1:] + "w", kind + "w", "wld", "tab"):  # of places on a map
-        for file in (path.with_suffix("." + end), path.with_suffix("." + end.upper())):
-            if file.exists():
-                local.check_regular(file)
+    for file in filter(Path.exists, _places_beside(path)):
+        local.check_regular(file)
     file = Path(f"{path}.aux.xml")
     if file.exists():
         local.check_regular(file, MOST_BESIDE, f"they are read with {path}: remove it")
+
+
+def beside(path: Path) -> list[Path]:
+    """The files beside an image that are read with it: its place on a map, masks, overviews."""
+    named = [Path(f"{path}{end}") for end in (".aux.xml", *BESIDE)]
+    return [file for file in (*_places_beside(path), *named) if file.exists()]
+
+
+def _places_beside(path: Path) -> Iterator[Path]:
+    """Files, there or not, that may say where an image lies on a map."""
+    kind = path.suffix[1:].lower()
+    for end in (kind[:1] + kind[-1:] + "w", kind + "w", "wld", "tab"):
+        yield from (path.with_suffix("." + end), path.with_suffix("." + end.upper()))
 
 
 def _driver(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvjax.data import mosaic, scaling, vrt
+from tvjax.data import gdal, mosaic, scaling, vrt
 from tvjax.data.mosaic import Mosaic, Place, open_place
 from tvjax.data.pictures import Raster
 from tvjax.data.reading import AS_NAMED, Reading
@@ -82,7 +82,8 @@ class Scene(NamedTuple):
             rows = Axis.scaled(self.place.height, self.scale).source(top, bottom)
             columns = Axis.scaled(self.place.width, self.scale).source(left, right)
             return tuple(file for _, _, file in self.place.within(*rows, *columns))
-        return (self.path, *(vrt.sources(self.path) if vrt.is_named(self.path) else ()))
+        parts = vrt.sources(self.path) if vrt.is_named(self.path) else ()
+        return (self.path, *parts, *gdal.beside(self.path))
 
     def check_antimeridian(self) -> None:
         """Refuses an image across the antimeridian, in degrees or on a map of the whole earth.
