@@ -222,6 +222,9 @@ def _parse(argv: list[str], words: int = 0) -> list[str]:
     if "config" in flags.FLAGS:
         if config is None:
             raise UserError(_no_config())
+        for name, value in dict(fields.flat(config)).items():
+            if value == "None" and name in fields.FIELDS and fields.FIELDS[name].holds(None):
+                config.update_from_flattened_dict({name: None})  # flags hold texts alone
         fields.check(config)
     if len(rest) > 1 + words:
         kinds = "all are flags" if not words else f"{words} may be no flag"
