@@ -16,6 +16,7 @@ number of images; fixed ones compile to a faster program. `--checkpoint` chooses
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         raise UserError(f"--{error}") from error
     interruption.check()
+    reading = rundir.read_images_of(Path(workdir))[0].as_json()
+    if reading is not None:
+        told["reading"] = reading
+        print(
+            f"note: the run's images were read with {json.dumps(reading)}: the file takes "
+            "images of these bands, where black is 0 and white 1",
+            file=sys.stderr,
+        )
     with files.writing(flag, Path(out)):
         with files.making(path.parent), files.replacing(path) as temporary:
             temporary.write_bytes(content)

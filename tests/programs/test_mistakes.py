@@ -45,8 +45,8 @@ MISTAKES = {
     f"main --config={ROOT}/configs/unet.py --config.data.resident=x": "resident=x is neither True",
     (
         f"main --config={ROOT}/configs/roofs.py --config.model.encoder=None "
-        "--config.model.name=segnet --config.data.directory=nowhere"
-    ): "data.directory=nowhere: there is no such folder",
+        "--config.model.encoder_rate=0.5"
+    ): "model.encoder_rate=0.5 needs model.encoder, which is None",
     "predict --out=tiles/tiles": "tiles holds prepared tiles",
     "predict --out=out --scale=1e-9": "scale=1e-09 must be in [0.001, 1000]",
     "predict --out=out --scale=1e9": "scale=1000000000.0 must be in [0.001, 1000]",
