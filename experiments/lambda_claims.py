@@ -11,6 +11,7 @@ import numpy as np
 from scipy import special, stats
 
 from experiments import kept, results
+from tvjax.errors import UserError
 
 DRAWS = 4000
 """Draws of a bootstrap over seeds."""
@@ -47,13 +48,21 @@ def read_pieces(folder: Path) -> dict[str, dict]:
     Raises:
       UserError: one is damaged, or of other sizes than the first, or of other tiles of its set.
     """
-    pieces, sizes, tiles = {}, {}, {}
+    pieces, sizes, tiles, truths = {}, {}, {}, {}
     for path in (path for path in sorted(folder.glob("*.json")) if PIECE.fullmatch(path.stem)):
         piece, data = _read_piece(path), path.stem.split("_")[1]
         sizes = {k: v for k, v in piece["config"].items() if k != "piece"} | sizes
         if results.DIGEST in piece:
             tiles.setdefault(data, {results.DIGEST: piece[results.DIGEST]})
         kept.check_same(path, piece, sizes | tiles.get(data, {}), "results")
+        for split in ("val", "test"):  # earlier versions kept no digest of the tiles
+            masks = [m[split]["true_tv"] for m in piece["members"]]
+            first = truths.setdefault((data, split), masks[0])
+            if not np.allclose(masks, first, rtol=1e-3):
+                raise UserError(
+                    f"{path} was made of other tiles than the pieces before: the masks of {split} "
+                    f"have a TV of {masks[0]:.6g} each, and theirs {first:.6g}; move it away"
+                )
         pieces[path.stem] = piece
     return pieces
 

@@ -623,7 +623,8 @@ def run(lab: Lab, out: Path, *, only: str = "*", commit: str | None = None) -> N
     for piece in there:
         path, data = _file(out, piece), piece.set if isinstance(piece, Piece) else piece[1]
         made_of = _config(lab, path.stem) | {DIGEST: lab.digests[data]}
-        kept.lines(path, made_of, "members", len)
+        for member in kept.lines(path, made_of, "members", len):
+            _check_masks(path, member, lab.sets[data])
     out.mkdir(parents=True, exist_ok=True)
     todo = [p for p in wanted if p not in there]
     todo = [p for p in todo if fnmatch.fnmatch(_file(out, p).stem, only)]
@@ -641,6 +642,23 @@ def run(lab: Lab, out: Path, *, only: str = "*", commit: str | None = None) -> N
         _try_piece(lab, out, ready[0], commit)
     for piece in todo:
         lab.say(f"{_file(out, piece).stem}: its turn did not come")
+
+
+def _check_masks(path: Path, member: Any, tiles: dict[str, Batch]) -> None:
+    """Refuses a piece of other masks; pieces of earlier versions do not tell their tiles.
+
+    Raises:
+      UserError: it is one.
+    """
+    for split in ("val", "test"):
+        mask = tiles[split].mask.astype(float)
+        own = sum(np.abs(np.diff(mask, axis=k)).sum() for k in (1, 2)) / len(mask)
+        then = member[split]["true_tv"]
+        if abs(then - own) > 1e-3 * own:
+            raise UserError(
+                f"{path} was made of other tiles: the masks of {split} had a TV of {then:.6g} "
+                f"each, and now {own:.6g}; name another --out"
+            )
 
 
 def _config(lab: Lab, name: str) -> dict[str, Any]:

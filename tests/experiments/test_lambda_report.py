@@ -177,6 +177,10 @@ def test_pieces_of_other_sizes_or_tiles_are_not_put_together(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(piece | {"tiles_sha256": "a"}))
     assert claims.read_pieces(tmp_path).keys() == made.keys()
     path, piece = tmp_path / "select_toy.json", made["select_toy"]
+    masks = [m | {"val": m["val"] | {"true_tv": 1e6}} for m in piece["members"]]
+    path.write_text(json.dumps(piece | {"members": masks}))
+    with pytest.raises(UserError, match=r"was made of other tiles than the pieces before: .* val"):
+        claims.read_pieces(tmp_path)
     for other in ({"tiles_sha256": "b"}, {"config": piece["config"] | {"steps": 5}}):
         path.write_text(json.dumps(piece | other))
         with pytest.raises(UserError, match=r"select_toy.json is of another config: .*, not "):

@@ -121,6 +121,7 @@ def test_pieces_of_other_sizes_or_tiles_are_not_gone_on_with(tmp_path):
         (good, None),
         ({k: v for k, v in good.items() if k != "tiles_sha256"}, None),  # of earlier versions
         (good | {"tiles_sha256": "b"}, "of another config: tiles_sha256='b', not 'a'"),
+        (good | {"members": [{k: {"true_tv": 3.0} for k in ("val", "test")}]}, "of other tiles"),
         (good | {"config": config | {"width": 3}}, "of another config"),
         ([], "is damaged"),
     ):
