@@ -333,7 +333,11 @@ def check_data(workdir: Path, data: dict[str, Any]) -> None:
     except UserError as error:
         if _DATA.value is None:
             raise
-        print(f"note: {str(error).partition('; ')[0]}, and are scored", file=sys.stderr)
+        print(
+            f"note: {str(error).partition('; ')[0]}, and are scored: the "
+            "run may have been trained on some of them",
+            file=sys.stderr,
+        )
 
 
 def _note_other_making(workdir: Path, data: dict[str, Any]) -> None:

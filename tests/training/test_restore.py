@@ -121,6 +121,11 @@ def test_a_checkpoint_is_denoised_by_a_weight_that_was_chosen_for_it(tmp_path, c
     assert tvjax.Predictor.load(tmp_path, checkpoint=4).denoise is None
     assert "no denoising weight was chosen for checkpoint 4" in capsys.readouterr().err
     assert tvjax.Predictor.load(tmp_path, checkpoint=4, denoise=0.2).denoise == 0.2
+    assert "not finished" not in capsys.readouterr().err
+    config.train.steps = 12
+    rundir.write_config(tmp_path, config)
+    tvjax.Predictor.load(tmp_path, denoise=0)
+    assert "is of step 8 of 12: its training is not finished" in capsys.readouterr().err
     rundir.write_summary(tmp_path, {"steps": 8, "lambda": 0.0, "denoise_weight": "much"})
     with pytest.raises(UserError, match=r"summary\.json is damaged"):
         tvjax.Predictor.load(tmp_path)

@@ -94,6 +94,13 @@ class Predictor:
         _check_choices(augment, contact)
         workdir = Path(workdir)
         config, net, state = restore.open_net(workdir, checkpoint)
+        ended = config.train.patience > 0 and (workdir / "summary.json").exists()
+        if checkpoint == "newest" and not ended and int(state.step) < config.train.steps:
+            print(
+                f"note: the newest checkpoint of {workdir} is of step {int(state.step)} of "
+                f"{config.train.steps}: its training is not finished",
+                file=sys.stderr,
+            )
         if denoise is None:
             denoise = own_denoising(workdir, config, int(state.step))
         kind = config.denoise.kind
