@@ -260,7 +260,7 @@ def test_the_same_command_again_sees_what_changed(town, tmp_path):
 
 
 def test_files_beside_an_image_count_as_a_part_of_it(town, tmp_path):
-    """They may move it on the map, or hide parts of it."""
+    """Such files may move an image on the map, or hide parts of it."""
     shutil.copytree(town[0], tmp_path / "town")
     build(tmp_path / "town", tmp_path / "out")
     beside = tmp_path / "town" / "town.tif.aux.xml"
