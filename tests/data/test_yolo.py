@@ -2,13 +2,14 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from programs import use
 
-from tvjax.data import builder, origins, records, splits, yolo
+from tvjax.data import builder, class_lists, origins, records, splits, yolo
 from tvjax.data.faults import Faults
 from tvjax.errors import UserError
 
@@ -237,3 +238,113 @@ def test_prepared_tiles_among_the_images_are_no_images(source):
     (source / "images" / ".tiles.building-x").mkdir()
     (source / "images" / ".tiles.building-x" / "contact.png").write_bytes(b"no picture")
     assert len(yolo.read(source / "images", source / "labels", categories=[3])) == 12
+
+
+@pytest.fixture
+def sides(source):
+    """The layout train/images, train/labels, with folders train and val."""
+    for place in ("train", "val"):
+        for kind in ("images", "labels"):
+            (source / "set" / place).mkdir(parents=True, exist_ok=True)
+            (source / kind / place).rename(source / "set" / place / kind)
+    return source / "set"
+
+
+FOREST = "tree\n\n\nroof\n"
+TWO_LISTS = {
+    "text": ("{}/labels/classes.txt", FOREST, "roof\n\n\ntree\n", "class 3 is {1}, and in {0} {2}"),
+    "yaml": (
+        "{}/data.yaml", "names: [tree, a, b, roof]", "names:\n- roof\n- a\n- b\n- 'tree'\nnc: 4",
+        "class 3 is {1}, and in {0} {2}",
+    ),
+    "by number": (
+        "{}/data.yaml", "names: {3: roof}", "names:\n  0: roof\n  3: tree # high",
+        "class 3 is {1}, and in {0} {2}",
+    ),
+    "shorter": (
+        "{}/data.yaml", "names: [tree, a, b, roof]", "names: [roof]",
+        "roof is class 0, and in {0} class 3",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", TWO_LISTS)
+def test_lists_of_classes_that_differ_are_refused(sides, kind, turned):
+    place, *texts, words = TWO_LISTS[kind]
+    files = [sides / place.format(name) for name in ("train", "val")]
+    names = "roof", "tree"
+    if turned:
+        texts, names = texts[::-1], names[::-1]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    which = files[::-1] if turned and kind == "shorter" else files
+    words = words.format(which[0], names[1], names[0])
+    with pytest.raises(UserError) as error:
+        yolo.read(sides, sides, categories=[3])
+    assert str(error.value).startswith(f"{which[1]}: {words}; give each class the same number in")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("names: [tree, a, b, roof]", "nc: 1\nnames: {3: 'roof', 1: c}"),  # 1 does not count
+        ("names: [tree, a, b, roof]", "names: [tree]"),
+        ("names: [tree, a, b, roof]", "train: ../train/images\n"),
+        ("names: [tree, a, b, roof]", "names: other.names"),
+        ("names: [tree, a, b, roof]", ""),
+        (b"\xff", None),  # there is none to compare it with
+    ],
+)
+def test_lists_of_classes_that_agree_are_taken(sides, texts):
+    (sides / "train" / "labels" / "classes.txt").unlink(missing_ok=True)
+    for name, text in zip(("train", "val"), texts, strict=True):
+        if text is not None:
+            write = Path.write_bytes if isinstance(text, bytes) else Path.write_text
+            write(sides / name / "data.yaml", text)
+    assert len(yolo.read(sides, sides, categories=[3])) == 12
+
+
+HOSTILE = {
+    "deep": ("data.yaml", b"[" * 60000, "is no YAML with names: "),
+    "half": ("data.yaml", b"names: [a\nsecret: c", "is no YAML with names: "),
+    "object": ("data.yaml", b"names: !!python/object/apply:os.getcwd []", None),
+    "nested": ("data.yaml", b"names: &a [*a]", "is no YAML with names: "),
+    "keys": ("data.yaml", b"names: {<<: roof}", "is no YAML with names: "),
+    "digits": ("data.yaml", b"names: {" + b"1" * 5000 + b": roof}", "is no YAML with names: "),
+    "bytes": ("classes.txt", b"\xffsecret", "is no text in UTF-8"),
+    "large": ("classes.txt", b"a" * 70000, "has more than 65536 bytes"),
+    "long": ("classes.txt", b"\n\n\n" + b"a\x1b" * 9000, r"class 3 is a\\x1ba.*\.\.\..*, and in"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_lists_of_classes_are_one_line(sides, kind):
+    name, content, words = HOSTILE[kind]
+    (sides / "train" / "labels" / "classes.txt").write_text(FOREST)
+    (sides / "val" / "labels" / name).write_bytes(content)
+    if words is None:
+        yolo.read(sides, sides, categories=[3])
+        return
+    with pytest.raises(UserError, match=words) as error:
+        yolo.read(sides, sides, categories=[3])
+    assert str(error.value).startswith(str(sides / "val" / "labels" / name))
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_lists_of_classes_may_be_links_or_nothing_readable(sides, tmp_path, monkeypatch):
+    (sides / "train" / "labels" / "classes.txt").write_text(FOREST)
+    file = sides / "val" / "labels" / "classes.txt"
+    (tmp_path / "private").write_text("a\nb\nc\nsecret\n")
+    file.symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match="class 3 is a name in another place, to which") as error:
+        yolo.read(sides, sides, categories=[3])
+    assert "secret" not in str(error.value)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=r"classes\.txt: cannot be read, it is a pipe"):
+        yolo.read(sides, sides, categories=[3])
+    monkeypatch.setattr(class_lists, "MOST", 1)
+    with pytest.raises(UserError, match=r"set: has 2 files classes\.txt or data\.yaml, and at"):
+        yolo.read(sides, sides, categories=[3])

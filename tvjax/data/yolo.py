@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tvjax import interruption
-from tvjax.data import coco, listing, local, pictures
+from tvjax.data import class_lists, coco, listing, local, pictures
 from tvjax.data.faults import Faults
 from tvjax.data.reading import AS_NAMED, Reading
 from tvjax.errors import UserError, escaped, short, some
 
 SUFFIX = ".txt"
-
-NO_LABELS = "classes.txt"
-"""A file of names that labelling programs put among the labels."""
 
 FOLDERS = {"train": 0, "val": 1, "valid": 1, "test": 2}
 """Folders that are splits: their index in `splits.NAMES`."""
@@ -56,13 +53,14 @@ def read(
 
     Raises:
       UserError: a directory is missing or empty, no label belongs to an image, there are several
-        classes and none is chosen, or, without `faults`, an image is faulty.
+        classes and none is chosen, lists of names differ in one that counts, or, without `faults`,
+        an image is faulty.
     """
     collected = Faults() if faults is None else faults
     images, labels = Path(images), Path(labels)
     files = listing.by_name(images, "images", pictures.SUFFIXES, below=True)
     texts = listing.by_name(labels, "labels", (SUFFIX,), below=True)
-    texts = {name: file for name, file in texts.items() if file.name != NO_LABELS}
+    texts = {name: file for name, file in texts.items() if file.name != class_lists.TEXT}
     if not texts.keys() & files.keys():
         total, files, texts = len(files), _within(files, "images"), _within(texts, "labels")
         if len(files) < total:
@@ -93,6 +91,7 @@ def read(
             collected.add(file, error)
     there = some([short(kind) for kind in sorted(seen)], coco.LISTED)
     coco.check_chosen(labels, "classes", seen, there, categories)
+    class_lists.check(labels, texts.values(), categories or seen)
     if faults is None:
         collected.check(len(files))
     return tiles
