@@ -1,6 +1,8 @@
 """Images with mask PNGs: the same records as from a COCO file, and mistakes named."""
 
 import json
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -519,3 +521,43 @@ def test_what_lies_in_folders_within_is_told_of(source, tmp_path, capsys):
     assert told in capsys.readouterr().err
     assert len(mosaic.images_in(source / "images", as_map=True, is_tms=False)) == 8
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_masks_with_other_values_than_the_chosen_ones_are_noted(source, tmp_path, capsys, workers):
+    """Some are 0 and 255 and others 0 and 1, of which only one is named; some are empty."""
+
+    def notes(ones, empty, objects):
+        for k in range(12):
+            mask = np.zeros((12, 16), np.uint8)
+            mask[:6] = 1 if k in ones else 0 if k in empty else 255
+            Image.fromarray(mask).save(source / "masks" / f"{k:02d}.png")
+        origin = origins.Images(source / "masks", source / "images", objects)
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        builder.build_from(origin, out, size=(6, 8), progress=False, workers=workers)
+        return capsys.readouterr().err
+
+    told = notes({2, 3}, {0}, [255])
+    assert "note: " in told and "2 of 12 masks hold none of the chosen values (255)" in told
+    assert f"such as {source}/masks/02.png: 0 (50.00%), 1 (50.00%)" in told
+    for quiet in (({2}, {0}, [255]), ({2, 3}, {0}, [255, 1]), ((), range(6), [255])):
+        assert "none of the chosen" not in notes(*quiet)
+
+
+def test_masks_with_other_colours_than_the_chosen_ones_are_noted(source, tmp_path, capsys):
+    write_masks(source, rgb)
+    for k in (4, 5):
+        colored(np.eye(12, 16, dtype=bool), WATER, (0, 0, 0)).save(
+            source / "masks" / f"{k:02d}.png"
+        )
+    build(source, tmp_path, categories=[ROOF])
+    told = capsys.readouterr().err
+    assert "2 of 12 masks hold none of the chosen values (#3C1098 (60, 16, 152)), but" in told
+
+
+def test_masks_of_many_values_are_described_at_once():
+    """A mask of 16 bits may number its objects, and none may be the chosen one."""
+    begin = time.monotonic()
+    words = mask_files.describe(Counter(dict.fromkeys(range(1 << 15), 2)))
+    assert words.startswith("0 (0.00%), 1 (0.00%), ") and words.endswith(" and 32760 more")
+    assert time.monotonic() - begin < 5

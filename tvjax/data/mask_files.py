@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +19,19 @@ from tvjax.errors import UserError, some
 Value = int | tuple[int, int, int]
 """A number, or red, green and blue."""
 
-Met = Counter[int | str | tuple[int, str]]
-"""Numbers of pixels by value; and, by index and colour, of masks with a palette."""
+
+class Other(NamedTuple):
+    """A mask that holds other values besides background, but none of those that are object."""
+
+    file: str
+    """The mask file."""
+    values: str
+    """The values of the mask, see `describe`."""
+
+
+Met = Counter[int | str | tuple[int, str] | Other]
+"""Numbers of pixels by value, and of masks with a palette by index and colour; and masks that lack
+the objects' values, each once."""
 
 BACKGROUND = {0, "#000000 (0, 0, 0)"}
 """Values of masks that are background where nothing else is said."""
@@ -87,6 +99,9 @@ def read_mask(file: Path, objects: Sequence[Value] = (), met: Met | None = None)
             f"{file}: has {len(found)} colours, as photographs have and masks have not; are "
             "--masks and --images swapped? Or was it stored with loss?"
         )
+    lacks = bool(objects) and not found.keys() & set(map(name, objects))
+    if met is not None and lacks and found.keys() - BACKGROUND:
+        met[Other(str(file), describe(found))] = 1
     if colors:
         return np.isin(_codes(values), [_code(color) for color in colors])
     if objects:
@@ -108,8 +123,11 @@ def has_alpha(file: Path) -> bool:
 
 def describe(met: Met) -> str:
     """Values and their shares of the pixels, the most frequent first."""
-    found = Counter({value: number for value, number in met.items() if value in values_of(met)})
-    shares = [f"{value} ({number / found.total():.2%})" for value, number in found.most_common()]
+    found = Counter(
+        {value: number for value, number in met.items() if not isinstance(value, tuple)}
+    )
+    total = found.total()
+    shares = [f"{value} ({number / total:.2%})" for value, number in found.most_common()]
     return some(shares, SHOWN)
 
 
@@ -118,10 +136,16 @@ def values_of(met: Met) -> set[int | str]:
     return {value for value in met if not isinstance(value, tuple)}
 
 
+def others(met: Met) -> list[Other]:
+    """Lists the masks that hold other values but none of the objects', by file in order."""
+    return sorted(value for value in met if isinstance(value, Other))
+
+
 def two_colors(met: Met) -> tuple[int, list[str]] | None:
     """An index that is of several colours in several palettes, and these; None: there is none."""
     found: dict[int, list[str]] = {}
-    for index, color in (value for value in met if isinstance(value, tuple)):
+    pairs = (x for x in met if isinstance(x, tuple) and not isinstance(x, Other))
+    for index, color in pairs:
         found.setdefault(index, []).append(color)
     return next(((k, sorted(found[k])) for k in sorted(found) if len(found[k]) > 1), None)
 

@@ -71,6 +71,7 @@ def check(
         )
     if isinstance(tiles[0], masks.Tile):
         notes += _check_values(tiles[0], annotations, values)
+        notes += _note_others(tiles[0], annotations, len(tiles))
     return notes
 
 
@@ -109,6 +110,19 @@ def _check_values(tile: masks.Tile, annotations: Path, values: str) -> list[str]
     if len(found) > 1 and not found <= mask_files.FULL:
         raise UserError(f"{what}, and no rule says which of them are objects{values}")
     return [f"{what}, which are all taken{values}"] if len(found) > 1 else []
+
+
+def _note_others(tile: masks.Tile, annotations: Path, tiles: int) -> list[str]:
+    """Tells of masks that may name objects by another value than the chosen ones."""
+    others = mask_files.others(tile.met)
+    if len(others) < SOME * tiles or not others:
+        return []
+    chosen = ", ".join(str(mask_files.name(value)) for value in tile.objects)
+    return [
+        f"{annotations}: {len(others)} of {tiles} masks hold none of the chosen values ({chosen}), "
+        f"but other ones, such as {others[0].file}: {others[0].values}; these masks are all "
+        "background: if another value means object in them, give it by --object too"
+    ]
 
 
 def _check_palettes(tile: masks.Tile, annotations: Path) -> None:
