@@ -256,7 +256,7 @@ def paper(config: Config) -> Config:
     config.data.limit = 5000
     config.data.directory = ""  # to be given: --config.data.directory=DIR
     config.model.width = 64
-    config.optimizer.name = "adam"
+    config.optimizer.update(name="adam", weight_decay=0.0)
     config.optimizer.learning_rate = 5e-5
     config.schedule.name = "constant"
     config.schedule.warmup = 0

@@ -30,7 +30,7 @@ from tvjax.data import pipeline, sets
 from tvjax.data.records import Split
 from tvjax.errors import UserError
 from tvjax.fields import TINY
-from tvjax.training import interrupt, learned, loop, members, parallel, pretrained, rundir
+from tvjax.training import idle, interrupt, learned, loop, members, parallel, pretrained, rundir
 from tvjax.training.feeds import check_batches, schedule
 from tvjax.training.resident import take
 from tvjax.training.setup import Functions, check_sizes, make_functions
@@ -145,6 +145,8 @@ def together(
         config, arrays["train"].image.shape[1:3],
         net_of=members.Products if on_gpu else lambda module: module,
     )  # fmt: skip
+    for words in idle.notes(config, functions.plan):
+        parallel.say(words)
     trainer = Trainer(config, functions, arrays)
     while todo:
         size = min(group, len(todo))

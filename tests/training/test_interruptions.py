@@ -204,7 +204,7 @@ def test_a_run_that_ends_before_lambda_may_move_says_so(config, tmp_path, capsys
     config.hypergrad.update(method="exact", warmup=4)
     config.train.steps = 4
     loop.run(config, tmp_path / "run")
-    words = "hypergrad.warmup=4 is not below train.steps=4: nothing is learned"
+    words = "hypergrad.warmup=4 and hypergrad.steps=1 leave no update in train.steps=4: nothing is"
     assert words in capsys.readouterr().err
     config.train.steps = 8
     loop.run(config, tmp_path / "longer")

@@ -17,7 +17,7 @@ from tvjax.data import sets
 from tvjax.data.records import Split
 from tvjax.data.sets import open_section
 from tvjax.errors import Outage, UserError
-from tvjax.training import guard, learned, parallel, pretrained, rundir
+from tvjax.training import guard, idle, learned, parallel, pretrained, rundir
 from tvjax.training.checkpoint import Checkpoints
 from tvjax.training.evaluation import baselines, choose_denoising, describe_boundary, evaluate
 from tvjax.training.feeds import (
@@ -77,6 +77,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         if streamed is not config or tiles is not None:
             config, setup = streamed, make_setup(streamed, shape, tiles=tiles)
             data |= {} if tiles is None else {"train_tiles": tiles}
+        for words in idle.notes(config, setup.plan):
+            parallel.say(words)
         state, session = train(config, setup, splits, workdir, stop, data)
         seconds = session.seconds()
         began = time.perf_counter()
@@ -190,7 +192,7 @@ def _scores(
         **{f"{name}_pooled_iou": score["pooled_iou"] for name, score in scores.items()},
         "lambda": lam,
         **({"lambdas": lams.tolist()} if lams.ndim else {}),
-        "lambda_per_pixel": setup.net.regularizer.pixel_weight(lam, batch),
+        "lambda_per_pixel": setup.net.regularizer.pixel_weight(lam, batch, config.loss.train),
         **learned.describe(state.hyper),
         "denoise_weight": denoise,
         **({"denoise_val_score": found} if found else {}),
@@ -233,11 +235,6 @@ def train(
         else:
             state = pretrained.put(config.model, state, setup.layout.replicate)
         start = int(state.step)
-        if start == 0 and setup.plan.estimator and not setup.plan.updates(config.train.steps):
-            parallel.say(
-                f"note: hypergrad.warmup={config.hypergrad.warmup} is not below train.steps="
-                f"{config.train.steps}: nothing is learned by hypergradients"
-            )
         first = parallel.is_first()
         run["changes"] += [{"step": start} | c for c in rundir.changes(workdir, config)]
         stop.check()

@@ -151,6 +151,7 @@ def make_functions(
       UserError: naming the field that cannot be so.
     """
     learned.check(config)
+    _check_place(config)
     net = make_net(config, axis_name=axis_name, net_of=net_of, tiles=tiles)
     module, head, regularizer = net.module, net.head, net.regularizer
     optimizer = partial(_optimizer_at, config)
@@ -172,6 +173,24 @@ def make_functions(
     augment_of(config.seed)  # refuses a field that cannot be so
     evaluation = evaluation_step(module, head, regularizer, denoise_kind=config.denoise.kind)
     return Functions(net, plan, problem, image_shape, augment_of, evaluation)
+
+
+def _check_place(config: Config) -> None:
+    """Checks that the head that takes lambda is there if TV acts there, and else is not.
+
+    Raises:
+      UserError: it is not so.
+    """
+    place, head = config.regularizer.place, config.model.head
+    if place == "head" and head != "tv_softmax":
+        raise UserError(
+            f"regularizer.place='head' needs model.head='tv_softmax', not {head!r}: TV acts nowhere"
+        )
+    if place != "head" and head == "tv_softmax":
+        raise UserError(
+            f"model.head='tv_softmax' needs regularizer.place='head', not {place!r}: lambda is of "
+            "the head then"
+        )
 
 
 class Setup(NamedTuple):

@@ -56,13 +56,13 @@ class Regularizer(NamedTuple):
         found = jnp.maximum(found, 0)
         return hyper | {"lambda": found} if isinstance(hyper, dict) else found
 
-    def pixel_weight(self, lam: float, batch: tuple[int, ...]) -> float | None:
-        """The weight of one pixel's TV against one pixel's cross-entropy (both as means).
+    def pixel_weight(self, lam: float, batch: tuple[int, ...], loss: str = "bce") -> float | None:
+        """The weight of one pixel's TV against one pixel's loss (both as means).
 
         `"sum"` makes it grow with the batch: lambda * B * H * W for `batch = (B, H, W)`. None where
-        TV is not in the loss.
+        TV is not in the loss, or this is no mean over pixels, as dice is none.
         """
-        if self.place != "loss":
+        if self.place != "loss" or loss not in ("bce", "focal"):
             return None
         b, h, w = batch[:3]
         return lam * {"sum": b * h * w, "image": h * w, "pixel": 1}[self.reduction]
