@@ -744,7 +744,7 @@ def test_images_of_another_size_than_declared_are_skipped(tmp_path):
     """COCO's codes of masks are for the size that the file declares."""
     for name in ("a.png", "b.png", "c.png"):
         Image.new("RGB", (40, 32)).save(tmp_path / name)
-    kinds = [{"height": 32, "width": 40}, {"height": 16, "width": 20}, {}]
+    kinds = [{"height": 32, "width": 40}, {"height": 16, "width": 20}, {"height": 0, "width": 0}]
     images = [{"id": k, "file_name": f"{'abc'[k]}.png", **size} for k, size in enumerate(kinds)]
     (tmp_path / "coco.json").write_text(json.dumps({"images": images}))
     places = writing.find_images([str(tmp_path / "*.png")])

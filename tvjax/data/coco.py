@@ -255,10 +255,11 @@ def _check_classes(
     """Refuses to call trees of one file and roofs of another objects; numbers differ by file."""
     for number, name in counted.items():
         other, before = classes.setdefault(number, (file, name))
-        if None not in (name, before) and name != before:
+        told = [str(part).strip().casefold() for part in (name, before) if part not in (None, "")]
+        if len(set(told)) > 1:
             raise UserError(
                 f"{file}: category {number} is {_label(name)}, and in {other} {_label(before)}; "
-                "give each class the same id in all files"
+                "give each class the same id and name in all files"
             )
     for number, (other, before) in classes.items():
         if counted and number not in counted:

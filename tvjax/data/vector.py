@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvjax import interruption
-from tvjax.data import gdal, given, local, mosaic, places, scenes, splits, vector_files
+from tvjax.data import given, local, mosaic, places, scenes, splits, vector_files
 from tvjax.data.faults import Faults
 from tvjax.data.mosaic import Mosaic
 from tvjax.data.origins import Origin
@@ -226,10 +226,7 @@ class Scenes(Origin):
     def listed(self) -> Iterable[Path]:
         """All files that tiles are cut from."""
         for place in self._places:
-            if isinstance(place, Mosaic):
-                yield from place.tiles.values()
-            else:
-                yield from (place, *gdal.beside(place))
+            yield from place.tiles.values() if isinstance(place, Mosaic) else (place,)
 
     def name(self, tile: Tile) -> str:
         """Name of a tile in `splits.csv`: its image, and its left and top pixel."""

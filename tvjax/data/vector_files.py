@@ -400,8 +400,11 @@ def _check_counts(file: Path) -> None:
             number, begin, each = struct.unpack_from("<IHH", head, 4)
             counts[part] = min(number, max(size - begin, 0) // max(each, 1))
     others = {count for part, count in counts.items() if part != file}
-    # A record that was edited may stay in the .shp, beside the new one of its number.
-    if others != {len(met)} and others != {len(np.unique(np.frombuffer(met, np.uint32)))}:
+    # A record that was edited may stay in the .shp, beside the new one of its number; or a shorter
+    # one is in its place, and what is left there is met as records of any number.
+    numbers = np.unique(np.frombuffer(met, np.uint32))
+    is_plain = np.array_equal(numbers, np.arange(1, len(numbers) + 1))
+    if len(others) > 1 or (is_plain and others not in (set(), {len(met)}, {len(numbers)})):
         listed = ", ".join(f"{part.name} has {count}" for part, count in counts.items())
         raise UserError(
             f"{file}: its files hold different numbers of records ({listed}), so that they are not "

@@ -139,7 +139,7 @@ def declared_sizes(annotations: str | None) -> dict[int, tuple[int, int]]:
         return {}
     images = coco.read_json(Path(annotations), ("images",))["images"]
     found = {x["id"]: (x.get("height"), x.get("width")) for x in images}
-    return {k: size for k, size in found.items() if all(type(side) is int for side in size)}
+    return {k: size for k, size in found.items() if all(type(x) is int and x > 0 for x in size)}
 
 
 def _record(
