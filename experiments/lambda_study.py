@@ -620,11 +620,12 @@ def run(lab: Lab, out: Path, *, only: str = "*", commit: str | None = None) -> N
     """
     wanted = pieces(lab.scale, list(lab.sets))
     there = [p for p in wanted if _file(out, p).exists()]
+    truths = {name: _variation_of_masks(tiles) for name, tiles in lab.sets.items()}
     for piece in there:
         path, data = _file(out, piece), piece.set if isinstance(piece, Piece) else piece[1]
         made_of = _config(lab, path.stem) | {DIGEST: lab.digests[data]}
         for member in kept.lines(path, made_of, "members", len):
-            _check_masks(path, member, lab.sets[data])
+            _check_masks(path, member, truths[data])
     out.mkdir(parents=True, exist_ok=True)
     todo = [p for p in wanted if p not in there]
     todo = [p for p in todo if fnmatch.fnmatch(_file(out, p).stem, only)]
@@ -644,15 +645,22 @@ def run(lab: Lab, out: Path, *, only: str = "*", commit: str | None = None) -> N
         lab.say(f"{_file(out, piece).stem}: its turn did not come")
 
 
-def _check_masks(path: Path, member: Any, tiles: dict[str, Batch]) -> None:
+def _variation_of_masks(tiles: dict[str, Batch]) -> dict[str, float]:
+    """The mean TV of the masks that are scored, by split."""
+    masks = {split: tiles[split].mask.astype(float) for split in ("val", "test")}
+    return {
+        split: sum(np.abs(np.diff(mask, axis=k)).sum() for k in (1, 2)) / len(mask)
+        for split, mask in masks.items()
+    }
+
+
+def _check_masks(path: Path, member: Any, truths: dict[str, float]) -> None:
     """Refuses a piece of other masks; pieces of earlier versions do not tell their tiles.
 
     Raises:
       UserError: it is one.
     """
-    for split in ("val", "test"):
-        mask = tiles[split].mask.astype(float)
-        own = sum(np.abs(np.diff(mask, axis=k)).sum() for k in (1, 2)) / len(mask)
+    for split, own in truths.items():
         then = member[split]["true_tv"]
         if abs(then - own) > 1e-3 * own:
             raise UserError(
